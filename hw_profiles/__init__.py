@@ -1,0 +1,1 @@
+"""What is the chip? What devices were measured to do, and how these files are read and written."""

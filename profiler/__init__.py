@@ -1,0 +1,1 @@
+"""What does a block cost? Measuring, the cost model, and measured engines."""

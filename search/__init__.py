@@ -1,0 +1,1 @@
+"""Which blocks? The space, the scores, and the exact choice under budgets."""

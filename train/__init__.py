@@ -1,0 +1,1 @@
+"""How is a child healed: text, blockwise local distillation, global distillation."""
