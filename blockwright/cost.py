@@ -1,0 +1,68 @@
+"""What something costs, at a load, and how well that is known."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Origin = Literal["measured", "interpolated", "transferred", "modelled"]
+"""How a cost is known, the best first. A sum is known as badly as its worst part."""
+
+ORIGINS: tuple[Origin, ...] = ("measured", "interpolated", "transferred", "modelled")
+
+Quantity = Literal["time_per_token", "time_to_first_token", "memory", "parameters"]
+"""What a budget may bound: seconds, seconds, bytes, a count."""
+
+UNIT_OF: dict[Quantity, str] = {
+    "time_per_token": "s",
+    "time_to_first_token": "s",
+    "memory": "bytes",
+    "parameters": "parameters",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """A workload: so many sequences at once, each with a prompt to read and tokens to write."""
+
+    batch: int
+    prompt_tokens: int
+    new_tokens: int
+
+    def __post_init__(self) -> None:
+        if min(self.batch, self.prompt_tokens, self.new_tokens) < 1:
+            raise ValueError("a batch, a prompt and new tokens of at least 1")
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of one sequence when it is finished."""
+        return self.prompt_tokens + self.new_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """A quantity in its base unit, with the interval it is believed to lie in (90 %) and its origin."""
+
+    value: float
+    low: float
+    high: float
+    origin: Origin
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.value <= self.high:
+            raise ValueError(f"low <= value <= high; got {self.low}, {self.value}, {self.high}")
+
+
+def exact(value: float) -> Cost:
+    """A cost known by counting."""
+    return Cost(value=value, low=value, high=value, origin="measured")
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """The sum of costs. Half-widths add up too, for errors of one device go together; the origin is the worst one's."""
+    parts = list(costs)
+    return Cost(
+        value=sum(part.value for part in parts),
+        low=sum(part.low for part in parts),
+        high=sum(part.high for part in parts),
+        origin=max((part.origin for part in parts), key=ORIGINS.index, default="measured"),
+    )

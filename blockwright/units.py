@@ -1,0 +1,85 @@
+"""Quantities as text: read with their unit, written for people. Inside, everything is in SI base units."""
+
+import re
+
+from blockwright.errors import InputError
+
+_FACTORS = {
+    "s": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6},
+    "bytes": {
+        "B": 1.0,
+        "kB": 1e3,
+        "MB": 1e6,
+        "GB": 1e9,
+        "TB": 1e12,
+        "KiB": 2.0**10,
+        "MiB": 2.0**20,
+        "GiB": 2.0**30,
+        "TiB": 2.0**40,
+    },
+    "parameters": {"K": 1e3, "M": 1e6, "B": 1e9},
+    "tokens": {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9},
+}
+_NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*([a-zA-Zµ%]*)\s*")
+
+
+def parse_quantity(text: str, unit: str, field: str) -> float:
+    """Reads a number with its unit, such as ``80ms`` or ``1.5 GiB``.
+
+    Args:
+        text: what the user wrote.
+        unit: the base unit wanted: ``s``, ``bytes``, ``parameters`` or ``tokens``.
+        field: where it stood, for messages.
+
+    Returns:
+        The quantity in the base unit.
+
+    Raises:
+        InputError: no number, no unit, or a unit of something else. Only tokens may go without a unit.
+    """
+    match = _NUMBER.fullmatch(text)
+    suffix = match[2] if match else ""
+    if match and unit == "tokens" and not suffix:
+        return float(match[1])
+    if not match or suffix not in _FACTORS[unit]:
+        raise InputError(
+            field,
+            got=repr(text),
+            expected=f"a number with one of the units {', '.join(_FACTORS[unit])}",
+            remedy="Write the unit: 20GB and 20GiB differ, and a bare number says neither.",
+        )
+    return float(match[1]) * _FACTORS[unit][suffix]
+
+
+def parse_percent(text: str) -> float | None:
+    """The share that ``60%`` names, 0.6; None where the text is no percentage."""
+    match = _NUMBER.fullmatch(text)
+    return float(match[1]) / 100 if match and match[2] == "%" else None
+
+
+def format_time(time_s: float) -> str:
+    """Writes a time with three digits: ``1.23 ms``."""
+    for factor, name in ((1.0, "s"), (1e-3, "ms")):
+        if abs(time_s) >= factor:
+            return f"{_digits(time_s / factor)} {name}"
+    return f"{_digits(time_s / 1e-6)} µs"
+
+
+def format_bytes(num_bytes: float) -> str:
+    """Writes a size in powers of ten with three digits: ``7.41 MB``."""
+    for factor, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(num_bytes) >= factor:
+            return f"{_digits(num_bytes / factor)} {name}"
+    return f"{num_bytes:.0f} B"
+
+
+def format_count(count: float) -> str:
+    """Writes a number of things with three digits: ``1.84 M``."""
+    for factor, name in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if abs(count) >= factor:
+            return f"{_digits(count / factor)}{name}"
+    return f"{count:.0f}"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
