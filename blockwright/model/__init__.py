@@ -1,0 +1,1 @@
+"""A heterogeneous decoder in torch: build it from a parent, save it, load it."""

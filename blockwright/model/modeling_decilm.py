@@ -1,0 +1,195 @@
+"""A decoder whose layers differ from each other, on top of transformers' own Llama, Mistral, Qwen2 and Qwen3.
+
+This file travels with every checkpoint that Blockwright writes, so it depends on torch and transformers
+alone. Load such a checkpoint with ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)``.
+
+Each layer is the parent family's decoder layer, built from a copy of the configuration with that layer's
+numbers of KV heads and ffn channels. A part that is replaced by one matrix, or by nothing, is swapped after
+that; the layer's own forward is used as it is. ``block_configs`` in config.json says what each layer is, in
+the words of NVIDIA's nemotron-nas checkpoints.
+
+Attention layers are numbered through in the cache, leaving the others out, so that the first of them is the
+cache's first layer: transformers reads the length of the sequence there.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+
+
+class BlockConfig(dict):
+    """A part of one layer's configuration: a mapping whose keys are attributes too, as nemotron-nas readers expect."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class LinearAttention(nn.Module):
+    """One matrix in place of attention; every token sees itself only."""
+
+    def __init__(self, hidden_size: int, has_bias: bool) -> None:
+        super().__init__()
+        self.linear_attn = nn.Linear(hidden_size, hidden_size, bias=has_bias)
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
+        return self.linear_attn(hidden_states), None
+
+
+class LinearMLP(nn.Module):
+    """One matrix in place of the gated ffn."""
+
+    def __init__(self, hidden_size: int, has_bias: bool) -> None:
+        super().__init__()
+        self.linear_mlp = nn.Linear(hidden_size, hidden_size, bias=has_bias)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.linear_mlp(hidden_states)
+
+
+class NoAttention(nn.Module):
+    """No attention: nothing is added to the residual."""
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
+        return hidden_states.new_zeros(()), None
+
+
+class NoMLP(nn.Module):
+    """No ffn: nothing is added to the residual."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states.new_zeros(())
+
+
+def build_layer(layer_class: type[nn.Module], config: PreTrainedConfig, index: int) -> nn.Module:
+    """Builds one decoder layer from the family's layer class and the configuration of the whole model."""
+    block = config.block_configs[index]
+    layer = layer_class(config.per_layer_config[index], index)
+    if block.attention.no_op:
+        layer.input_layernorm, layer.self_attn = nn.Identity(), NoAttention()
+    elif block.attention.replace_with_linear:
+        projections = (layer.self_attn.v_proj, layer.self_attn.o_proj)
+        has_bias = any(projection.bias is not None for projection in projections)
+        layer.self_attn = LinearAttention(config.hidden_size, has_bias)
+    else:
+        layer.self_attn.config = config  # the one whose attention implementation users set
+    if block.ffn.no_op:
+        layer.post_attention_layernorm, layer.mlp = nn.Identity(), NoMLP()
+    elif block.ffn.replace_with_linear:
+        layer.mlp = LinearMLP(config.hidden_size, layer.mlp.down_proj.bias is not None)
+    return layer
+
+
+class _ChildConfig(PreTrainedConfig):
+    """A parent family's configuration with ``block_configs``; ``per_layer_config`` follows from it."""
+
+    model_type = "nemotron-nas"
+
+    block_configs: list | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.block_configs is None:
+            raise ValueError("config.json has no block_configs, so it is no checkpoint of Blockwright's")
+        kwargs.pop("per_layer_config", None)
+        super().__post_init__(**kwargs)
+        self.block_configs = [
+            BlockConfig(attention=BlockConfig(block["attention"]), ffn=BlockConfig(block["ffn"]))
+            for block in self.block_configs
+        ]
+        self.per_layer_config = {i: self._overrides(block) for i, block in enumerate(self.block_configs)}
+
+    def _overrides(self, block: BlockConfig) -> dict[str, Any]:
+        overrides: dict[str, Any] = {}
+        if block.attention.n_heads_in_group is not None:
+            overrides["num_key_value_heads"] = self.num_attention_heads // block.attention.n_heads_in_group
+        if block.ffn.intermediate_size is not None:
+            overrides["intermediate_size"] = block.ffn.intermediate_size
+        skipped = [name for name, part in (("attention", block.attention), ("mlp", block.ffn)) if part.no_op]
+        return overrides | ({"skip": skipped} if skipped else {})
+
+
+class _ChildModel(PreTrainedModel):
+    """Makes a family's causal language model heterogeneous: built with no layers, then given its own."""
+
+    layer_class: type[nn.Module]
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        num_layers = len(config.block_configs)
+        per_layer_config = config.per_layer_config
+        config.num_hidden_layers = 0
+        try:
+            super().__init__(config)
+        finally:
+            config.num_hidden_layers = num_layers
+        assert per_layer_config is not None
+        self.model.layers = nn.ModuleList(build_layer(self.layer_class, config, i) for i in range(num_layers))
+        with_attention = [layer for layer in self.model.layers if hasattr(layer.self_attn, "layer_idx")]
+        for cache_index, layer in enumerate(with_attention):
+            layer.self_attn.layer_idx = cache_index
+        self.post_init()
+
+
+class LlamaChildConfig(_ChildConfig, LlamaConfig):
+    """Configuration of a child of a Llama."""
+
+
+class LlamaChildForCausalLM(_ChildModel, LlamaForCausalLM):
+    """A child of a Llama."""
+
+    config_class = LlamaChildConfig
+    config: LlamaChildConfig
+    layer_class = LlamaDecoderLayer
+
+
+class MistralChildConfig(_ChildConfig, MistralConfig):
+    """Configuration of a child of a Mistral."""
+
+
+class MistralChildForCausalLM(_ChildModel, MistralForCausalLM):
+    """A child of a Mistral."""
+
+    config_class = MistralChildConfig
+    config: MistralChildConfig
+    layer_class = MistralDecoderLayer
+
+
+class Qwen2ChildConfig(_ChildConfig, Qwen2Config):
+    """Configuration of a child of a Qwen2."""
+
+
+class Qwen2ChildForCausalLM(_ChildModel, Qwen2ForCausalLM):
+    """A child of a Qwen2."""
+
+    config_class = Qwen2ChildConfig
+    config: Qwen2ChildConfig
+    layer_class = Qwen2DecoderLayer
+
+
+class Qwen3ChildConfig(_ChildConfig, Qwen3Config):
+    """Configuration of a child of a Qwen3."""
+
+
+class Qwen3ChildForCausalLM(_ChildModel, Qwen3ForCausalLM):
+    """A child of a Qwen3."""
+
+    config_class = Qwen3ChildConfig
+    config: Qwen3ChildConfig
+    layer_class = Qwen3DecoderLayer
