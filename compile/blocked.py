@@ -1,0 +1,68 @@
+"""Blocked integer weights: symmetric codes with one scale per group of inputs and per output.
+
+Symmetric codes, a scale per block along the inputs: what ONNX calls blocked quantisation, ONNX Runtime turns
+into its MatMulNBits kernel, and TensorRT takes as it is.
+
+Shapes: K inputs, N outputs, G groups of `group_size` inputs, the last one possibly shorter.
+"""
+
+import numpy as np
+
+from blockwright.spec import Format
+
+_BITS = {"int4": 4, "int8": 8}
+_SHRINKS = np.linspace(1.0, 0.8, 9)
+"""Scales tried, as shares of the one that just covers the group; the one with the least squared error is kept."""
+
+
+def quantise_blocks(weight_KN: np.ndarray, weights: Format) -> tuple[np.ndarray, np.ndarray]:
+    """Rounds a matrix to integer codes.
+
+    Args:
+        weight_KN: the matrix, K inputs by N outputs.
+        weights: int4 or int8 with its group size.
+
+    Returns:
+        codes_KN, whole numbers from -2^(bits-1) to 2^(bits-1) - 1 as int8, and scales_GN, positive fp32.
+    """
+    assert weights.group_size is not None
+    highest = 2 ** (_BITS[weights.name] - 1) - 1
+    blocks_GSN = _blocks(weight_KN.astype(np.float32), weights.group_size)
+    covering_GN = np.abs(blocks_GSN).max(axis=1) / highest
+    covering_GN[covering_GN == 0] = 1.0
+    best_scales_GN, best_errors_GN = covering_GN, np.full(covering_GN.shape, np.inf, dtype=np.float32)
+    for shrink in _SHRINKS:
+        scales_GN = (covering_GN * shrink).astype(np.float32)
+        codes_GSN = _round(blocks_GSN, scales_GN, highest)
+        errors_GN = np.square(codes_GSN * scales_GN[:, None] - blocks_GSN).sum(axis=1)
+        is_better_GN = errors_GN < best_errors_GN
+        best_scales_GN = np.where(is_better_GN, scales_GN, best_scales_GN)
+        best_errors_GN = np.where(is_better_GN, errors_GN, best_errors_GN)
+    codes_GSN = _round(blocks_GSN, best_scales_GN, highest)
+    codes_KN = codes_GSN.reshape(-1, weight_KN.shape[1])[: weight_KN.shape[0]]
+    return codes_KN.astype(np.int8), best_scales_GN.astype(np.float32)
+
+
+def dequantise_blocks(codes_KN: np.ndarray, scales_GN: np.ndarray, group_size: int) -> np.ndarray:
+    """The matrix that the codes stand for."""
+    return codes_KN.astype(np.float32) * np.repeat(scales_GN, group_size, axis=0)[: len(codes_KN)]
+
+
+def rounded(weight_KN: np.ndarray, weights: Format) -> np.ndarray:
+    """The matrix as it comes back after being stored in a format."""
+    if weights.group_size is None:
+        return weight_KN.astype(np.float32)
+    codes_KN, scales_GN = quantise_blocks(weight_KN, weights)
+    return dequantise_blocks(codes_KN, scales_GN, weights.group_size)
+
+
+def _blocks(weight_KN: np.ndarray, group_size: int) -> np.ndarray:
+    num_inputs, num_outputs = weight_KN.shape
+    num_groups = -(-num_inputs // group_size)
+    padded = np.zeros((num_groups * group_size, num_outputs), dtype=np.float32)
+    padded[:num_inputs] = weight_KN
+    return padded.reshape(num_groups, group_size, num_outputs)
+
+
+def _round(blocks_GSN: np.ndarray, scales_GN: np.ndarray, highest: int) -> np.ndarray:
+    return np.clip(np.round(blocks_GSN / scales_GN[:, None]), -highest - 1, highest)

@@ -1,0 +1,170 @@
+"""An engine on disk: the graph, its tokenizer, and engine.json, which says what it is and how to run it."""
+
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from safetensors import SafetensorError, safe_open
+
+import blockwright
+from blockwright.compile.decoder import Weights, decoder_graph
+from blockwright.errors import InputError
+from blockwright.files import new_folder, read_json, write_json
+from blockwright.spec import Format, Model, with_format
+from blockwright.strict import from_data, to_data
+
+ENGINE_FILE = "engine.json"
+GRAPH_FILE = "model.onnx"
+TOKENIZER_FILE = "tokenizer.json"
+SCHEMA_VERSION = 1
+DATA_FILE = "model.onnx.data"
+_MIN_EXTERNAL_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSettings:
+    """How the runtime is set up for an engine."""
+
+    num_threads: int
+    accuracy_level: Literal[0, 4] = 4
+    """For integer weights: 4 rounds activations to int8 as well, which is faster; 0 computes in fp32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What engine.json says."""
+
+    schema_version: Literal[1]
+    target: Literal["onnxruntime"]
+    format: str
+    model: Model
+    num_positions: int
+    """Longest sequence, prompt and new tokens together."""
+    stop_ids: tuple[int, ...]
+    start_id: int | None
+    """What an empty prompt begins with."""
+    session: SessionSettings
+    graph_bytes: int
+    built_from: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOrder:
+    """What to build."""
+
+    model: Model
+    weights_format: Format
+    num_positions: int
+    session: SessionSettings
+    built_from: str
+    """Digest of the checkpoint."""
+
+
+def build_engine(order: EngineOrder, checkpoint: Path, folder: Path) -> Engine:
+    """Builds an engine from a checkpoint's folder, whole or not at all.
+
+    Raises:
+        InputError: the checkpoint's weights or tokenizer are missing or broken.
+    """
+    tokenizer = checkpoint / TOKENIZER_FILE
+    if not tokenizer.exists():
+        raise InputError(
+            str(tokenizer),
+            got="no such file",
+            expected="the tokenizer in the format of the tokenizers library",
+            remedy="Save it there with AutoTokenizer.from_pretrained(…).save_pretrained(…).",
+        )
+    stop_ids, start_id = _special_ids(read_json(checkpoint / "config.json"))
+    with new_folder(folder) as temporary:
+        engine = write_engine(order, read_weights(checkpoint), temporary, stop_ids, start_id)
+        shutil.copyfile(tokenizer, temporary / TOKENIZER_FILE)
+    return engine
+
+
+def write_engine(
+    order: EngineOrder, weights: Weights, folder: Path, stop_ids: tuple[int, ...] = (), start_id: int | None = None
+) -> Engine:
+    """Writes an engine without a tokenizer into an existing folder: all that running it on token ids needs."""
+    model = with_format(order.model, order.weights_format)
+    _save_graph(decoder_graph(model, weights, order.num_positions), folder / GRAPH_FILE)
+    engine = Engine(
+        schema_version=SCHEMA_VERSION,
+        target="onnxruntime",
+        format=str(order.weights_format),
+        model=model,
+        num_positions=order.num_positions,
+        stop_ids=stop_ids,
+        start_id=start_id,
+        session=order.session,
+        graph_bytes=_size_of_graph(folder),
+        built_from=order.built_from,
+        versions={
+            "blockwright": blockwright.__version__,
+            "onnx": onnx.__version__,
+            "python": platform.python_version(),
+        },
+    )
+    write_json(folder / ENGINE_FILE, to_data(engine))
+    return engine
+
+
+def read_engine(folder: Path) -> Engine:
+    """Reads an engine's description.
+
+    Raises:
+        InputError: there is none, it is broken, or its graph is missing or cut short.
+    """
+    engine = from_data(Engine, read_json(folder / ENGINE_FILE), str(folder / ENGINE_FILE))
+    size = _size_of_graph(folder)
+    if size != engine.graph_bytes:
+        raise InputError(
+            str(folder / GRAPH_FILE),
+            got=f"{size} bytes with its data",
+            expected=f"{engine.graph_bytes} bytes",
+            remedy="The engine is incomplete: compile it again.",
+        )
+    return engine
+
+
+def read_weights(folder: Path) -> Weights:
+    """All tensors of a checkpoint, in fp32.
+
+    Raises:
+        InputError: a file is missing or broken.
+    """
+    weights: dict[str, np.ndarray] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="numpy") as tensors:
+                weights |= {name: tensors.get_tensor(name).astype(np.float32) for name in tensors.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                str(file), got=str(error), expected="a whole safetensors file", remedy="Write the checkpoint again."
+            ) from error
+    if not weights:
+        raise InputError(
+            str(folder), got="no safetensors file", expected="a checkpoint", remedy="Name a checkpoint's folder."
+        )
+    return weights
+
+
+def _save_graph(graph: onnx.ModelProto, path: Path) -> None:
+    """Keeps the weights in a file of their own, which ONNX Runtime maps into memory instead of copying."""
+    onnx.save_model(graph, path, save_as_external_data=True, location=DATA_FILE, size_threshold=_MIN_EXTERNAL_BYTES)
+
+
+def _size_of_graph(folder: Path) -> int:
+    files = (folder / GRAPH_FILE, folder / DATA_FILE)
+    return sum(file.stat().st_size for file in files if file.exists())
+
+
+def _special_ids(config: dict[str, Any]) -> tuple[tuple[int, ...], int | None]:
+    start_id, stop = config.get("bos_token_id"), config.get("eos_token_id")
+    stop_ids = set(stop if isinstance(stop, list) else [] if stop is None else [stop])
+    # Some models end a text with the token that begins the next one.
+    return tuple(sorted(stop_ids | (set() if start_id is None else {start_id}))), start_id

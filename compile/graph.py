@@ -1,0 +1,76 @@
+"""A thin hand on `onnx.helper`: nodes get their output names, constants are kept once."""
+
+from dataclasses import dataclass, field
+
+import ml_dtypes
+import numpy as np
+import onnx
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from blockwright.compile.blocked import quantise_blocks
+from blockwright.spec import Format
+
+OPSET = 24
+IR_VERSION = 11
+Dimension = int | str
+
+_ELEMENT_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
+_INTEGER_TYPES = {"int4": ml_dtypes.int4, "int8": np.int8}
+
+
+@dataclass(slots=True)
+class Graph:
+    """An ONNX graph under construction."""
+
+    nodes: list[NodeProto] = field(default_factory=list)
+    initializers: dict[str, TensorProto] = field(default_factory=dict)
+    inputs: list[ValueInfoProto] = field(default_factory=list)
+    outputs: list[ValueInfoProto] = field(default_factory=list)
+
+    def input(self, name: str, dtype: str, shape: list[Dimension]) -> str:
+        """Declares an input of the graph and returns its name."""
+        self.inputs.append(helper.make_tensor_value_info(name, _ELEMENT_TYPES[dtype], shape))
+        return name
+
+    def output(self, name: str, dtype: str, shape: list[Dimension]) -> None:
+        """Declares a value as an output of the graph."""
+        self.outputs.append(helper.make_tensor_value_info(name, _ELEMENT_TYPES[dtype], shape))
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        """Keeps an array under a name, once, and returns the name."""
+        if name not in self.initializers:
+            self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        return name
+
+    def node(self, op: str, inputs: list[str], name: str, **attributes: object) -> str:
+        """Adds a node with one output and returns the output's name, which is `name`."""
+        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
+        return name
+
+    def matrix(self, name: str, weight_KN: np.ndarray, weights: Format) -> str:
+        """A weight matrix in its stored format, as a value that a MatMul takes: K inputs by N outputs."""
+        if weights.group_size is None:
+            return self.constant(name, weight_KN.astype(np.float32))
+        codes, scales = quantise_blocks(weight_KN, weights)
+        self.constant(f"{name}.codes", codes.astype(_INTEGER_TYPES[weights.name]))
+        self.constant(f"{name}.scales", scales)
+        return self.node(
+            "DequantizeLinear",
+            [f"{name}.codes", f"{name}.scales"],
+            name,
+            axis=0,
+            block_size=weights.group_size,
+        )
+
+    def linear(self, name: str, x: str, weight_NK: np.ndarray, bias_N: np.ndarray | None, weights: Format) -> str:
+        """x·Wᵀ + b for a weight in torch's layout: N outputs by K inputs."""
+        product = self.node("MatMul", [x, self.matrix(f"{name}.weight", weight_NK.T, weights)], f"{name}.product")
+        if bias_N is None:
+            return product
+        return self.node("Add", [product, self.constant(f"{name}.bias", bias_N.astype(np.float32))], name)
+
+    def model(self) -> onnx.ModelProto:
+        """The finished model."""
+        graph = helper.make_graph(self.nodes, "decoder", self.inputs, self.outputs, list(self.initializers.values()))
+        imports = [helper.make_opsetid("", OPSET)]
+        return helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION, producer_name="blockwright")

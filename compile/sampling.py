@@ -1,0 +1,44 @@
+"""From logits to the next token.
+
+Shapes: B batch, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn; a temperature of 0 takes the likeliest one."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    """Draw among so many likeliest tokens only; 0 for all."""
+    top_p: float = 1.0
+    """Draw among the fewest tokens that together are at least this likely (Holtzman et al. 2020)."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError("temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
+
+
+def choose(logits_BV: np.ndarray, sampling: Sampling, generator: np.random.Generator) -> np.ndarray:
+    """The next token of every sequence, ids_B."""
+    if sampling.temperature == 0:
+        return logits_BV.argmax(axis=-1)
+    return np.array([_draw(logits_V, sampling, generator) for logits_V in logits_BV])
+
+
+def _draw(logits_V: np.ndarray, sampling: Sampling, generator: np.random.Generator) -> int:
+    order = np.argsort(-logits_V, kind="stable")
+    if sampling.top_k:
+        order = order[: sampling.top_k]
+    scaled = logits_V[order].astype(np.float64) / sampling.temperature
+    likelihoods = np.exp(scaled - scaled[0])
+    likelihoods /= likelihoods.sum()
+    if sampling.top_p < 1:
+        count = int(np.searchsorted(likelihoods.cumsum(), sampling.top_p)) + 1
+        order, likelihoods = order[:count], likelihoods[:count] / likelihoods[:count].sum()
+    return int(order[generator.choice(len(order), p=likelihoods)])
