@@ -1,0 +1,165 @@
+"""Measures a device for the blocks of a parent: a list of small steps, each giving rows of the profile."""
+
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from blockwright.compile.engine import EngineOrder, SessionSettings, write_engine
+from blockwright.cost import Load
+from blockwright.hw_profiles.profile import Backend, MemoryRow, Point, TimeRow, WholeRow
+from blockwright.profiler.clock import Effort
+from blockwright.profiler.cost_model import decode_points, exact_memory, prefill_points
+from blockwright.profiler.memory import peak_bytes
+from blockwright.profiler.onnx_blocks import Bench, time_models, time_variant
+from blockwright.profiler.synthetic import random_weights
+from blockwright.spec import FFN, Block, Format, Mixer, Model, NoOp, stored_as, variant_name, with_format
+
+Row = TimeRow | WholeRow | MemoryRow
+
+_ANCHOR_SHARES = (1.0, 0.5, 0.0)
+_HELD_OUT_SHARES = (0.7, 0.3, 0.1)
+"""Whole models are random mixes in which a layer's part is the parent's own with this chance."""
+_MEMORY_REPEATS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to measure."""
+
+    parent: Model
+    mixers: tuple[Mixer, ...]
+    ffns: tuple[FFN, ...]
+    formats: tuple[Format, ...]
+    loads: tuple[Load, ...]
+    session: SessionSettings
+    effort: Effort
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One thing to measure, with a name that is the same in every run."""
+
+    name: str
+    measure: Callable[[], list[Row]]
+
+
+def steps(request: Request) -> Iterator[Step]:
+    """Everything to measure, in order."""
+    points = {p: None for load in request.loads for p in (*decode_points(load), *prefill_points(load))}
+    for weights in request.formats:
+        bench = Bench(model=with_format(request.parent, weights), session=request.session, effort=request.effort)
+        for point in points:
+            for variant in (*request.mixers, *request.ffns):
+                if not isinstance(variant, NoOp):
+                    yield _variant_step(bench, stored_as(variant, weights), point)
+            yield _wholes_step(bench, request, weights, point)
+        for load in request.loads:
+            yield _memory_step(bench, weights, load)
+
+
+def _variant_step(bench: Bench, variant: Mixer | FFN, point: Point) -> Step:
+    part = "mixer" if isinstance(variant, Mixer) else "ffn"
+
+    def measure() -> list[Row]:
+        timing = time_variant(bench, variant, point)
+        return [
+            TimeRow(
+                backend="onnxruntime",
+                format=_format_name(variant),
+                part=part,
+                variant=variant_name(variant),
+                point=point,
+                time_s=max(timing.median_s, 0.0),
+                low_s=max(timing.low_s, 0.0),
+                high_s=max(timing.high_s, 0.0),
+                num_samples=timing.num_samples,
+                num_rejected=timing.num_rejected,
+                origin="measured",
+            )
+        ]
+
+    return Step(name=f"{_format_name(variant)} {part} {variant_name(variant)} {point}", measure=measure)
+
+
+def _wholes_step(bench: Bench, request: Request, weights: Format, point: Point) -> Step:
+    shares = [*_ANCHOR_SHARES, *_HELD_OUT_SHARES]
+    models = [
+        with_format(mix(request.parent, request.mixers, request.ffns, share, seed), weights)
+        for seed, share in enumerate(shares)
+    ]
+
+    def measure() -> list[Row]:
+        timings = time_models(bench, models, point)
+        return [
+            WholeRow(
+                backend="onnxruntime",
+                format=str(weights),
+                layers=layer_names(model),
+                is_anchor=index < len(_ANCHOR_SHARES),
+                point=point,
+                time_s=timing.median_s,
+                low_s=timing.low_s,
+                high_s=timing.high_s,
+                num_samples=timing.num_samples,
+                num_rejected=timing.num_rejected,
+                origin="measured",
+            )
+            for index, (model, timing) in enumerate(zip(models, timings, strict=True))
+        ]
+
+    return Step(name=f"{weights} whole models {point}", measure=measure)
+
+
+def _memory_step(bench: Bench, weights: Format, load: Load) -> Step:
+    backend: Backend = "onnxruntime"
+
+    def measure() -> list[Row]:
+        order = EngineOrder(
+            model=bench.model,
+            weights_format=weights,
+            num_positions=load.total_tokens,
+            session=bench.session,
+            built_from="random weights",
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            write_engine(order, random_weights(bench.model), Path(folder))
+            peaks = [peak_bytes(Path(folder), load) for _ in range(_MEMORY_REPEATS)]
+        counted = exact_memory(bench.model, load).of_model(bench.model)
+        return [
+            MemoryRow(
+                backend=backend,
+                format=str(weights),
+                batch=load.batch,
+                prompt_tokens=load.prompt_tokens,
+                new_tokens=load.new_tokens,
+                peak_bytes=peak,
+                exact_bytes=int(counted.value),
+                origin="measured",
+            )
+            for peak in peaks
+        ]
+
+    return Step(name=f"{weights} memory {load}", measure=measure)
+
+
+def mix(parent: Model, mixers: Sequence[Mixer], ffns: Sequence[FFN], own_share: float, seed: int) -> Model:
+    """A random child: each mixer and ffn is the parent's own with a chance of `own_share`, else any candidate."""
+    generator = random.Random(seed)
+
+    def pick(own: Mixer | FFN, candidates: Sequence[Mixer | FFN]) -> Mixer | FFN:
+        return own if generator.random() < own_share else generator.choice(candidates)
+
+    layers = tuple(Block(mixer=pick(b.mixer, mixers), ffn=pick(b.ffn, ffns)) for b in parent.layers)
+    return replace(parent, layers=layers)
+
+
+def layer_names(model: Model) -> tuple[tuple[str, str], ...]:
+    """The names of each layer's mixer and ffn."""
+    return tuple((variant_name(block.mixer), variant_name(block.ffn)) for block in model.layers)
+
+
+def _format_name(variant: Mixer | FFN) -> str:
+    assert not isinstance(variant, NoOp)
+    return str(variant.weights)

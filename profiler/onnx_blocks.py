@@ -1,0 +1,100 @@
+"""Times blocks and whole models in ONNX Runtime.
+
+The time of a block is a slope: a stack of 2n copies less a stack of n, divided by n. What a stack costs beyond its
+copies (entering the runtime, the first norm) falls out, and so does the clock's drift, for both run in turn.
+Copies have weights of their own, as layers do.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from blockwright.compile.decoder import decoder_graph, stack_graph
+from blockwright.compile.engine import SessionSettings
+from blockwright.compile.session import Binding, Sequences, make_cache, make_session
+from blockwright.hw_profiles.profile import Point
+from blockwright.profiler.clock import Effort, Timing, time_in_turn
+from blockwright.profiler.synthetic import random_weights
+from blockwright.spec import FFN, Attention, Block, GatedFFN, LinearFFN, LinearMixer, Mixer, Model, NoOp
+
+COPIES = 4
+"""n: copies in the smaller stack."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What is measured how: the model that gives the shape, and the runtime's settings."""
+
+    model: Model
+    session: SessionSettings
+    effort: Effort
+
+
+def time_variant(bench: Bench, variant: Mixer | FFN, point: Point) -> Timing:
+    """The time that one copy of a mixer or an ffn adds to a model."""
+    block = block_of(variant)
+    runs = [_stack_run(bench, block, copies, point) for copies in (COPIES, 2 * COPIES)]
+    slope = np.array([-1.0, 1.0]) / COPIES
+    return time_in_turn(runs, bench.effort, bench.session.num_threads, derive=[slope])[-1]
+
+
+def time_models(bench: Bench, models: list[Model], point: Point) -> list[Timing]:
+    """The time of one step or one prefill chunk of whole models, choosing the next token included, in turn."""
+    runs = [_model_run(bench, model, point) for model in models]
+    return time_in_turn(runs, bench.effort, bench.session.num_threads)
+
+
+def block_of(variant: Mixer | FFN) -> Block:
+    """A block with nothing beside the variant."""
+    match variant:
+        case Attention() | LinearMixer():
+            return Block(mixer=variant, ffn=NoOp())
+        case GatedFFN() | LinearFFN():
+            return Block(mixer=NoOp(), ffn=variant)
+        case NoOp():
+            return Block(mixer=NoOp(), ffn=NoOp())
+
+
+def _stack_run(bench: Bench, block: Block, copies: int, point: Point) -> Callable[[], object]:
+    model = replace(bench.model, layers=(block,) * copies)
+    graph = stack_graph(model, random_weights(model), num_positions=point.slots)
+    session = make_session(graph.SerializeToString(), bench.session)
+    cache = make_cache(model, point.batch, point.slots)
+    _fill(cache)
+    binding = Binding(session, model, cache, (point.batch, point.new_tokens, point.slots), data="hidden")
+    hidden = binding.arrays["hidden_in"]
+    hidden[:] = np.random.default_rng(0).standard_normal(hidden.shape)
+    binding.place(_starts(point))
+    return binding.run
+
+
+def _model_run(bench: Bench, model: Model, point: Point) -> Callable[[], object]:
+    graph = decoder_graph(model, random_weights(model), num_positions=point.slots)
+    session = make_session(graph.SerializeToString(), bench.session)
+    cache = make_cache(model, point.batch, point.slots)
+    _fill(cache)
+    sequences = Sequences(session, model, cache, point.slots)
+    if point.new_tokens > 1:
+        prompts = [list(np.arange(point.new_tokens) % model.vocab_size)] * point.batch
+        return lambda: sequences.prefill(prompts).argmax(-1)
+    ids_B = np.ones(point.batch, dtype=np.int64)
+
+    def step() -> np.ndarray:
+        sequences.lengths_B = _starts(point)
+        return sequences.step(ids_B).argmax(-1)
+
+    return step
+
+
+def _starts(point: Point) -> np.ndarray:
+    """Where the new tokens stand: at the start in prefill, near the end of the cache when decoding."""
+    start = 0 if point.new_tokens > 1 else point.slots - 1
+    return np.full(point.batch, start)
+
+
+def _fill(cache: dict) -> None:
+    generator = np.random.default_rng(0)
+    for value in cache.values():
+        array = value.numpy()
+        value.update_inplace(generator.standard_normal(array.shape, dtype=np.float32))
