@@ -1,0 +1,67 @@
+"""Which candidates stand to choice: from a few shares to the variants of every layer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from blockwright.spec import FFN, Attention, Candidate, GatedFFN, LinearFFN, LinearMixer, Mixer, Model, NoOp
+
+_WIDTH_MULTIPLE = 256
+"""nemotron-nas readers take no other widths (see `blockwright/servable.py`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceSettings:
+    """What to offer in every layer beside the parent's own mixer and ffn."""
+
+    kv_head_shares: tuple[float, ...] = (0.5, 0.25)
+    ffn_width_shares: tuple[float, ...] = (0.75, 0.5, 0.25)
+    has_linear: bool = True
+    has_no_op: bool = True
+
+    def __post_init__(self) -> None:
+        if not all(0 < share < 1 for share in self.kv_head_shares + self.ffn_width_shares):
+            raise ValueError("shares of the parent between 0 and 1")
+
+
+def candidates(parent: Model, settings: SpaceSettings) -> list[Candidate]:
+    """Every candidate of every layer, the parent's own part first."""
+    return [
+        Candidate(layer=layer, part=part, variant=variant)
+        for layer, block in enumerate(parent.layers)
+        for part, variants in (
+            ("mixer", mixers(parent, block.mixer, settings)),
+            ("ffn", ffns(block.ffn, settings)),
+        )
+        for variant in variants
+    ]
+
+
+def mixers(parent: Model, own: Mixer, settings: SpaceSettings) -> list[Mixer]:
+    """The mixers that a layer may have; KV heads are the parent's divided by a whole number."""
+    offered: list[Mixer] = [own]
+    if isinstance(own, Attention):
+        counts = {max(1, round(own.num_kv_heads * share)) for share in settings.kv_head_shares}
+        usable = [count for count in counts if count < own.num_kv_heads and own.num_kv_heads % count == 0]
+        offered += [replace(own, num_kv_heads=count) for count in sorted(usable, reverse=True)]
+    return offered + _replacements(LinearMixer(), settings)
+
+
+def ffns(own: FFN, settings: SpaceSettings) -> list[FFN]:
+    """The ffns that a layer may have."""
+    offered: list[FFN] = [own]
+    if isinstance(own, GatedFFN):
+        multiple = width_multiple(own.width)
+        widths = {multiple * max(1, round(own.width * share / multiple)) for share in settings.ffn_width_shares}
+        offered += [replace(own, width=width) for width in sorted(widths, reverse=True) if width < own.width]
+    return offered + _replacements(LinearFFN(), settings)
+
+
+def width_multiple(width: int) -> int:
+    """What widths are rounded to: 256 for large models; the largest power of two that divides a small one's, to 32."""
+    if width >= 16 * _WIDTH_MULTIPLE:
+        return _WIDTH_MULTIPLE
+    return min(32, width & -width)
+
+
+def _replacements(linear: LinearMixer | LinearFFN, settings: SpaceSettings) -> Sequence:
+    return [linear] * settings.has_linear + [NoOp()] * settings.has_no_op
