@@ -1,0 +1,40 @@
+"""Words and progress for people, on standard error; standard output is left to results."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_console = Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """Prints a line."""
+    _console.print(text, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def progress(description: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
+    """Shows a bar with the time left; gives a function that moves it by one and may change its text.
+
+    Args:
+        description: what is being done.
+        total: steps in all.
+        done: steps that an earlier run has done.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_console, transient=True) as bar:
+        task = bar.add_task(description, total=total, completed=done)
+
+        def advance(text: str | None = None) -> None:
+            bar.update(task, advance=1, description=description if text is None else f"{description}: {text}")
+
+        yield advance

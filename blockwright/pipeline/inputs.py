@@ -1,0 +1,76 @@
+"""What several stages read: the parent, its digest, and windows of text."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from blockwright.errors import InputError
+from blockwright.files import digest_of_files
+from blockwright.model.parent import Parent, load_tokenizer
+from blockwright.train.text import Document, digest, read_documents, split
+from blockwright.train.windows import Windows, cut_windows
+
+_WORSE_THAN_CHANCE_NATS = 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """A text source, parted."""
+
+    training: list[Document]
+    held_out: list[Document]
+    digest: str
+
+
+def read_text(source: str) -> Text:
+    """Reads a source and parts it into what may be trained on and what may not."""
+    documents = read_documents(source)
+    training, held_out = split(documents)
+    return Text(training=training, held_out=held_out, digest=digest(documents))
+
+
+def checkpoint_digest(folder: Path) -> str:
+    """The digest of a checkpoint's configuration, weights and tokenizer."""
+    files = [file for pattern in ("*.json", "*.safetensors", "*.py") for file in sorted(folder.glob(pattern))]
+    return digest_of_files(files)
+
+
+def windows_of(parent: Parent, documents: list[Document], *, length: int, num_tokens: int, seed: int) -> Windows:
+    """Windows of at most `num_tokens` in all.
+
+    Raises:
+        InputError: the text is shorter than one window, or the window longer than the parent's context.
+    """
+    if length > parent.spec.max_positions:
+        raise InputError(
+            "window_tokens",
+            got=length,
+            expected=f"at most the parent's context of {parent.spec.max_positions}",
+            remedy="Shorten the window.",
+        )
+    tokenizer: PreTrainedTokenizerFast = load_tokenizer(parent)
+    return cut_windows(documents, tokenizer, length=length, num_windows=max(1, num_tokens // length), seed=seed)
+
+
+@torch.no_grad()
+def check_text_suits(model: PreTrainedModel, windows: Windows) -> None:
+    """Refuses a parent to which the text is worse than noise.
+
+    Raises:
+        InputError: the parent finds the text less likely than drawing tokens blindly would make it.
+    """
+    ids_BT = windows.ids_NT[:2]
+    logits = model(ids_BT, use_cache=False).logits[:, :-1]
+    nats = cross_entropy(logits.flatten(0, 1).float(), ids_BT[:, 1:].flatten()).item()
+    chance = math.log(model.config.vocab_size)
+    if not nats < chance + _WORSE_THAN_CHANCE_NATS:
+        raise InputError(
+            "parent and tokenizer",
+            got=f"{nats:.2f} nats per token on this text",
+            expected=f"less than {chance:.2f}, which drawing tokens blindly gives",
+            remedy="The tokenizer is another model's, or the weights are broken: get both from one checkpoint.",
+        )

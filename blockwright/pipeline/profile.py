@@ -1,0 +1,110 @@
+"""Stage: measure this machine for the blocks of a parent."""
+
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from blockwright.compile.engine import SessionSettings
+from blockwright.cost import Load
+from blockwright.files import read_json, write_json
+from blockwright.hw_profiles.device import installed_software, this_device
+from blockwright.hw_profiles.profile import (
+    SCHEMA_VERSION,
+    Ceilings,
+    MemoryRow,
+    Profile,
+    TimeRow,
+    WholeRow,
+    read_profile,
+    write_profile,
+)
+from blockwright.pipeline.console import progress
+from blockwright.pipeline.stage import Stage, running
+from blockwright.profiler.ceilings import measure_ceilings
+from blockwright.profiler.clock import Effort
+from blockwright.profiler.measure import Request, Row, steps
+from blockwright.search.space import SpaceSettings, candidates
+from blockwright.spec import Model, parse_format
+from blockwright.strict import from_data, to_data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileOrder:
+    """What to measure."""
+
+    parent: Model
+    space: SpaceSettings
+    loads: dict[str, Load]
+    formats: tuple[str, ...]
+    threads: int
+    seconds_per_measurement: float
+
+
+def profile_machine(order: ProfileOrder, output: Path) -> Profile:
+    """Measures this machine, or reads what was measured before with the same order, machine and software."""
+    device, software = this_device(), installed_software()
+    stage = Stage(
+        name="profile",
+        output=output,
+        inputs={"order": to_data(order), "device": device.digest, "software": software},
+    )
+    if stage.is_done():
+        return read_profile(output)
+    session = SessionSettings(num_threads=order.threads)
+    effort = Effort(seconds=order.seconds_per_measurement)
+    request = _request(order, session, effort)
+    todo = list(steps(request))
+    with running(stage) as work:
+        rows: list[Row] = []
+        done = {path.stem: path for path in work.glob("step-*.json")}
+        with progress("profile", len(todo) + 1) as advance:
+            ceilings = _ceilings(work / "ceilings.json", session, effort)
+            advance()
+            for index, step in enumerate(todo):
+                name = f"step-{index:04d}"
+                if name in done:
+                    rows += [_read_row(data) for data in read_json(done[name])]
+                else:
+                    measured = step.measure()
+                    write_json(work / f"{name}.json", [[type(row).__name__, to_data(row)] for row in measured])
+                    rows += measured
+                advance(step.name)
+        profile = Profile(
+            schema_version=SCHEMA_VERSION,
+            name=device.name,
+            device=device,
+            software=software,
+            num_threads=order.threads,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            model=order.parent,
+            ceilings=ceilings,
+            times=tuple(row for row in rows if isinstance(row, TimeRow)),
+            wholes=tuple(row for row in rows if isinstance(row, WholeRow)),
+            memory=tuple(row for row in rows if isinstance(row, MemoryRow)),
+        )
+        write_profile(profile, output)
+    return profile
+
+
+def _request(order: ProfileOrder, session: SessionSettings, effort: Effort) -> Request:
+    offered = candidates(order.parent, order.space)
+    return Request(
+        parent=order.parent,
+        mixers=tuple(dict.fromkeys(c.variant for c in offered if c.part == "mixer")),  # type: ignore[arg-type]
+        ffns=tuple(dict.fromkeys(c.variant for c in offered if c.part == "ffn")),  # type: ignore[arg-type]
+        formats=tuple(parse_format(text) for text in order.formats),
+        loads=tuple(order.loads.values()),
+        session=session,
+        effort=effort,
+    )
+
+
+def _ceilings(path: Path, session: SessionSettings, effort: Effort) -> Ceilings:
+    if not path.exists():
+        write_json(path, asdict(measure_ceilings(session, effort)))
+    return from_data(Ceilings, read_json(path), str(path))
+
+
+def _read_row(data: list) -> Row:
+    name, fields = data
+    return from_data({"TimeRow": TimeRow, "WholeRow": WholeRow, "MemoryRow": MemoryRow}[name], fields, name)

@@ -1,0 +1,111 @@
+"""What all stages share: a key made of everything they depend on, a folder for unfinished work, a lock, the manifest.
+
+A stage is done when the manifest beside its output holds its key and the output is there. The key is the digest of
+its settings, its input files and the version of Blockwright; anything that changes makes another key, and the
+stage runs again. Unfinished work stands in a hidden folder that carries the key, so that it is gone on with only
+where nothing has changed.
+"""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+import blockwright
+from blockwright.errors import InputError
+from blockwright.files import digest_of, read_json, write_json
+from blockwright.hw_profiles.device import installed_software
+from blockwright.pipeline.console import say
+
+MANIFEST = "manifest.json"
+LOCK = ".lock"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One stage, about to run or already done."""
+
+    name: str
+    output: Path
+    inputs: dict[str, Any]
+    """Everything that the output depends on, as plain data and digests."""
+
+    @property
+    def key(self) -> str:
+        """The digest of the inputs and of the version of Blockwright."""
+        return digest_of({"stage": self.name, "version": blockwright.__version__, "inputs": self.inputs})
+
+    @property
+    def work(self) -> Path:
+        """The folder for unfinished work with these inputs."""
+        return self.output.parent / f".{self.name}-{self.key[:16]}"
+
+    def is_done(self) -> bool:
+        """Whether the output was made from these very inputs."""
+        entry = read_manifest(self.output.parent).get(self.name)
+        return self.output.exists() and entry is not None and entry["key"] == self.key
+
+
+@contextlib.contextmanager
+def running(stage: Stage) -> Iterator[Path]:
+    """Gives the folder for unfinished work; after the block the stage counts as done and the folder is gone.
+
+    The block must write the output itself, whole or not at all. Work left by the same stage with other inputs is
+    removed.
+    """
+    started = time.monotonic()
+    stage.output.parent.mkdir(parents=True, exist_ok=True)
+    for stale in stage.output.parent.glob(f".{stage.name}-*"):
+        if stale != stage.work:
+            shutil.rmtree(stale, ignore_errors=True)
+    stage.work.mkdir(exist_ok=True)
+    yield stage.work
+    seconds = time.monotonic() - started
+    manifest = read_manifest(stage.output.parent)
+    manifest[stage.name] = {
+        "key": stage.key,
+        "output": stage.output.name,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),
+        "inputs": stage.inputs,
+        "software": installed_software() | {"blockwright": blockwright.__version__},
+    }
+    write_json(stage.output.parent / MANIFEST, manifest)
+    shutil.rmtree(stage.work, ignore_errors=True)
+    say(f"{stage.name:<9} done in {seconds:.0f} s: {stage.output}")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The stages that were done in a folder, by name."""
+    path = folder / MANIFEST
+    return read_json(path) if path.exists() else {}
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps every other run out of a folder.
+
+    Raises:
+        InputError: another run is in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise InputError(
+            str(folder),
+            got="another run is at work in this folder",
+            expected="one run per folder",
+            remedy="Wait for it, or name another folder with --out.",
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
