@@ -1,6 +1,7 @@
 """A thin hand on `onnx.helper`: nodes get their output names, constants are kept once."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -42,7 +43,7 @@ class Graph:
             self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
         return name
 
-    def node(self, op: str, inputs: list[str], name: str, **attributes: object) -> str:
+    def node(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
         """Adds a node with one output and returns the output's name, which is `name`."""
         self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
         return name

@@ -8,7 +8,7 @@ except ImportError as error:
         "pip install 'blockwright[cpu]' or pip install 'blockwright[cuda]'."
     ) from error
 
-from onnxruntime.capi import onnxruntime_pybind11_state as _state
+import onnxruntime.capi.onnxruntime_pybind11_state as _state
 
 ORT_ERRORS: tuple[type[Exception], ...] = (
     _state.Fail,

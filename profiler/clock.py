@@ -7,6 +7,7 @@ own weights in the caches and not those of the one before it. Work of several th
 wall clock, and says so.
 """
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-try:
+if sys.platform == "linux":
     import resource
-
-    _HAS_THREAD_USAGE = hasattr(resource, "RUSAGE_THREAD")
-except ImportError:  # Windows
-    _HAS_THREAD_USAGE = False
 
 Clock = Literal["thread_cpu", "wall"]
 
@@ -71,7 +68,7 @@ def time_in_turn(
     Returns:
         A timing for each run, then one for each combination.
     """
-    clock: Clock = "thread_cpu" if num_threads == 1 and _HAS_THREAD_USAGE else "wall"
+    clock: Clock = "thread_cpu" if num_threads == 1 and sys.platform == "linux" else "wall"
     repeats = [_repeats_for(run, effort.num_warm_up) for run in runs]
     columns: list[list[float]] = []
     accepted: list[list[bool]] = []
@@ -84,7 +81,7 @@ def time_in_turn(
     times, clean = np.array(columns), np.array(accepted)
     timings = [_summarise(times[:, index], clean[:, index], clock) for index in range(len(runs))]
     for weights in derive:
-        is_clean = clean[:, weights != 0].all(axis=1)
+        is_clean = np.all(clean[:, weights != 0], axis=1)
         timings.append(_summarise(times @ weights, is_clean, clock))
     return timings
 
@@ -101,13 +98,19 @@ def _sample(run: Callable[[], object], repeat: int, clock: Clock) -> tuple[float
         for _ in range(repeat):
             run()
         return (time.perf_counter_ns() - started) / 1e9 / repeat, True
-    interruptions = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
+    interruptions = _interruptions()
     wall, cpu = time.perf_counter_ns(), time.thread_time_ns()
     for _ in range(repeat):
         run()
     cpu, wall = time.thread_time_ns() - cpu, time.perf_counter_ns() - wall
-    is_clean = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw == interruptions
+    is_clean = _interruptions() == interruptions
     return cpu / 1e9 / repeat, is_clean and wall <= _MAX_WALL_OVER_CPU * cpu
+
+
+def _interruptions() -> int:
+    """How often this thread was made to give up its core."""
+    assert sys.platform == "linux"  # the only system that counts this per thread
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
 
 
 def _repeats_for(run: Callable[[], object], num_warm_up: int) -> int:

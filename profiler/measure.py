@@ -14,7 +14,7 @@ from blockwright.profiler.cost_model import decode_points, exact_memory, prefill
 from blockwright.profiler.memory import peak_bytes
 from blockwright.profiler.onnx_blocks import Bench, time_models, time_variant
 from blockwright.profiler.synthetic import random_weights
-from blockwright.spec import FFN, Block, Format, Mixer, Model, NoOp, stored_as, variant_name, with_format
+from blockwright.spec import FFN, Block, Format, Mixer, Model, NoOp, V, stored_as, variant_name, with_format
 
 Row = TimeRow | WholeRow | MemoryRow
 
@@ -35,6 +35,7 @@ class Request:
     loads: tuple[Load, ...]
     session: SessionSettings
     effort: Effort
+    backends: tuple[Backend, ...] = ("onnxruntime",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +149,7 @@ def mix(parent: Model, mixers: Sequence[Mixer], ffns: Sequence[FFN], own_share: 
     """A random child: each mixer and ffn is the parent's own with a chance of `own_share`, else any candidate."""
     generator = random.Random(seed)
 
-    def pick(own: Mixer | FFN, candidates: Sequence[Mixer | FFN]) -> Mixer | FFN:
+    def pick(own: V, candidates: Sequence[V]) -> V:
         return own if generator.random() < own_share else generator.choice(candidates)
 
     layers = tuple(Block(mixer=pick(b.mixer, mixers), ffn=pick(b.ffn, ffns)) for b in parent.layers)

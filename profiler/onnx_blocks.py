@@ -76,7 +76,7 @@ def _model_run(bench: Bench, model: Model, point: Point) -> Callable[[], object]
     _fill(cache)
     sequences = Sequences(session, model, cache, point.slots)
     if point.new_tokens > 1:
-        prompts = [list(np.arange(point.new_tokens) % model.vocab_size)] * point.batch
+        prompts = [[index % model.vocab_size for index in range(point.new_tokens)]] * point.batch
         return lambda: sequences.prefill(prompts).argmax(-1)
     ids_B = np.ones(point.batch, dtype=np.int64)
 

@@ -3,12 +3,12 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import get_args
 
 from blockwright.cost import UNIT_OF, Cost, Load, Quantity
 from blockwright.errors import InputError
 from blockwright.units import parse_percent, parse_quantity
 
+_QUANTITIES: dict[str, Quantity] = {name: name for name in UNIT_OF}
 _FORM = re.compile(r"\s*(\w+)(?:@([\w.-]+))?\s*<=\s*(.+?)\s*")
 
 
@@ -48,17 +48,17 @@ def parse_budget(text: str, loads: Mapping[str, Load]) -> Budget:
             remedy="Write it in this form.",
         )
     name, load, amount = match.groups()
-    if name not in get_args(Quantity):
+    quantity = _QUANTITIES.get(name)
+    if quantity is None:
         raise InputError(
             "budget",
             got=f"{name!r} in {text!r}",
-            expected="one of " + ", ".join(get_args(Quantity)),
+            expected="one of " + ", ".join(UNIT_OF),
             remedy="Name a quantity that can be bounded.",
         )
-    quantity: Quantity = name  # type: ignore[assignment]
     if load is None and len(loads) == 1:
         load = next(iter(loads))
-    if load not in loads:
+    if load is None or load not in loads:
         raise InputError(
             "budget",
             got=f"{'no load' if load is None else repr(load)} in {text!r}",

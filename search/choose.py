@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 
@@ -13,7 +14,19 @@ from blockwright.search.budget import Budget
 from blockwright.search.plan import SCHEMA_VERSION, BudgetLine, FrontierPoint, Plan, Promise
 from blockwright.search.scores import ScoreTable
 from blockwright.search.solve import Choice, Feasible, Infeasible, Limit, NothingFound, Optimal, Problem, solve, spent
-from blockwright.spec import Block, Candidate, Format, Model, stored_as, with_format
+from blockwright.spec import (
+    Attention,
+    Candidate,
+    Format,
+    GatedFFN,
+    LinearFFN,
+    LinearMixer,
+    Model,
+    NoOp,
+    stored_as,
+    with_candidate,
+    with_format,
+)
 from blockwright.units import format_bytes, format_count, format_time
 
 _FORMATTERS = {"s": format_time, "bytes": format_bytes, "parameters": format_count}
@@ -79,12 +92,7 @@ def build_problem(table: ScoreTable, order: Order, costs: Sequence[PartCosts]) -
 
 def child_of(parent: Model, candidates: Sequence[Candidate]) -> Model:
     """The parent with the candidates in place."""
-    parts = {(c.layer, c.part): c.variant for c in candidates}
-    layers = tuple(
-        Block(mixer=parts.get((index, "mixer"), block.mixer), ffn=parts.get((index, "ffn"), block.ffn))  # type: ignore[arg-type]
-        for index, block in enumerate(parent.layers)
-    )
-    return replace(parent, layers=layers)
+    return reduce(with_candidate, candidates, parent)
 
 
 def frontier(problem: Problem, points: int, time_limit_s: float) -> list[FrontierPoint]:
@@ -174,4 +182,10 @@ def _text(value: float, quantity: Quantity) -> str:
 
 
 def _cost_of(costs: PartCosts, candidate: Candidate) -> Cost:
-    return costs.of_mixer(candidate.variant) if candidate.part == "mixer" else costs.of_ffn(candidate.variant)  # type: ignore[arg-type]
+    match candidate.variant:
+        case Attention() | LinearMixer() as mixer:
+            return costs.of_mixer(mixer)
+        case GatedFFN() | LinearFFN() as ffn:
+            return costs.of_ffn(ffn)
+        case NoOp() as nothing:
+            return costs.of_mixer(nothing) if candidate.part == "mixer" else costs.of_ffn(nothing)

@@ -1,6 +1,5 @@
 """Which candidates stand to choice: from a few shares to the variants of every layer."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from blockwright.spec import FFN, Attention, Candidate, GatedFFN, LinearFFN, LinearMixer, Mixer, Model, NoOp
@@ -25,25 +24,22 @@ class SpaceSettings:
 
 def candidates(parent: Model, settings: SpaceSettings) -> list[Candidate]:
     """Every candidate of every layer, the parent's own part first."""
-    return [
-        Candidate(layer=layer, part=part, variant=variant)
-        for layer, block in enumerate(parent.layers)
-        for part, variants in (
-            ("mixer", mixers(parent, block.mixer, settings)),
-            ("ffn", ffns(block.ffn, settings)),
-        )
-        for variant in variants
-    ]
+    offered: list[Candidate] = []
+    for layer, block in enumerate(parent.layers):
+        offered += [Candidate(layer=layer, part="mixer", variant=v) for v in mixers(block.mixer, settings)]
+        offered += [Candidate(layer=layer, part="ffn", variant=v) for v in ffns(block.ffn, settings)]
+    return offered
 
 
-def mixers(parent: Model, own: Mixer, settings: SpaceSettings) -> list[Mixer]:
+def mixers(own: Mixer, settings: SpaceSettings) -> list[Mixer]:
     """The mixers that a layer may have; KV heads are the parent's divided by a whole number."""
     offered: list[Mixer] = [own]
     if isinstance(own, Attention):
         counts = {max(1, round(own.num_kv_heads * share)) for share in settings.kv_head_shares}
         usable = [count for count in counts if count < own.num_kv_heads and own.num_kv_heads % count == 0]
         offered += [replace(own, num_kv_heads=count) for count in sorted(usable, reverse=True)]
-    return offered + _replacements(LinearMixer(), settings)
+    offered += [LinearMixer()] * settings.has_linear + [NoOp()] * settings.has_no_op
+    return list(dict.fromkeys(offered))
 
 
 def ffns(own: FFN, settings: SpaceSettings) -> list[FFN]:
@@ -53,7 +49,8 @@ def ffns(own: FFN, settings: SpaceSettings) -> list[FFN]:
         multiple = width_multiple(own.width)
         widths = {multiple * max(1, round(own.width * share / multiple)) for share in settings.ffn_width_shares}
         offered += [replace(own, width=width) for width in sorted(widths, reverse=True) if width < own.width]
-    return offered + _replacements(LinearFFN(), settings)
+    offered += [LinearFFN()] * settings.has_linear + [NoOp()] * settings.has_no_op
+    return list(dict.fromkeys(offered))
 
 
 def width_multiple(width: int) -> int:
@@ -61,7 +58,3 @@ def width_multiple(width: int) -> int:
     if width >= 16 * _WIDTH_MULTIPLE:
         return _WIDTH_MULTIPLE
     return min(32, width & -width)
-
-
-def _replacements(linear: LinearMixer | LinearFFN, settings: SpaceSettings) -> Sequence:
-    return [linear] * settings.has_linear + [NoOp()] * settings.has_no_op
