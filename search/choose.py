@@ -71,7 +71,10 @@ def choose(table: ScoreTable, order: Order) -> Plan:
 
 
 def build_problem(table: ScoreTable, order: Order, costs: Sequence[PartCosts]) -> Problem:
-    """The problem in the solver's words: a group of choices for each layer's mixers and ffns."""
+    """The problem in the solver's words: a group of choices for each layer's mixers and ffns.
+
+    A choice costs the upper end of its interval, so that budgets hold there too.
+    """
     parent = with_format(table.parent, order.weights)
     parent_costs = [cost.of_model(parent) for cost in costs]
     by_group: dict[tuple[int, str], list[Choice]] = {}
@@ -80,11 +83,11 @@ def build_problem(table: ScoreTable, order: Order, costs: Sequence[PartCosts]) -
         choice = Choice(
             candidate=candidate,
             score=max(0.0, score.estimate.value),
-            costs=tuple(_cost_of(cost, candidate).value for cost in costs),
+            costs=tuple(_cost_of(cost, candidate).high for cost in costs),
         )
         by_group.setdefault((candidate.layer, candidate.part), []).append(choice)
     limits = tuple(
-        Limit(text=budget.text, fixed=cost.fixed.value, limit=budget.limit_for(parent_cost))
+        Limit(text=budget.text, fixed=cost.fixed.high, limit=budget.limit_for(parent_cost))
         for budget, cost, parent_cost in zip(order.budgets, costs, parent_costs, strict=True)
     )
     return Problem(groups=tuple(tuple(group) for _, group in sorted(by_group.items())), limits=limits)
@@ -101,7 +104,7 @@ def frontier(problem: Problem, points: int, time_limit_s: float) -> list[Frontie
     least = first.fixed + sum(min(c.costs[0] for c in group) for group in problem.groups)
     most = first.fixed + sum(min(group, key=lambda c: c.score).costs[0] for group in problem.groups)
     found: list[FrontierPoint] = []
-    for limit in np.linspace(least * (1 + 1e-9), max(most, first.limit), points):
+    for limit in np.linspace(least, max(most, first.limit), points):
         moved = replace(problem, limits=(replace(first, limit=float(limit)), *problem.limits[1:]))
         answer = solve(moved, time_limit_s)
         if isinstance(answer, Optimal | Feasible):
@@ -128,6 +131,7 @@ def _plan_of(answer: Optimal | Feasible, problem: Problem, table: ScoreTable, or
             quantity=budget.quantity,
             load=budget.load,
             limit=limit.limit,
+            share=budget.share,
             spent=cost,
             is_binding=_is_binding(problem, index, answer, order.time_limit_s),
         )

@@ -31,7 +31,10 @@ class BudgetLine:
     quantity: Quantity
     load: str
     limit: float
+    share: float | None
+    """The limit as a share of the parent's promised cost, where it was given so."""
     spent: float
+    """At the upper end of the promise's interval: budgets hold there."""
     is_binding: bool
     """Whether a better score would be possible without it, all others kept."""
 
@@ -42,6 +45,7 @@ class FrontierPoint:
 
     limit: float
     spent: float
+    """At the upper end of the promise's interval."""
     score: float
     bound: float
 
