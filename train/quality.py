@@ -4,7 +4,6 @@ Shapes: B windows of a batch, T tokens, V vocabulary, N windows.
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,25 +11,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from blockwright.measured import Quality
 from blockwright.model.divergence import kl_divergence
-from blockwright.statistics import Estimate, estimate_mean, estimate_ratio
+from blockwright.statistics import estimate_mean, estimate_ratio
 from blockwright.train.windows import Windows
 
 _BATCH_WINDOWS = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quality:
-    """A child beside its parent; every figure with its 95 % bootstrap interval over windows."""
-
-    kl: Estimate
-    """KL(parent ‖ child) in nats per token."""
-    bits_per_byte: Estimate
-    parent_bits_per_byte: Estimate
-    bits_per_byte_ratio: Estimate
-    """The child's over the parent's: 1 is as good."""
-    agreement: Estimate
-    """Share of positions where both hold the same token for the likeliest."""
 
 
 @torch.no_grad()
