@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any, assert_never
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from blockwright.errors import InputError
+from blockwright.files import read_json
 from blockwright.model import modeling_decilm
 from blockwright.servable import engine_obstacles, ffn_mult_of
 from blockwright.spec import (
@@ -24,6 +27,7 @@ from blockwright.spec import (
     Model,
     NoOp,
     Part,
+    model_from_data,
     model_to_data,
     with_candidate,
 )
@@ -142,6 +146,35 @@ def save_child(
     }
     config["blockwright"] = {"spec": model_to_data(spec), "engines": obstacles, "provenance": provenance}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def spec_of_child(folder: Path) -> Model | None:
+    """What the child in a folder is; None where the folder holds no child of ours.
+
+    Raises:
+        InputError: its config.json is broken.
+    """
+    path = folder / "config.json"
+    section = read_json(path).get("blockwright") if path.exists() else None
+    return None if section is None else model_from_data(section["spec"], f"{path}: blockwright.spec")
+
+
+def load_child(folder: Path, spec: Model) -> PreTrainedModel:
+    """Loads a child that `save_child` wrote, in fp32.
+
+    Raises:
+        InputError: its weights are missing, broken or those of other blocks.
+    """
+    config_class, _ = _CLASSES[spec.family]
+    weights: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            weights |= {name: tensor.float() for name, tensor in load_file(file).items()}
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                str(file), got=str(error), expected="a whole safetensors file", remedy="Realise the plan again."
+            ) from error
+    return load_weights(build_child(spec, config_class.from_pretrained(folder)), weights)
 
 
 def _attention_config(spec: Model, mixer: Mixer) -> dict[str, Any]:

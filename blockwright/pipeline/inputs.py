@@ -1,4 +1,4 @@
-"""What several stages read: the parent, its digest, and windows of text."""
+"""What several stages read: checkpoints, their digests, and windows of text."""
 
 import math
 from dataclasses import dataclass
@@ -6,11 +6,13 @@ from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from blockwright.errors import InputError
 from blockwright.files import digest_of_files
-from blockwright.model.parent import Parent, load_tokenizer
+from blockwright.model.child import load_child, spec_of_child
+from blockwright.model.parent import Parent, load_model, load_tokenizer, open_parent
+from blockwright.spec import Model
 from blockwright.train.text import Document, digest, read_documents, split
 from blockwright.train.windows import Windows, cut_windows
 
@@ -24,6 +26,45 @@ class Text:
     training: list[Document]
     held_out: list[Document]
     digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A parent's or a child's folder."""
+
+    folder: Path
+    spec: Model
+    parent: Parent | None
+    """None where it is a child."""
+
+    @property
+    def digest(self) -> str:
+        """The digest of its configuration, weights and tokenizer."""
+        return checkpoint_digest(self.folder)
+
+
+def open_checkpoint(name: str) -> Checkpoint:
+    """Opens a child that Blockwright wrote, or a parent.
+
+    Raises:
+        InputError: it is neither.
+    """
+    spec = spec_of_child(Path(name))
+    if spec is not None:
+        return Checkpoint(folder=Path(name), spec=spec, parent=None)
+    parent = open_parent(name)
+    return Checkpoint(folder=parent.folder, spec=parent.spec, parent=parent)
+
+
+def load_checkpoint(checkpoint: Checkpoint) -> PreTrainedModel:
+    """Loads the weights in fp32.
+
+    Raises:
+        InputError: they are missing, broken or not those of the configuration.
+    """
+    if checkpoint.parent is None:
+        return load_child(checkpoint.folder, checkpoint.spec)
+    return load_model(checkpoint.parent)
 
 
 def read_text(source: str) -> Text:
@@ -52,8 +93,8 @@ def windows_of(parent: Parent, documents: list[Document], *, length: int, num_to
             expected=f"at most the parent's context of {parent.spec.max_positions}",
             remedy="Shorten the window.",
         )
-    tokenizer: PreTrainedTokenizerFast = load_tokenizer(parent)
-    return cut_windows(documents, tokenizer, length=length, num_windows=max(1, num_tokens // length), seed=seed)
+    num_windows = max(1, num_tokens // length)
+    return cut_windows(documents, load_tokenizer(parent), length=length, num_windows=num_windows, seed=seed)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from blockwright.files import read_json, write_json
 from blockwright.hw_profiles.device import installed_software, this_device
 from blockwright.hw_profiles.profile import (
     SCHEMA_VERSION,
+    Backend,
     Ceilings,
     MemoryRow,
     Profile,
@@ -37,6 +38,7 @@ class ProfileOrder:
     loads: dict[str, Load]
     formats: tuple[str, ...]
     threads: int
+    backends: tuple[Backend, ...]
     seconds_per_measurement: float
 
 
@@ -96,6 +98,7 @@ def _request(order: ProfileOrder, session: SessionSettings, effort: Effort) -> R
         loads=tuple(order.loads.values()),
         session=session,
         effort=effort,
+        backends=order.backends,
     )
 
 

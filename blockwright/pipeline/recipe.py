@@ -7,6 +7,7 @@ import yaml
 
 from blockwright.cost import Load
 from blockwright.errors import InputError
+from blockwright.hw_profiles.profile import Backend
 from blockwright.search.space import SpaceSettings
 from blockwright.strict import from_data
 
@@ -25,6 +26,8 @@ class ProfileSection:
     """How long to measure."""
 
     seconds_per_measurement: float
+    backends: tuple[Backend, ...] = ("onnxruntime",)
+    """Runtimes to time; budgets are about onnxruntime."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +72,12 @@ class MeasureSection:
     """Held-out tokens on which child and parent are compared."""
     seconds: float
     """To time each engine for."""
-    prompt: str
+    prompts: tuple[str, ...]
     """What the samples of text in the report begin with."""
+    new_tokens: int
+    """Length of a sample."""
+    temperature: float
+    """With which samples are drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,13 @@ class Stage:
     output: Path
     inputs: dict[str, Any]
     """Everything that the output depends on, as plain data and digests."""
+    home: Path | None = None
+    """Where the manifest and unfinished work stand; None for the folder that the output stands in."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the manifest and unfinished work stand."""
+        return self.output.parent if self.home is None else self.home
 
     @property
     def key(self) -> str:
@@ -44,11 +51,11 @@ class Stage:
     @property
     def work(self) -> Path:
         """The folder for unfinished work with these inputs."""
-        return self.output.parent / f".{self.name}-{self.key[:16]}"
+        return self.folder / f".{self.name}-{self.key[:16]}"
 
     def is_done(self) -> bool:
         """Whether the output was made from these very inputs."""
-        entry = read_manifest(self.output.parent).get(self.name)
+        entry = read_manifest(self.folder).get(self.name)
         return self.output.exists() and entry is not None and entry["key"] == self.key
 
 
@@ -58,27 +65,30 @@ def running(stage: Stage) -> Iterator[Path]:
 
     The block must write the output itself, whole or not at all. Work left by the same stage with other inputs is
     removed.
+
+    Raises:
+        InputError: another run is at work in the same folder.
     """
-    started = time.monotonic()
-    stage.output.parent.mkdir(parents=True, exist_ok=True)
-    for stale in stage.output.parent.glob(f".{stage.name}-*"):
-        if stale != stage.work:
-            shutil.rmtree(stale, ignore_errors=True)
-    stage.work.mkdir(exist_ok=True)
-    yield stage.work
-    seconds = time.monotonic() - started
-    manifest = read_manifest(stage.output.parent)
-    manifest[stage.name] = {
-        "key": stage.key,
-        "output": stage.output.name,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(seconds, 1),
-        "inputs": stage.inputs,
-        "software": installed_software() | {"blockwright": blockwright.__version__},
-    }
-    write_json(stage.output.parent / MANIFEST, manifest)
-    shutil.rmtree(stage.work, ignore_errors=True)
-    say(f"{stage.name:<9} done in {seconds:.0f} s: {stage.output}")
+    with locked(stage.folder):
+        started = time.monotonic()
+        for stale in stage.folder.glob(f".{stage.name}-*"):
+            if stale != stage.work:
+                shutil.rmtree(stale, ignore_errors=True)
+        stage.work.mkdir(exist_ok=True)
+        yield stage.work
+        seconds = time.monotonic() - started
+        manifest = read_manifest(stage.folder)
+        manifest[stage.name] = {
+            "key": stage.key,
+            "output": stage.output.relative_to(stage.folder).as_posix(),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(seconds, 1),
+            "inputs": stage.inputs,
+            "software": installed_software() | {"blockwright": blockwright.__version__},
+        }
+        write_json(stage.folder / MANIFEST, manifest)
+        shutil.rmtree(stage.work, ignore_errors=True)
+        say(f"{stage.name:<9} {seconds:4.0f} s  {stage.output}")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -89,13 +99,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps every other run out of a folder.
+    """Keeps every other run out of a folder; may be nested.
 
     Raises:
         InputError: another run is in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder.resolve() / LOCK, is_singleton=True)
     try:
         lock.acquire(timeout=0)
     except Timeout:

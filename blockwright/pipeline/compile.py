@@ -1,0 +1,53 @@
+"""Stage: compile a checkpoint into an engine."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from blockwright.compile.engine import Engine, EngineOrder, SessionSettings, build_engine, read_engine
+from blockwright.pipeline.console import progress
+from blockwright.pipeline.inputs import open_checkpoint
+from blockwright.pipeline.stage import Stage, running
+from blockwright.spec import parse_format
+from blockwright.strict import to_data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileOrder:
+    """What to build."""
+
+    format: str
+    threads: int
+    num_positions: int | None = None
+    """Longest sequence; None for the checkpoint's own context."""
+
+
+def compile_checkpoint(checkpoint: str, order: CompileOrder, output: Path, home: Path | None = None) -> Engine:
+    """Builds an ONNX Runtime engine, or reads the one that was built before from the same inputs.
+
+    Args:
+        checkpoint: a child's or a parent's folder, or a repository of the Hugging Face hub.
+        order: what to build.
+        output: the engine's folder.
+        home: where the manifest stands; beside the output if None.
+    """
+    weights = parse_format(order.format)
+    source = open_checkpoint(checkpoint)
+    stage = Stage(
+        name=f"compile-{output.name}",
+        output=output,
+        inputs={"order": to_data(order), "checkpoint": source.digest},
+        home=home,
+    )
+    if stage.is_done():
+        return read_engine(output)
+    built = EngineOrder(
+        model=source.spec,
+        weights_format=weights,
+        num_positions=order.num_positions or source.spec.max_positions,
+        session=SessionSettings(num_threads=order.threads),
+        built_from=source.digest,
+    )
+    with running(stage), progress(f"compile {output.name}", 1) as advance:
+        engine = build_engine(built, source.folder, output)
+        advance()
+    return engine

@@ -1,0 +1,88 @@
+"""Stage: distil a realised child from its parent."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from blockwright.errors import InputError
+from blockwright.files import new_folder, write_json
+from blockwright.model.child import save_child
+from blockwright.model.parent import Parent, load_model, load_tokenizer
+from blockwright.pipeline.console import progress
+from blockwright.pipeline.inputs import (
+    check_text_suits,
+    checkpoint_digest,
+    load_checkpoint,
+    open_checkpoint,
+    read_text,
+    windows_of,
+)
+from blockwright.pipeline.stage import Stage, running
+from blockwright.strict import to_data
+from blockwright.train.distill import GkdSettings, GkdStep, distill
+from blockwright.train.windows import batches
+
+HISTORY = "distillation.json"
+_CHECKPOINT_STEPS = 25
+_SEED_SHIFT = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillOrder:
+    """How to distil."""
+
+    text: str
+    window_tokens: int
+    tokens: int
+    batch_windows: int
+    learning_rate: float
+    cosine_weight: float
+    seed: int
+
+
+def distill_child(child_folder: Path, teacher: Parent, order: DistillOrder, output: Path) -> None:
+    """Distils a child into a new folder, or leaves what was distilled before from the same inputs.
+
+    Raises:
+        InputError: the child is no child of ours, or not of this teacher's shape.
+    """
+    child = open_checkpoint(str(child_folder))
+    if (child.spec.hidden_size, len(child.spec.layers)) != (teacher.spec.hidden_size, len(teacher.spec.layers)):
+        raise InputError(
+            "child",
+            got=f"{len(child.spec.layers)} layers of hidden size {child.spec.hidden_size}",
+            expected=f"the teacher's {len(teacher.spec.layers)} layers of hidden size {teacher.spec.hidden_size}",
+            remedy="Name the parent that the child was made from as --teacher.",
+        )
+    text = read_text(order.text)
+    inputs = {
+        "order": to_data(order),
+        "child": child.digest,
+        "teacher": checkpoint_digest(teacher.folder),
+        "text": text.digest,
+    }
+    stage = Stage(name="distill", output=output, inputs=inputs)
+    if stage.is_done():
+        return
+    windows = windows_of(
+        teacher, text.training, length=order.window_tokens, num_tokens=order.tokens, seed=order.seed + _SEED_SHIFT
+    )
+    num_steps = max(1, order.tokens // (order.batch_windows * order.window_tokens))
+    settings = GkdSettings(
+        learning_rate=order.learning_rate, cosine_weight=order.cosine_weight, checkpoint_steps=_CHECKPOINT_STEPS
+    )
+    parent, model = load_model(teacher), load_checkpoint(child)
+    check_text_suits(parent, windows)
+    with running(stage) as work:
+        state = work / "state.safetensors"
+        with progress("distill", num_steps) as advance:
+
+            def show(step: GkdStep) -> None:
+                advance(f"KL {step.kl:.3f}", to=step.step + 1)
+
+            steps = batches(windows, order.batch_windows, num_steps, order.seed)
+            history = distill(model, parent, steps, settings, state, on_step=show)
+        with new_folder(output) as temporary:
+            tokens = num_steps * order.batch_windows * order.window_tokens
+            provenance = {"parent": str(teacher.folder), "inputs": inputs, "distilled_tokens": tokens}
+            save_child(model, child.spec, load_tokenizer(teacher), temporary, provenance)
+            write_json(temporary / HISTORY, [asdict(step) for step in history])

@@ -1,0 +1,192 @@
+"""Stage: measure what was promised."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from blockwright.compile.generate import generate_text, open_tokenizer
+from blockwright.compile.sampling import Sampling
+from blockwright.compile.session import Decoder
+from blockwright.cost import Cost, Load, Quantity, exact
+from blockwright.count import parameters
+from blockwright.errors import InputError
+from blockwright.files import digest_of_files
+from blockwright.hw_profiles.device import installed_software, this_device
+from blockwright.measured import (
+    SCHEMA_VERSION,
+    Measured,
+    MeasuredCost,
+    Quality,
+    Sample,
+    read_measured,
+    write_measured,
+)
+from blockwright.model.parent import Parent, load_model
+from blockwright.pipeline.console import progress
+from blockwright.pipeline.inputs import (
+    check_text_suits,
+    checkpoint_digest,
+    load_checkpoint,
+    open_checkpoint,
+    read_text,
+    windows_of,
+)
+from blockwright.pipeline.stage import Stage, running
+from blockwright.profiler.clock import Effort, Timing
+from blockwright.profiler.engines import measure_engines
+from blockwright.search.plan import Plan
+from blockwright.strict import to_data
+from blockwright.train.quality import compare
+from blockwright.train.windows import Windows
+
+_STEPS_PER_LOAD = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """What a run made, and is to be measured."""
+
+    parent: Parent
+    realised: Path
+    distilled: Path
+    engines: tuple[tuple[Path, Path], ...]
+    """The parent's and the child's engine in each format, those of the budgets first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureOrder:
+    """How to measure."""
+
+    text: str
+    window_tokens: int
+    tokens: int
+    """Held-out tokens to compare quality on."""
+    loads: dict[str, Load]
+    seconds: float
+    prompts: tuple[str, ...]
+    new_tokens: int
+    temperature: float
+    seed: int
+
+
+def measure_run(made: Made, order: MeasureOrder, output: Path) -> Measured:
+    """Measures costs, quality and writing, or reads what was measured before of the same files on this machine."""
+    text = read_text(order.text)
+    device, software = this_device(), installed_software()
+    inputs = {
+        "order": to_data(order),
+        "parent": checkpoint_digest(made.parent.folder),
+        "realised": checkpoint_digest(made.realised),
+        "distilled": checkpoint_digest(made.distilled),
+        "engines": [digest_of_files(list(pair)) for pair in made.engines],
+        "text": text.digest,
+        "device": device.digest,
+        "software": software,
+    }
+    stage = Stage(name="measure", output=output, inputs=inputs)
+    if stage.is_done():
+        return read_measured(output)
+    windows = windows_of(
+        made.parent, text.held_out, length=order.window_tokens, num_tokens=order.tokens, seed=order.seed
+    )
+    num_steps = _STEPS_PER_LOAD * len(order.loads) * len(made.engines) + 2 + len(order.prompts)
+    with running(stage), progress("measure", num_steps) as advance:
+        costs = [
+            cost
+            for parent_engine, child_engine in made.engines
+            for cost in measure_costs(parent_engine, child_engine, order.loads, order.seconds, advance)
+        ]
+        realised, distilled = measure_quality(made.parent, [made.realised, made.distilled], windows, advance)
+        parent_engine, child_engine = made.engines[0]
+        samples: list[Sample] = []
+        for prompt in order.prompts:
+            samples.append(
+                Sample(
+                    prompt=prompt,
+                    parent=write_sample(parent_engine, prompt, order),
+                    child=write_sample(child_engine, prompt, order),
+                )
+            )
+            advance()
+        measured = Measured(
+            schema_version=SCHEMA_VERSION,
+            device=f"{device.model}, {device.num_cores} cores",
+            software=software,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            loads=order.loads,
+            costs=tuple(costs),
+            realised=realised,
+            distilled=distilled,
+            held_out_tokens=windows.ids_NT.numel(),
+            samples=tuple(samples),
+        )
+        write_measured(measured, output)
+    return measured
+
+
+def measure_costs(
+    parent_engine: Path,
+    child_engine: Path,
+    loads: Mapping[str, Load],
+    seconds: float,
+    on_step: Callable[[], None] = lambda: None,
+) -> list[MeasuredCost]:
+    """Measures two engines in turn at every load."""
+    engines = [Decoder.open(folder).engine for folder in (parent_engine, child_engine)]
+    counts = [exact(parameters(engine.model)) for engine in engines]
+    costs: list[MeasuredCost] = []
+    for name, load in loads.items():
+        parent, child = measure_engines([parent_engine, child_engine], load, Effort(seconds=seconds), on_step)
+        pairs: dict[Quantity, tuple[Cost, Cost]] = {
+            "time_per_token": (_cost_of(parent.time_per_token), _cost_of(child.time_per_token)),
+            "time_to_first_token": (_cost_of(parent.time_to_first_token), _cost_of(child.time_to_first_token)),
+            "memory": (exact(parent.memory_bytes), exact(child.memory_bytes)),
+            "parameters": (counts[0], counts[1]),
+        }
+        for quantity, (parent_cost, child_cost) in pairs.items():
+            costs.append(
+                MeasuredCost(
+                    format=engines[1].format, quantity=quantity, load=name, parent=parent_cost, child=child_cost
+                )
+            )
+    return costs
+
+
+def check_promises_hold_here(plan: Plan) -> None:
+    """Refuses to hold a plan's promises against another machine than they were made for.
+
+    Raises:
+        InputError: the plan rests on another machine's profile.
+    """
+    here = this_device()
+    if plan.profile != here.name:
+        raise InputError(
+            "plan: profile",
+            got=plan.profile,
+            expected=f"this machine's, {here.name}",
+            remedy="Measure on the machine that the plan was made for, or profile this one and search again.",
+        )
+
+
+def measure_quality(
+    parent: Parent, children: Sequence[Path], windows: Windows, on_step: Callable[[], None] = lambda: None
+) -> list[Quality]:
+    """Compares children with their parent on the same windows."""
+    model = load_model(parent)
+    check_text_suits(model, windows)
+    qualities: list[Quality] = []
+    for folder in children:
+        qualities.append(compare(load_checkpoint(open_checkpoint(str(folder))), model, windows))
+        on_step()
+    return qualities
+
+
+def write_sample(engine: Path, prompt: str, order: MeasureOrder) -> str:
+    """How an engine goes on with a prompt."""
+    sampling = Sampling(temperature=order.temperature, seed=order.seed)
+    return "".join(generate_text(Decoder.open(engine), open_tokenizer(engine), prompt, order.new_tokens, sampling))
+
+
+def _cost_of(timing: Timing) -> Cost:
+    return Cost(value=timing.median_s, low=timing.low_s, high=timing.high_s, origin="measured")

@@ -1,0 +1,189 @@
+"""All stages in order: from a recipe to a report."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import yaml
+
+from blockwright.cost import Load
+from blockwright.errors import InputError
+from blockwright.files import new_file
+from blockwright.hw_profiles.device import installed_software, this_device
+from blockwright.hw_profiles.profile import Profile, check_is_this_machine, read_profile
+from blockwright.measured import Measured
+from blockwright.model.parent import Parent, load_model, open_parent
+from blockwright.pipeline.compile import CompileOrder, compile_checkpoint
+from blockwright.pipeline.console import say
+from blockwright.pipeline.distill import DistillOrder, distill_child
+from blockwright.pipeline.inputs import check_text_suits, read_text, windows_of
+from blockwright.pipeline.library import LibraryOrder, build_library
+from blockwright.pipeline.measure import Made, MeasureOrder, measure_run
+from blockwright.pipeline.profile import ProfileOrder, profile_machine
+from blockwright.pipeline.realise import realise_plan
+from blockwright.pipeline.recipe import Recipe
+from blockwright.pipeline.report import report_run
+from blockwright.pipeline.score import ScoreOrder, score_library
+from blockwright.pipeline.search import SearchOrder, check_budgets, check_reachable, search_plan
+from blockwright.pipeline.stage import locked
+from blockwright.search.plan import Plan
+from blockwright.search.space import candidates
+from blockwright.spec import parse_format
+from blockwright.strict import to_data
+
+RECIPE, PROFILE, LIBRARY, SCORES, PLAN = "recipe.yaml", "profile.json", "library", "scores.parquet", "plan.json"
+REALISED, CHILD, ENGINES, MEASURED, REPORT = "realised", "child", "engine/onnxruntime", "measured.json", "report.html"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A finished run."""
+
+    folder: Path
+    plan: Plan
+    measured: Measured
+
+
+def run(recipe: Recipe, folder: Path, profile: str | None = None) -> Run:
+    """Runs every stage that is not done yet.
+
+    Args:
+        recipe: what is asked for.
+        folder: of the run; a killed run in it is gone on with.
+        profile: a ready profile of this machine, to use instead of measuring one.
+
+    Raises:
+        InputError: something about the input has to be mended; what can be checked early is.
+    """
+    parent = check_recipe(recipe)
+    with locked(folder):
+        _write_recipe(recipe, folder / RECIPE)
+        hardware = _profile(recipe, parent, folder, profile)
+        profile_file = profile or folder / PROFILE
+        searched = search_order(recipe)
+        check_reachable(parent.spec, candidates(parent.spec, recipe.space), hardware, searched)
+        build_library(parent, library_order(recipe), folder / LIBRARY)
+        score_library(parent, folder / LIBRARY, score_order(recipe), folder / SCORES)
+        plan = search_plan(folder / SCORES, profile_file, searched, folder / PLAN)
+        realise_plan(parent, folder / PLAN, folder / LIBRARY, folder / REALISED)
+        distill_child(folder / REALISED, parent, distill_order(recipe), folder / CHILD)
+        made = Made(
+            parent=parent,
+            realised=folder / REALISED,
+            distilled=folder / CHILD,
+            engines=tuple(_engines(recipe, parent, folder, weights) for weights in recipe.engine.formats),
+        )
+        measured = measure_run(made, measure_order(recipe), folder / MEASURED)
+        report_run(folder, folder / REPORT)
+    return Run(folder=folder, plan=plan, measured=measured)
+
+
+def check_recipe(recipe: Recipe) -> Parent:
+    """Finds what can be found wrong without work: the parent, its weights and tokenizer, the text, budgets, formats.
+
+    Raises:
+        InputError: says what to mend.
+    """
+    check_budgets(recipe.loads, recipe.budgets)
+    for weights in recipe.engine.formats:
+        parse_format(weights)
+    parent = open_parent(recipe.parent)
+    _check_loads(recipe.loads, parent)
+    text = read_text(recipe.text)
+    windows_of(parent, text.held_out, length=recipe.window_tokens, num_tokens=recipe.window_tokens, seed=recipe.seed)
+    some = windows_of(
+        parent, text.training, length=recipe.window_tokens, num_tokens=2 * recipe.window_tokens, seed=recipe.seed
+    )
+    check_text_suits(load_model(parent), some)
+    say(f"parent    {recipe.parent}: {len(parent.spec.layers)} layers, {recipe.text} as text")
+    return parent
+
+
+def library_order(recipe: Recipe) -> LibraryOrder:
+    """What the recipe says about the library."""
+    return LibraryOrder(
+        space=recipe.space,
+        text=recipe.text,
+        window_tokens=recipe.window_tokens,
+        seed=recipe.seed,
+        **asdict(recipe.library),
+    )
+
+
+def score_order(recipe: Recipe) -> ScoreOrder:
+    """What the recipe says about scoring."""
+    return ScoreOrder(
+        text=recipe.text, window_tokens=recipe.window_tokens, seed=recipe.seed, tokens=recipe.score.tokens
+    )
+
+
+def search_order(recipe: Recipe) -> SearchOrder:
+    """What the recipe says about the search."""
+    return SearchOrder(
+        loads=recipe.loads,
+        budgets=recipe.budgets,
+        format=recipe.engine.formats[0],
+        backend="onnxruntime",
+        **asdict(recipe.search),
+    )
+
+
+def distill_order(recipe: Recipe) -> DistillOrder:
+    """What the recipe says about distillation."""
+    return DistillOrder(
+        text=recipe.text, window_tokens=recipe.window_tokens, seed=recipe.seed, **asdict(recipe.distill)
+    )
+
+
+def measure_order(recipe: Recipe) -> MeasureOrder:
+    """What the recipe says about measuring."""
+    return MeasureOrder(
+        text=recipe.text,
+        window_tokens=recipe.window_tokens,
+        seed=recipe.seed,
+        loads=recipe.loads,
+        **asdict(recipe.measure),
+    )
+
+
+def _profile(recipe: Recipe, parent: Parent, folder: Path, profile: str | None) -> Profile:
+    if profile is not None:
+        hardware = read_profile(profile)
+        check_is_this_machine(hardware, this_device(), installed_software())
+        return hardware
+    order = ProfileOrder(
+        parent=parent.spec,
+        space=recipe.space,
+        loads=recipe.loads,
+        formats=recipe.engine.formats[:1],
+        threads=recipe.engine.threads,
+        **asdict(recipe.profile),
+    )
+    return profile_machine(order, folder / PROFILE)
+
+
+def _engines(recipe: Recipe, parent: Parent, folder: Path, weights: str) -> tuple[Path, Path]:
+    order = CompileOrder(
+        format=weights,
+        threads=recipe.engine.threads,
+        num_positions=parent.spec.max_positions,
+    )
+    parent_engine, child_engine = (folder / ENGINES / f"{name}-{weights}" for name in ("parent", "child"))
+    compile_checkpoint(str(parent.folder), order, parent_engine, home=folder)
+    compile_checkpoint(str(folder / CHILD), order, child_engine, home=folder)
+    return parent_engine, child_engine
+
+
+def _check_loads(loads: dict[str, Load], parent: Parent) -> None:
+    for name, load in loads.items():
+        if load.total_tokens > parent.spec.max_positions:
+            raise InputError(
+                f"loads.{name}",
+                got=f"{load.total_tokens} tokens, prompt and new ones together",
+                expected=f"at most the parent's context of {parent.spec.max_positions}",
+                remedy="Shorten the load.",
+            )
+
+
+def _write_recipe(recipe: Recipe, path: Path) -> None:
+    with new_file(path) as temporary:
+        temporary.write_text(yaml.safe_dump(to_data(recipe), sort_keys=False))

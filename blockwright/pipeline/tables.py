@@ -1,0 +1,203 @@
+"""Results as tables for people, and as plain data for programs. Loads no torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from blockwright.hw_profiles.profile import Profile
+from blockwright.library import Library
+from blockwright.measured import Measured, MeasuredCost
+from blockwright.report.facts import (
+    QUANTITY_NAMES,
+    CostLine,
+    cost_lines,
+    interval,
+    percent_interval,
+    quality_rows,
+    show,
+    speedup,
+)
+from blockwright.search.plan import Plan
+from blockwright.search.scores import ScoreTable
+from blockwright.spec import variant_name
+from blockwright.strict import to_data
+from blockwright.units import format_time
+
+
+def print_run(folder: Path, plan: Plan, measured: Measured) -> None:
+    """What a run ends with: asked, promised, measured, quality kept, where the files are, what to do next."""
+    console = _console()
+    _print_cost_lines(console, cost_lines(plan, measured), f"{plan.format} on {measured.device}")
+    quality = _table("quality", "bits per byte", "KL to the parent", "same next token", title="On held-out text")
+    for row in quality_rows(measured):
+        quality.add_row(row["name"], row["bits"], row["kl"], row["agreement"])
+    console.print(quality)
+    decode = [c for c in measured.costs if c.format == plan.format and c.quantity == "time_per_token"]
+    for cost in decode:
+        faster = speedup(cost)
+        console.print(
+            f"The child writes {faster.value:.2f} times as fast as its parent ({faster.low:.2f} to {faster.high:.2f}) "
+            f"at {cost.load} and keeps {percent_interval(measured.distilled.agreement)} of its next tokens.\n"
+            f"The plan is {_certificate(plan)}."
+        )
+    console.print(f"""
+Report      {folder}/report.html
+Child       {folder}/child  (loads in plain transformers with trust_remote_code=True)
+Engine      {folder}/engine/onnxruntime/child-{plan.format}
+Plan        {folder}/plan.json
+Next        blockwright generate {folder}/engine/onnxruntime/child-{plan.format} --prompt 'def main('
+            blockwright search --scores {folder}/scores.parquet --profile {folder}/profile.json \\
+                --budget 'time_per_token@{plan.budgets[0].load} <= 40%' {_load_flags(plan)}""")
+
+
+def run_to_data(folder: Path, plan: Plan, measured: Measured) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "folder": str(folder),
+        "status": plan.status,
+        "score": plan.score,
+        "bound": plan.bound,
+        "budgets": to_data(plan.budgets),
+        "promises": to_data(plan.promises),
+        "measured": to_data(measured),
+    }
+
+
+def print_plan(plan: Plan) -> None:
+    """A plan: what is promised, and which blocks."""
+    console = _console()
+    costs = _table("cost", "load", "asked", "parent", "promised", "interval", title=f"{plan.format} on {plan.profile}")
+    limits = {(line.quantity, line.load): line for line in plan.budgets}
+    for promise in plan.promises:
+        line = limits.get((promise.quantity, promise.load))
+        asked = "" if line is None else f"≤ {show(line.limit, promise.quantity)}{' (binds)' * line.is_binding}"
+        ends = (show(promise.child.low, promise.quantity), show(promise.child.high, promise.quantity))
+        costs.add_row(
+            QUANTITY_NAMES[promise.quantity],
+            promise.load,
+            asked,
+            show(promise.parent.value, promise.quantity),
+            show(promise.child.value, promise.quantity),
+            "" if ends[0] == ends[1] else " to ".join(ends),
+        )
+    console.print(costs)
+    blocks = _table("layer", "mixer", "ffn")
+    for index, (own, new) in enumerate(zip(plan.parent.layers, plan.child.layers, strict=True)):
+        mixer = "as the parent" if new.mixer == own.mixer else variant_name(new.mixer)
+        ffn = "as the parent" if new.ffn == own.ffn else variant_name(new.ffn)
+        blocks.add_row(str(index), mixer, ffn)
+    console.print(blocks)
+    console.print(f"The plan is {_certificate(plan)}.")
+
+
+def print_costs(costs: Sequence[MeasuredCost], plan: Plan | None) -> None:
+    """Measured costs of two engines, beside a plan's promises where there is one."""
+    promises = {} if plan is None else {(p.quantity, p.load): p.child for p in plan.promises}
+    table = _table("cost", "load", "against", "engine", "ratio", *(["promised", "off by"] if plan else []))
+    for cost in costs:
+        promised = promises.get((cost.quantity, cost.load))
+        row = [
+            QUANTITY_NAMES[cost.quantity],
+            cost.load,
+            show(cost.parent.value, cost.quantity),
+            show(cost.child.value, cost.quantity),
+            f"{cost.parent.value / cost.child.value:.2f} ×",
+        ]
+        if promised is not None:
+            row += [show(promised.value, cost.quantity), f"{100 * (cost.child.value / promised.value - 1):+.1f} %"]
+        table.add_row(*row)
+    _console().print(table)
+
+
+def print_profile(profile: Profile) -> None:
+    """The times of a profile."""
+    console = _console()
+    console.print(f"{profile.device.model}, {profile.device.num_cores} cores, {profile.num_threads} thread(s)")
+    console.print(
+        f"reads {profile.ceilings.read_bytes_per_s / 1e9:.1f} GB/s, "
+        f"computes {profile.ceilings.fp32_flop_per_s / 1e9:.1f} GFLOP/s in fp32"
+    )
+    table = _table("backend", "format", "part", "new tokens", "slots", "time", "interval (90 %)")
+    for row in profile.times:
+        table.add_row(
+            row.backend,
+            row.format,
+            f"{row.part} {row.variant}",
+            str(row.point.new_tokens),
+            str(row.point.slots),
+            format_time(row.time_s),
+            f"{format_time(row.low_s)} to {format_time(row.high_s)}",
+        )
+    console.print(table)
+
+
+def print_library(library: Library) -> None:
+    """How close each candidate of a library comes to the parent's layer."""
+    table = _table(
+        "layer", "part", "candidate", "error before training", "error after", title="Share of the layer's own delta"
+    )
+    for entry in library.entries:
+        candidate = entry.candidate
+        table.add_row(
+            str(candidate.layer),
+            candidate.part,
+            variant_name(candidate.variant),
+            f"{entry.initial_delta_nmse:.3f}",
+            f"{entry.delta_nmse:.3f}",
+        )
+    _console().print(table)
+
+
+def print_scores(table: ScoreTable) -> None:
+    """What the parent loses by each candidate."""
+    shown = _table("layer", "part", "candidate", "KL, nats per token (95 %)")
+    for score in table.scores:
+        candidate = score.candidate
+        shown.add_row(
+            str(candidate.layer), candidate.part, variant_name(candidate.variant), interval(score.estimate, 4)
+        )
+    _console().print(shown)
+
+
+def _print_cost_lines(console: Console, lines: Sequence[CostLine], title: str) -> None:
+    table = _table("cost", "asked", "parent", "promised", "measured", "off by", "of parent", title=title)
+    for line in lines:
+        met = "" if not line.asked else " met" if line.is_met else " MISSED"
+        table.add_row(
+            f"{line.name} ({line.load})",
+            line.asked,
+            line.parent,
+            line.promised,
+            f"{line.measured}{met}",
+            line.off,
+            line.of_parent,
+        )
+    console.print(table)
+
+
+def _certificate(plan: Plan) -> str:
+    if plan.status == "optimal":
+        return f"proven optimal: no other choice within the budgets has a sum of scores below {plan.score:.4f}"
+    return f"the best found in the time limit, at most {100 * plan.gap:.1f} % from optimal"
+
+
+def _load_flags(plan: Plan) -> str:
+    return " ".join(
+        f"--load {name}={load.batch}x{load.prompt_tokens}+{load.new_tokens}" for name, load in plan.loads.items()
+    )
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _console() -> Console:
+    console = Console(highlight=False, soft_wrap=False, markup=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, width=120)
