@@ -1,0 +1,45 @@
+"""Write text with an engine, as it comes.
+
+blockwright generate engine --prompt 'def main(' --tokens 100 --temperature 0.7
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the sub-command's flags."""
+    parser.add_argument("engine", type=Path, help="the engine's folder")
+    parser.add_argument("--prompt", default="", help="what to go on with; - reads standard input")
+    parser.add_argument("--tokens", type=int, default=128, help="at most so many new ones (default: 128)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
+    parser.add_argument("--top-k", type=int, default=0, help="draw among so many tokens; 0 for all (default: 0)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest share (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the sub-command."""
+    from blockwright.compile.generate import generate_text, open_tokenizer
+    from blockwright.compile.sampling import Sampling
+    from blockwright.compile.session import Decoder
+    from blockwright.errors import InputError
+
+    try:
+        sampling = Sampling(
+            temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p, seed=arguments.seed
+        )
+    except ValueError as error:
+        given = f"{arguments.temperature}, {arguments.top_k}, {arguments.top_p}"
+        raise InputError(
+            "--temperature, --top-k, --top-p", got=given, expected=str(error), remedy="Correct the value."
+        ) from error
+    if arguments.tokens < 1:
+        raise InputError("--tokens", got=arguments.tokens, expected="at least 1", remedy="Ask for more tokens.")
+    decoder, tokenizer = Decoder.open(arguments.engine), open_tokenizer(arguments.engine)
+    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    print(prompt, end="", flush=True)
+    for piece in generate_text(decoder, tokenizer, prompt, arguments.tokens, sampling):
+        print(piece, end="", flush=True)
+    print()

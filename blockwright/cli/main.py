@@ -1,0 +1,119 @@
+"""The command `blockwright`."""
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+import blockwright
+from blockwright.cli import (
+    compile,
+    distill,
+    generate,
+    library,
+    measure,
+    profile,
+    realise,
+    report,
+    run,
+    score,
+    search,
+)
+from blockwright.errors import InputError
+
+_COMMANDS = (run, profile, library, score, search, realise, distill, compile, measure, generate, report)
+
+_DESCRIPTION = """\
+Fits a language model to a piece of hardware: finds the child of a parent model that keeps most of its quality
+within a budget, distils it, compiles it, and shows what was promised beside what was measured.
+"""
+
+_EPILOG = """\
+Start here:
+  blockwright run recipes/demo.yaml            all stages, on this machine's CPU; then open runs/demo/report.html
+  blockwright run recipes/demo.yaml --parent Qwen/Qwen3-0.6B --text my-texts/
+Every stage is a command of its own and says with --help what it reads and writes. All of them can be killed and
+run again: they go on from the last finished piece.
+"""
+
+BAD_INPUT = 2
+"""Exit code where the user has to mend something."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a sub-command and returns the exit code: 0, 2 for input to be mended, 130 when interrupted."""
+    # Threads that wait must not spin: on shared cores that costs more than half of the speed.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.action(arguments)
+    except InputError as error:
+        print(_message(error), file=sys.stderr)
+        return BAD_INPUT
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(_message(_input_error_of(error)), file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("\nStopped. Run the same command again to go on from the last finished piece.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="blockwright",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"blockwright {blockwright.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for module in _COMMANDS:
+        name = module.__name__.rpartition(".")[2]
+        text = module.__doc__ or ""
+        command = commands.add_parser(
+            name,
+            help=text.splitlines()[0].rstrip("."),
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_flags(command)
+        command.set_defaults(action=module.run)
+    return parser
+
+
+def _message(error: InputError) -> str:
+    return (
+        f"blockwright: error in {error.field}\n"
+        f"  got       {error.got}\n"
+        f"  expected  {error.expected}\n"
+        f"  remedy    {error.remedy}"
+    )
+
+
+def _input_error_of(error: OSError) -> InputError:
+    remedies = {
+        errno.ENOSPC: "Free some space and run the same command again: it goes on from the last finished piece.",
+        errno.EDQUOT: "Free some space and run the same command again: it goes on from the last finished piece.",
+        errno.EFBIG: "Raise the limit on file sizes and run the same command again.",
+        errno.EROFS: "Name a folder that can be written to with --out.",
+        errno.EACCES: "Name a folder that can be written to with --out, or mend its permissions.",
+        errno.EPERM: "Name a folder that can be written to with --out, or mend its permissions.",
+    }
+    return InputError(
+        error.filename or "files",
+        got=error.strerror or str(error),
+        expected="a place that can be read and written",
+        remedy=remedies.get(error.errno or 0, "Check the path."),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""Measure what this machine takes for each block of a parent.
+
+Writes a hardware profile: times of every mixer and ffn that the search may choose, at every load, whole models to fit
+and check the sums, memory, and the machine's ceilings; each row with its spread and origin.
+
+  blockwright profile --for path/to/parent --out profile.json
+"""
+
+import argparse
+
+from blockwright.cli.flags import add_loads, add_out, read_loads
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the sub-command's flags."""
+    parser.add_argument("--for", dest="parent", required=True, help="the parent whose blocks are measured")
+    add_loads(parser)
+    parser.add_argument("--format", action="append", help="weight format; repeatable (default: fp32)")
+    parser.add_argument(
+        "--backend", action="append", choices=("onnxruntime", "torch"), help="repeatable (default: onnxruntime)"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="threads of the runtime (default: 1)")
+    parser.add_argument("--seconds", type=float, default=0.25, help="to measure each thing for (default: 0.25)")
+    add_out(parser, "profile.json", "the profile")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Runs the sub-command."""
+    from blockwright.model.parent import open_parent
+    from blockwright.pipeline.profile import ProfileOrder, profile_machine
+    from blockwright.pipeline.tables import print_profile
+    from blockwright.search.space import SpaceSettings
+
+    order = ProfileOrder(
+        parent=open_parent(arguments.parent).spec,
+        space=SpaceSettings(),
+        loads=read_loads(arguments.load),
+        formats=tuple(arguments.format or ["fp32"]),
+        threads=arguments.threads,
+        backends=tuple(arguments.backend or ["onnxruntime"]),
+        seconds_per_measurement=arguments.seconds,
+    )
+    print_profile(profile_machine(order, arguments.out))
