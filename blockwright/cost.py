@@ -60,9 +60,10 @@ def exact(value: float) -> Cost:
 def total(costs: Iterable[Cost]) -> Cost:
     """The sum of costs. Half-widths add up too, for errors of one device go together; the origin is the worst one's."""
     parts = list(costs)
+    rank = max((ORIGINS.index(part.origin) for part in parts), default=0)
     return Cost(
         value=sum(part.value for part in parts),
         low=sum(part.low for part in parts),
         high=sum(part.high for part in parts),
-        origin=max((part.origin for part in parts), key=ORIGINS.index, default="measured"),
+        origin=ORIGINS[rank],
     )

@@ -138,7 +138,7 @@ def _hints(cls: type) -> dict[str, Any]:
 def _dataclasses_of(declared: Any) -> list[type]:
     if get_origin(declared) not in (Union, types.UnionType):
         return []
-    return [member for member in get_args(declared) if is_dataclass(member)]
+    return [member for member in get_args(declared) if isinstance(member, type) and is_dataclass(member)]
 
 
 def _mismatch(path: str, data: Any, expected: str) -> InputError:

@@ -17,6 +17,7 @@ from blockwright.spec import Model, Part
 from blockwright.strict import from_data, to_data
 
 SCHEMA_VERSION = 1
+_HERE = "blockwright.hw_profiles"
 
 Backend = Literal["onnxruntime", "torch"]
 
@@ -130,7 +131,7 @@ def read_profile(name: str | Path) -> Profile:
     """
     path = Path(name)
     if not path.exists():
-        shipped = {Path(file.name).stem: file for file in resources.files(__package__).iterdir()}
+        shipped = {Path(file.name).stem: file for file in resources.files(_HERE).iterdir()}
         if str(name) not in shipped_profiles():
             raise InputError(
                 "profile",
@@ -145,7 +146,7 @@ def read_profile(name: str | Path) -> Profile:
 
 def shipped_profiles() -> list[str]:
     """The names of the profiles that ship with Blockwright."""
-    names = (Path(file.name) for file in resources.files(__package__).iterdir())
+    names = (Path(file.name) for file in resources.files(_HERE).iterdir())
     return sorted(name.stem for name in names if name.suffix == ".json")
 
 

@@ -120,7 +120,7 @@ def batch_at(tokens: np.ndarray, step: int, context: int, device: str) -> torch.
 def train(work: Path, total_tokens: int, device: str) -> None:
     """Trains until `total_tokens`, from the last checkpoint where there is one."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(CONFIG).to(device)
+    model = LlamaForCausalLM(CONFIG).to(device)  # pyright: ignore[reportArgumentType]
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]
     others = [p for name, p in model.named_parameters() if not (p.ndim == 2 and "layers" in name)]
     optimizers = [

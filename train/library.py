@@ -116,11 +116,12 @@ def layer_data(walk: Walk, layer: int, x_NTD: Tensor) -> tuple[LayerData, Tensor
     Returns:
         The hidden states, and the contribution of each channel of the layer's ffn to its output.
     """
-    down = walk.layers[layer].mlp.down_proj
+    down = walk.layers[layer].get_submodule("mlp.down_proj")
+    down_DW = down.get_parameter("weight")
     contributions: list[Tensor] = []
 
     def record(_: nn.Module, inputs: tuple[Tensor]) -> None:
-        contributions.append(channel_contribution(inputs[0].flatten(0, 1), down.weight))
+        contributions.append(channel_contribution(inputs[0].flatten(0, 1), down_DW))
 
     hook = down.register_forward_pre_hook(record)
     try:
@@ -191,7 +192,7 @@ def run_candidate(walk: Walk, candidate: Candidate, student: nn.Module, data: La
     """The layer's output with the candidate in it, ŷ_NTD."""
     if candidate.part == "mixer":
         return walk.layer(candidate.layer, data.x_NTD, student)
-    return data.mid_NTD + student.mlp(student.post_attention_layernorm(data.mid_NTD))
+    return walk.feed(candidate.layer, data.mid_NTD, student)
 
 
 def normalised_mse(output: Tensor, target: Tensor, zero: Tensor | float = 0.0) -> Tensor:

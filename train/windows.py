@@ -69,6 +69,6 @@ def batches(windows: Windows, batch_windows: int, num_batches: int, seed: int) -
 def _separator(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """What stands before a document: the token that begins one; failing that the one that ends one; or nothing."""
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token is not None:
+        if isinstance(token, int):
             return [token]
     return []

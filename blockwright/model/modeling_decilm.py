@@ -82,7 +82,7 @@ class NoMLP(nn.Module):
 def build_layer(layer_class: type[nn.Module], config: PreTrainedConfig, index: int) -> nn.Module:
     """Builds one decoder layer from the family's layer class and the configuration of the whole model."""
     block = config.block_configs[index]
-    layer = layer_class(config.per_layer_config[index], index)
+    layer: Any = layer_class(config.per_layer_config[index], index)
     if block.attention.no_op:
         layer.input_layernorm, layer.self_attn = nn.Identity(), NoAttention()
     elif block.attention.replace_with_linear:
@@ -141,7 +141,7 @@ class _ChildModel(PreTrainedModel):
             config.num_hidden_layers = num_layers
         assert per_layer_config is not None
         self.model.layers = nn.ModuleList(build_layer(self.layer_class, config, i) for i in range(num_layers))
-        with_attention = [layer for layer in self.model.layers if hasattr(layer.self_attn, "layer_idx")]
+        with_attention: list[Any] = [layer for layer in self.model.layers if hasattr(layer.self_attn, "layer_idx")]
         for cache_index, layer in enumerate(with_attention):
             layer.self_attn.layer_idx = cache_index
         self.post_init()
@@ -155,7 +155,6 @@ class LlamaChildForCausalLM(_ChildModel, LlamaForCausalLM):
     """A child of a Llama."""
 
     config_class = LlamaChildConfig
-    config: LlamaChildConfig
     layer_class = LlamaDecoderLayer
 
 
@@ -167,7 +166,6 @@ class MistralChildForCausalLM(_ChildModel, MistralForCausalLM):
     """A child of a Mistral."""
 
     config_class = MistralChildConfig
-    config: MistralChildConfig
     layer_class = MistralDecoderLayer
 
 
@@ -179,7 +177,6 @@ class Qwen2ChildForCausalLM(_ChildModel, Qwen2ForCausalLM):
     """A child of a Qwen2."""
 
     config_class = Qwen2ChildConfig
-    config: Qwen2ChildConfig
     layer_class = Qwen2DecoderLayer
 
 
@@ -191,5 +188,4 @@ class Qwen3ChildForCausalLM(_ChildModel, Qwen3ForCausalLM):
     """A child of a Qwen3."""
 
     config_class = Qwen3ChildConfig
-    config: Qwen3ChildConfig
     layer_class = Qwen3DecoderLayer

@@ -58,7 +58,7 @@ def load_model(parent: Parent) -> PreTrainedModel:
         InputError: a weight is missing, surplus or of another shape.
     """
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             parent.folder, dtype=torch.float32, output_loading_info=True, attn_implementation="sdpa"
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
@@ -68,6 +68,7 @@ def load_model(parent: Parent) -> PreTrainedModel:
             expected="the weights that config.json describes",
             remedy="Download the checkpoint again.",
         ) from error
+    model, info = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
             raise InputError(
@@ -230,7 +231,7 @@ def _reach_of(settings: dict[str, Any], layer: int) -> Full | Window:
     layer_types = settings.get("layer_types")
     window = settings.get("sliding_window")
     is_sliding = layer_types[layer] == "sliding_attention" if layer_types else window is not None
-    if not is_sliding or window >= settings["max_position_embeddings"]:
+    if not is_sliding or window is None or window >= settings["max_position_embeddings"]:
         return Full()
     return Window(num_tokens=window)
 

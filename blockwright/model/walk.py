@@ -3,6 +3,8 @@
 Shapes: B batch, T tokens, D hidden size, V vocabulary.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -31,13 +33,13 @@ class Walk:
 
     def mix(self, index: int, x_BTD: Tensor) -> Tensor:
         """The hidden state between a layer's mixer and its ffn."""
-        layer = self.layers[index]
+        layer: Any = self.layers[index]
         mixed_BTD, _ = layer.self_attn(hidden_states=layer.input_layernorm(x_BTD), **self.context(index, x_BTD))
         return x_BTD + mixed_BTD
 
-    def feed(self, index: int, mid_BTD: Tensor) -> Tensor:
-        """What leaves a layer, from the hidden state between its mixer and its ffn."""
-        layer = self.layers[index]
+    def feed(self, index: int, mid_BTD: Tensor, replacement: nn.Module | None = None) -> Tensor:
+        """What leaves a layer, or another module in its place, from the state between its mixer and its ffn."""
+        layer: Any = self.layers[index] if replacement is None else replacement
         return mid_BTD + layer.mlp(layer.post_attention_layernorm(mid_BTD))
 
     def context(self, index: int, x_BTD: Tensor) -> dict[str, Tensor | tuple[Tensor, Tensor] | None]:
