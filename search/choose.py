@@ -170,7 +170,7 @@ def _infeasible_error(answer: Infeasible, problem: Problem, order: Order) -> Inp
         f"{limit.text}: allows {_text(limit.limit, budget.quantity)}, "
         f"the least that any child costs is {_text(least, budget.quantity)}"
         for limit, budget, least in zip(problem.limits, order.budgets, answer.reachable, strict=True)
-        if least > limit.limit
+        if least > limit.most
     ]
     together = "each alone can be met, but not all together: " + "; ".join(limit.text for limit in problem.limits)
     return InputError(

@@ -13,12 +13,13 @@ Objective
 
 Constraints
     (1)  Σ_{c ∈ g} x_c = 1                   for every group g
-    (2)  f_b + Σ_c a_bc · x_c ≤ l_b          for every budget b
+    (2)  f_b + Σ_c a_bc · x_c ≤ l_b + ε      for every budget b, ε = 10^-9 · l_b
 
-CP-SAT works in whole numbers. Scores and costs are scaled so that the largest sum of scores and each limit
-become 10^12: costs are rounded up, so no plan that is found breaks a budget; one whose cost is within 10^-12 ·
-2L of a limit may be missed. Sums of the plan are taken again in floating point. The reported bound allows for
-the rounding of scores.
+Without ε a budget of 100 % would shut out the parent itself, for the last digits of a sum depend on its order.
+CP-SAT works in whole numbers: scores and costs are scaled so that the largest sum of scores and the room for
+each cost become 10^12. Costs are rounded up, by less than ε in all, so every plan within the budgets is considered
+and none exceeds one by more than ε. Sums of the plan are taken again in floating point. The reported bound allows
+for the rounding of scores.
 """
 
 import math
@@ -30,6 +31,8 @@ from blockwright.errors import InputError
 from blockwright.spec import Candidate
 
 _SCALE = 10**12
+_SLACK = 1e-9
+"""ε as a share of a limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,11 @@ class Limit:
     text: str
     fixed: float
     limit: float
+
+    @property
+    def most(self) -> float:
+        """What a sum in floating point may come to and still count as within the limit: l_b + ε."""
+        return self.limit * (1 + _SLACK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +121,7 @@ def solve(problem: Problem, time_limit_s: float = 60.0) -> Answer:
         time_limit_s: seconds after which the best choice so far is given as `Feasible`.
     """
     reachable = tuple(_least_costs(problem))
-    if any(least > limit.limit for least, limit in zip(reachable, problem.limits, strict=True)):
+    if any(least > limit.most for least, limit in zip(reachable, problem.limits, strict=True)):
         return Infeasible(reachable=reachable)
     score_unit = sum(max(c.score for c in group) for group in problem.groups) / _SCALE or 1.0 / _SCALE
     model = cp_model.CpModel()
@@ -150,6 +158,11 @@ def spent(problem: Problem, chosen: tuple[Choice, ...]) -> list[float]:
     return [limit.fixed + sum(c.costs[i] for c in chosen) for i, limit in enumerate(problem.limits)]
 
 
+def is_within(problem: Problem, chosen: tuple[Choice, ...]) -> bool:
+    """Whether a choice is within every budget."""
+    return all(cost <= limit.most for cost, limit in zip(spent(problem, chosen), problem.limits, strict=True))
+
+
 def _least_costs(problem: Problem) -> list[float]:
     return [
         limit.fixed + sum(min(choice.costs[index] for choice in group) for group in problem.groups)
@@ -158,8 +171,8 @@ def _least_costs(problem: Problem) -> list[float]:
 
 
 def _share_of(cost: float, limit: Limit) -> int:
-    """A cost in units of the limit / 10^12, rounded up; whatever exceeds the limit alone becomes just too much."""
-    capacity = limit.limit - limit.fixed
+    """A cost in units of the room for it / 10^12, rounded up; whatever exceeds the room alone is just too much."""
+    capacity = limit.most - limit.fixed
     if cost == 0:
         return 0
     return math.ceil(cost / capacity * _SCALE) if cost <= capacity else _SCALE + 1
