@@ -7,19 +7,20 @@ over tokens n and the outputs h^l of the layers. There is no language-modelling 
 Shapes: B windows of a batch, T tokens, D hidden size, N = B·T.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel
 
 from blockwright.errors import InputError
-from blockwright.files import new_file, read_json, write_json
+from blockwright.files import new_file
 from blockwright.model.walk import Walk
 from blockwright.train.chunked_kl import chunked_kl
 from blockwright.train.schedule import warm_up_then_cosine
@@ -115,32 +116,31 @@ def distillation_loss(child: PreTrainedModel, parent: PreTrainedModel, ids_BT: T
     return chunked_kl(h_ND, child.lm_head.weight, g_ND, parent.lm_head.weight), cosine
 
 
-def _save(path: Path, child: PreTrainedModel, names: list[str], optimizer: torch.optim.AdamW, history: list) -> None:
+def _save(
+    path: Path, child: PreTrainedModel, names: list[str], optimizer: torch.optim.AdamW, history: list[GkdStep]
+) -> None:
+    """Writes weights, optimizer and history as one file, so that no kill can leave them out of step."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in zip(names, child.parameters(), strict=True):
         state = optimizer.state[parameter]
         tensors[f"weight.{name}"] = parameter.detach()
         tensors[f"first.{name}"] = state["exp_avg"]
         tensors[f"second.{name}"] = state["exp_avg_sq"]
+    losses = json.dumps([[entry.kl, entry.cosine] for entry in history])
     with new_file(path) as temporary:
-        save_file({key: value.contiguous() for key, value in tensors.items()}, temporary)
-    write_json(_history_of(path), [[entry.kl, entry.cosine] for entry in history])
+        save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, {"losses": losses})
 
 
 def _restore(path: Path, child: PreTrainedModel, names: list[str], optimizer: torch.optim.AdamW) -> list[GkdStep]:
-    if not path.exists() or not _history_of(path).exists():
+    if not path.exists():
         return []
-    losses: list[Any] = read_json(_history_of(path))
-    tensors = load_file(path)
-    for name, parameter in zip(names, child.parameters(), strict=True):
-        parameter.data.copy_(tensors[f"weight.{name}"])
-        optimizer.state[parameter] = {
-            "step": torch.tensor(float(len(losses))),
-            "exp_avg": tensors[f"first.{name}"],
-            "exp_avg_sq": tensors[f"second.{name}"],
-        }
+    with safe_open(path, framework="pt") as state:
+        losses = json.loads(state.metadata()["losses"])
+        for name, parameter in zip(names, child.parameters(), strict=True):
+            parameter.data.copy_(state.get_tensor(f"weight.{name}"))
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(len(losses))),
+                "exp_avg": state.get_tensor(f"first.{name}").clone(),
+                "exp_avg_sq": state.get_tensor(f"second.{name}").clone(),
+            }
     return [GkdStep(step=step, kl=kl, cosine=cosine) for step, (kl, cosine) in enumerate(losses)]
-
-
-def _history_of(path: Path) -> Path:
-    return path.with_suffix(".json")
