@@ -54,9 +54,9 @@ def parse_format(text: str) -> Format:
     Raises:
         InputError: there is no such format.
     """
-    name, _, group = text.partition("-g")
+    name, separator, group = text.partition("-g")
     try:
-        size = int(group) if group else 32 if name.startswith("int") else None
+        size = int(group) if separator else 32 if name.startswith("int") else None
         return Format(name=name, group_size=size)  # type: ignore[arg-type]
     except (ValueError, KeyError) as error:
         raise InputError(

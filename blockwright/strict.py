@@ -62,7 +62,7 @@ def _convert(cls: Any, data: Any, path: str) -> Any:
     if origin in (Union, types.UnionType):
         return _convert_union(cls, data, path)
     if origin is Literal:
-        if data not in get_args(cls):
+        if not any(type(data) is type(allowed) and data == allowed for allowed in get_args(cls)):
             raise _mismatch(path, data, "one of " + ", ".join(map(str, get_args(cls))))
         return data
     if origin is tuple:
@@ -94,20 +94,20 @@ def _convert_union(cls: Any, data: Any, path: str) -> Any:
             if type(data) is (get_origin(member) or member) or (member is float and type(data) is int):
                 return _convert(member, data, path)
         raise _mismatch(path, data, " or ".join(getattr(member, "__name__", str(member)) for member in members))
-    kind = data.get("kind") if isinstance(data, Mapping) else None
+    given = dict(data) if isinstance(data, Mapping) else {}
+    kind = given.pop("kind", None)
     if kind is None and len(classes) == 1:
         return _convert(members[0], data, path)
-    if kind not in classes:
+    if not isinstance(kind, str) or kind not in classes:
         raise _mismatch(_join(path, "kind"), kind, "one of " + ", ".join(classes))
-    return _convert_dataclass(classes[kind], data, path)
+    return _convert_dataclass(classes[kind], given, path)
 
 
 def _convert_dataclass(cls: Any, data: Any, path: str) -> Any:
     if not isinstance(data, Mapping):
         raise _mismatch(path, data, f"a mapping with the keys {', '.join(_hints(cls))}")
     hints = _hints(cls)
-    given = {key: value for key, value in data.items() if key in hints or key != "kind"}
-    for key in given:
+    for key in data:
         if key not in hints:
             raise InputError(
                 _join(path, str(key)),
@@ -116,17 +116,17 @@ def _convert_dataclass(cls: Any, data: Any, path: str) -> Any:
                 remedy="Correct the spelling or remove the key.",
             )
     for field in fields(cls):
-        if field.name not in given and field.default is MISSING and field.default_factory is MISSING:
+        if field.name not in data and field.default is MISSING and field.default_factory is MISSING:
             raise InputError(
                 _join(path, field.name), got="no such key", expected="a value", remedy="Add the missing key."
             )
-    converted = {key: _convert(hints[key], value, _join(path, str(key))) for key, value in given.items()}
+    converted = {key: _convert(hints[key], value, _join(path, str(key))) for key, value in data.items()}
     try:
         return cls(**converted)
     except InputError:
         raise
     except ValueError as error:
-        raise _mismatch(path or kind_of(cls), given, str(error)) from error
+        raise _mismatch(path or kind_of(cls), data, str(error)) from error
 
 
 @cache
