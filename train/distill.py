@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from blockwright.errors import InputError
 from blockwright.files import new_file
 from blockwright.model.walk import Walk
+from blockwright.tensors import writing_tensors
 from blockwright.train.chunked_kl import chunked_kl
 from blockwright.train.schedule import warm_up_then_cosine
 
@@ -127,7 +128,7 @@ def _save(
         tensors[f"first.{name}"] = state["exp_avg"]
         tensors[f"second.{name}"] = state["exp_avg_sq"]
     losses = json.dumps([[entry.kl, entry.cosine] for entry in history])
-    with new_file(path) as temporary:
+    with new_file(path) as temporary, writing_tensors(path):
         save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, {"losses": losses})
 
 

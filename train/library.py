@@ -30,6 +30,7 @@ from blockwright.library import Entry
 from blockwright.model.child import layer_with, part_weights
 from blockwright.model.walk import Walk
 from blockwright.spec import Attention, Candidate, GatedFFN, LinearFFN, LinearMixer, Model, NoOp
+from blockwright.tensors import writing_tensors
 from blockwright.train.initialise import channel_contribution, ffn_weights, mixer_weights
 from blockwright.train.schedule import warm_up_then_cosine
 
@@ -214,7 +215,7 @@ def _write_candidate(
 ) -> Entry:
     name = f"{candidate.name}.safetensors"
     weights = {name: tensor.contiguous() for name, tensor in part_weights(student, candidate.part).items()}
-    with new_file(folder / name) as temporary:
+    with new_file(folder / name) as temporary, writing_tensors(folder / name):
         save_file(weights, temporary)
     return Entry(
         candidate=candidate,

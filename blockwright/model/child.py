@@ -31,6 +31,7 @@ from blockwright.spec import (
     model_to_data,
     with_candidate,
 )
+from blockwright.tensors import writing_tensors
 
 _CLASSES: dict[Family, tuple[type[PreTrainedConfig], type[PreTrainedModel]]] = {
     "llama": (modeling_decilm.LlamaChildConfig, modeling_decilm.LlamaChildForCausalLM),
@@ -131,7 +132,8 @@ def save_child(
         folder: an existing, empty folder.
         provenance: where it comes from; kept in config.json under ``blockwright``.
     """
-    model.save_pretrained(folder)
+    with writing_tensors(folder):
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     source = Path(modeling_decilm.__file__)
     shutil.copyfile(source, folder / source.name)
