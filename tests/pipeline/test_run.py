@@ -1,0 +1,154 @@
+"""A whole run: its files, and going on after it was killed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+from blockwright.cli.main import main
+from blockwright.hw_profiles.profile import read_profile
+from blockwright.measured import read_measured
+from blockwright.search.plan import read_plan
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+FILES = [
+    "recipe.yaml",
+    "manifest.json",
+    "profile.json",
+    "library/index.json",
+    "scores.parquet",
+    "plan.json",
+    "realised/config.json",
+    "child/model.safetensors",
+    "engine/onnxruntime/parent-fp32/engine.json",
+    "engine/onnxruntime/child-int4/model.onnx",
+    "measured.json",
+    "report.html",
+]
+
+
+def test_a_run_writes_every_file_and_ends_with_a_table(
+    tmp_path: Path, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert main(["run", str(write_recipe()), "--out", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert all((folder / file).exists() for file in FILES)
+    for words in ("promised", "measured", "bits per byte", "proven optimal", "report.html", "blockwright generate"):
+        assert words in printed
+    assert not list(folder.glob(".*-*")), "unfinished work is left"
+    plan, measured = read_plan(folder / "plan.json"), read_measured(folder / "measured.json")
+    promised = {p.load: p for p in plan.promises if p.quantity == "parameters"}["chat"]
+    assert measured.cost("fp32", "parameters", "chat").child.value == promised.child.value
+    assert promised.child.value <= 0.8 * promised.parent.value
+    page = (folder / "report.html").read_text()
+    assert not re.search(r'(src|href)="https?:', page), "the page needs a network"
+    assert page.count("<svg") == 2
+
+    before = {file: (folder / file).stat().st_mtime_ns for file in FILES if file not in ("recipe.yaml", "report.html")}
+    assert main(["run", str(write_recipe()), "--out", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["status"] == "optimal"
+    assert before == {file: (folder / file).stat().st_mtime_ns for file in before}, "a finished stage ran again"
+
+
+def test_a_change_of_the_recipe_runs_again_what_depends_on_it_and_nothing_else(
+    tmp_path: Path, write_recipe: Callable[..., Path]
+) -> None:
+    folder = tmp_path / "run"
+    assert main(["run", str(write_recipe()), "--out", str(folder)]) == 0
+    before = json.loads((folder / "manifest.json").read_text())
+    assert main(["run", str(write_recipe(budgets=["parameters@chat <= 70%"])), "--out", str(folder)]) == 0
+    after = json.loads((folder / "manifest.json").read_text())
+    again = {name for name in after if after[name] != before[name]}
+    assert {"search", "realise", "distill", "compile-child-fp32", "measure"} <= again
+    assert not again & {"profile", "library", "score", "compile-parent-fp32"}
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_every_stage_ends_with_the_same_plan_and_child(
+    tmp_path: Path, write_recipe: Callable[..., Path]
+) -> None:
+    recipe = write_recipe()
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert main(["run", str(recipe), "--out", str(whole)]) == 0
+    command = ["run", str(recipe), "--profile", str(whole / "profile.json"), "--out", str(killed)]
+    # Unfinished work of a stage by its files; the run is killed as soon as one appears.
+    for sign in (
+        ".library-*/layer-00-*",
+        ".library-*/finished.json",
+        ".score-*",
+        "plan.json",
+        ".distill-*",
+        "child/config.json",
+    ):
+        _run_until(command, killed, sign)
+    assert main(command) == 0
+    assert (killed / "plan.json").read_bytes() == (whole / "plan.json").read_bytes()
+    weights, expected = (load_file(folder / "child/model.safetensors") for folder in (killed, whole))
+    assert weights.keys() == expected.keys()
+    assert all((weights[name] == expected[name]).all() for name in weights)
+
+
+@pytest.mark.slow
+def test_a_profile_killed_half_way_keeps_what_it_measured(tmp_path: Path, small_parent: Path) -> None:
+    output = tmp_path / "profile.json"
+    command = ["profile", "--for", str(small_parent), "--seconds", "0.2", "--out", str(output)]
+    command += ["--load", "chat=1x16+16"]
+    _run_until(command, tmp_path, ".profile-*/step-0002.json")
+    (first,) = tmp_path.glob(".profile-*/step-0000.json")
+    name, row = json.loads(first.read_text())[0]
+    assert main(command) == 0
+    assert name == "TimeRow"
+    times = [time.time_s for time in read_profile(output).times if time.variant == row["variant"]]
+    assert row["time_s"] in times
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA.exists(), reason="real checkpoints are not on this machine")
+def test_the_recipe_runs_on_a_parent_made_by_others(
+    tmp_path: Path, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = [folder for folder in (DATA / "models").iterdir() if (folder / "model.safetensors").exists()]
+    parent = min(models, key=lambda folder: (folder / "model.safetensors").stat().st_size)
+    recipe = write_recipe(
+        window_tokens=128,
+        loads={"chat": {"batch": 1, "prompt_tokens": 32, "new_tokens": 32}},
+        budgets=["memory@chat <= 95%", "parameters@chat <= 80%"],
+        library={"tokens": 4096, "batch_windows": 4, "learning_rate": 2e-3},
+        distill={"tokens": 16384, "batch_windows": 4, "learning_rate": 1e-3, "cosine_weight": 1.0},
+        measure={"tokens": 4096, "seconds": 0.1, "prompts": ["Once upon"], "new_tokens": 16, "temperature": 0.0},
+    )
+    text, folder = DATA / "text" / "tinystories", tmp_path / "run"
+    flags = ["--parent", str(parent), "--text", str(text), "--out", str(folder)]
+    assert main(["run", str(recipe), *flags]) == 0
+    measured = read_measured(folder / "measured.json")
+    assert measured.distilled.kl.high < measured.realised.kl.low, "distillation did not help"
+    assert measured.cost("fp32", "memory", "chat").child.value < measured.cost("fp32", "memory", "chat").parent.value
+    assert "proven optimal" in capsys.readouterr().out
+
+
+def _run_until(command: list[str], folder: Path, sign: str) -> None:
+    """Runs a command and kills it, its children too, when a file that matches `sign` appears."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "blockwright.cli.main", *command],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(folder.glob(sign)) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    found = bool(list(folder.glob(sign)))
+    os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+    process.wait()
+    assert found, f"no {sign} appeared"
