@@ -1,0 +1,326 @@
+"""What the README claims about the demo, measured: `python benchmarks/demo.py` on a quiet machine, about 20 minutes.
+
+Writes benchmarks/results/<date>-demo.json and .md. In one folder, so that parts are not measured twice:
+
+1. the demo itself: seconds, and peak memory of its largest process;
+2. parent and child in turn, five rounds: how many times as fast, and how far from the promise;
+3. the plan against others at equal budget, by KL on held-out text before distillation: the same narrowing in every
+   layer, a greedy choice, an equal slice of the budget for every layer, and random plans within the budget;
+4. blockwise local distillation against none, the search made anew for each, before and after global distillation of
+   the same tokens; and a token-matched control: no blockwise distillation, but its tokens added to the global one;
+5. what global distillation gives;
+6. `blockwright --help`.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from blockwright.cost import Load
+from blockwright.hw_profiles.device import installed_software, this_device
+from blockwright.hw_profiles.profile import Profile, read_profile
+from blockwright.library import read_library
+from blockwright.measured import Quality, read_measured
+from blockwright.model.parent import Parent, load_model, open_parent
+from blockwright.pipeline.distill import distill_child
+from blockwright.pipeline.inputs import load_checkpoint, open_checkpoint, read_text, windows_of
+from blockwright.pipeline.library import build_library
+from blockwright.pipeline.measure import measure_costs
+from blockwright.pipeline.realise import realise_plan
+from blockwright.pipeline.recipe import Recipe, read_recipe
+from blockwright.pipeline.run import distill_order, library_order, measure_order, score_order, search_order
+from blockwright.pipeline.score import score_library
+from blockwright.pipeline.search import search_plan
+from blockwright.profiler.cost_model import part_costs
+from blockwright.search.baselines import equal_per_layer, greedy, random_feasible, uniform
+from blockwright.search.budget import parse_budget
+from blockwright.search.choose import Order, build_problem, child_of
+from blockwright.search.plan import read_plan
+from blockwright.search.scores import read_scores
+from blockwright.search.solve import Choice, Optimal, Problem, solve
+from blockwright.spec import FP32, Model, parse_format, with_format
+from blockwright.train.quality import compare
+from blockwright.train.realise import realise
+from blockwright.train.windows import Windows
+
+REPOSITORY = Path(__file__).parents[1]
+RECIPE = REPOSITORY / "recipes" / "demo.yaml"
+ROUNDS, RANDOM_PLANS, HELP_RUNS = 5, 8, 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What all parts share."""
+
+    folder: Path
+    recipe: Recipe
+    parent: Parent
+    profile: Profile
+    windows: Windows
+
+
+def main() -> None:
+    """Runs every part and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-demo"), help="for what is made meanwhile")
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results")
+    arguments = parser.parse_args()
+    demo = run_demo(arguments.folder / "demo")
+    recipe = read_recipe(RECIPE)
+    parent = open_parent(recipe.parent)
+    text = read_text(recipe.text)
+    bench = Bench(
+        folder=arguments.folder,
+        recipe=recipe,
+        parent=parent,
+        profile=read_profile(arguments.folder / "demo" / "profile.json"),
+        windows=windows_of(
+            parent, text.held_out, length=recipe.window_tokens, num_tokens=recipe.measure.tokens, seed=recipe.seed
+        ),
+    )
+    results = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "command": "python benchmarks/demo.py",
+        "device": asdict(this_device()),
+        "software": installed_software() | {"system": platform.platform()},
+        "demo": demo,
+        "rounds": time_rounds(bench),
+        "plans": compare_plans(bench),
+        "library": compare_libraries(bench),
+        "distillation": distillation_gain(bench),
+        "help_s": time_help(),
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    stem = arguments.out / f"{results['date']}-demo"
+    stem.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(as_text(results))
+    print(stem.with_suffix(".md").read_text())
+
+
+def run_demo(folder: Path) -> dict[str, Any]:
+    """Runs the demo in a process of its own, unless the folder holds its timing already."""
+    record = folder / "benchmark.json"
+    if record.exists():
+        return json.loads(record.read_text())
+    command = [sys.executable, "-m", "blockwright.cli.main", "run", str(RECIPE), "--out", str(folder)]
+    started = time.monotonic()
+    subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
+    seconds = time.monotonic() - started
+    peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    manifest = json.loads((folder / "manifest.json").read_text())
+    stages = {name: stage["seconds"] for name, stage in manifest.items()}
+    found = {"seconds": seconds, "peak_bytes": peak_bytes, "stage_seconds": stages}
+    record.write_text(json.dumps(found))
+    return found
+
+
+def time_rounds(bench: Bench) -> list[dict[str, Any]]:
+    """Parent and child in turn, round after round."""
+    engines = bench.folder / "demo" / "engine" / "onnxruntime"
+    plan = read_plan(bench.folder / "demo" / "plan.json")
+    rounds = []
+    for weights in bench.recipe.engine.formats:
+        pair = (engines / f"parent-{weights}", engines / f"child-{weights}")
+        for index in range(ROUNDS):
+            for cost in measure_costs(*pair, bench.recipe.loads, bench.recipe.measure.seconds):
+                promised = next(p for p in plan.promises if (p.quantity, p.load) == (cost.quantity, cost.load))
+                is_promised = weights == plan.format
+                rounds.append(
+                    {
+                        "round": index,
+                        "format": weights,
+                        "quantity": cost.quantity,
+                        "load": cost.load,
+                        "parent": cost.parent.value,
+                        "child": cost.child.value,
+                        "promised_parent": promised.parent.value if is_promised else None,
+                        "promised_child": promised.child.value if is_promised else None,
+                    }
+                )
+    return rounds
+
+
+def compare_plans(bench: Bench) -> list[dict[str, Any]]:
+    """KL on held-out text, before distillation, of plans within the same budgets."""
+    folder = bench.folder / "demo"
+    table = read_scores(folder / "scores.parquet")
+    problem = problem_of(bench, folder)
+    answer = solve(problem)
+    assert isinstance(answer, Optimal)
+    plans: list[tuple[str, tuple[Choice, ...] | None]] = [
+        ("solver", answer.chosen),
+        ("uniform", uniform(problem)),
+        ("greedy", greedy(problem)),
+        ("equal per layer", equal_per_layer(problem)),
+        *((f"random {index}", chosen) for index, chosen in enumerate(random_feasible(problem, RANDOM_PLANS, seed=0))),
+    ]
+    model, library = load_model(bench.parent), read_library(folder / "library")
+    rows: list[dict[str, Any]] = []
+    for name, chosen in plans:
+        if chosen is None:
+            rows.append({"plan": name, "sum_of_scores": None, "kl": None})
+            continue
+        child = with_format(child_of(table.parent, [choice.candidate for choice in chosen]), FP32)
+        quality = compare(realise(model, library, folder / "library", child), model, bench.windows)
+        rows.append({"plan": name, "sum_of_scores": sum(c.score for c in chosen), "kl": asdict(quality.kl)})
+    return rows
+
+
+def problem_of(bench: Bench, folder: Path) -> Problem:
+    """The demo's problem, as its search stage puts it."""
+    recipe, table = bench.recipe, read_scores(folder / "scores.parquet")
+    weights = parse_format(recipe.engine.formats[0])
+    budgets = [parse_budget(text, recipe.loads) for text in recipe.budgets]
+    order = Order(
+        profile=bench.profile,
+        backend="onnxruntime",
+        weights=weights,
+        loads=recipe.loads,
+        budgets=budgets,
+        time_limit_s=recipe.search.time_limit_s,
+        frontier_points=0,
+    )
+    parent: Model = with_format(table.parent, weights)
+    loads: dict[str, Load] = recipe.loads
+    costs = [part_costs(bench.profile, parent, loads[b.load], b.quantity) for b in budgets]
+    return build_problem(table, order, costs)
+
+
+def compare_libraries(bench: Bench) -> list[dict[str, Any]]:
+    """With and without blockwise local distillation: the same search, then the same global distillation."""
+    recipe = bench.recipe
+    untrained = replace(library_order(recipe), tokens=1, learning_rate=0.0)
+    distilled = distill_order(recipe)
+    longer = replace(distilled, tokens=recipe.distill.tokens + recipe.library.tokens)
+    demo = bench.folder / "demo"
+    rows = [
+        quality_row("BLD", "none", bench, demo / "realised"),
+        quality_row("BLD", f"{distilled.tokens:,}", bench, demo / "child"),
+    ]
+    folder = bench.folder / "no-bld"
+    build_library(bench.parent, untrained, folder / "library")
+    score_library(bench.parent, folder / "library", score_order(recipe), folder / "scores.parquet")
+    search_plan(folder / "scores.parquet", demo / "profile.json", search_order(recipe), folder / "plan.json")
+    realise_plan(bench.parent, folder / "plan.json", folder / "library", folder / "realised")
+    rows.append(quality_row("no BLD", "none", bench, folder / "realised"))
+    for order in (distilled, longer):
+        child = folder / f"child-{order.tokens}" / "child"
+        distill_child(folder / "realised", bench.parent, order, child)
+        rows.append(quality_row("no BLD", f"{order.tokens:,}", bench, child))
+    return rows
+
+
+def quality_row(library: str, tokens: str, bench: Bench, child: Path) -> dict[str, Any]:
+    """One child's quality on held-out text."""
+    model = load_model(bench.parent)
+    quality: Quality = compare(load_checkpoint(open_checkpoint(str(child))), model, bench.windows)
+    return {"library": library, "distilled_tokens": tokens} | asdict(quality)
+
+
+def distillation_gain(bench: Bench) -> dict[str, Any]:
+    """The child before and after, as the demo measured it."""
+    measured = read_measured(bench.folder / "demo" / "measured.json")
+    assert measured.held_out_tokens == measure_order(bench.recipe).tokens
+    return {"before": asdict(measured.realised), "after": asdict(measured.distilled)}
+
+
+def time_help() -> list[float]:
+    """Seconds from start to end of `blockwright --help`, a fresh process each time."""
+
+    def once() -> float:
+        started = time.perf_counter()
+        subprocess.run([Path(sys.executable).parent / "blockwright", "--help"], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - started
+
+    once()
+    return [once() for _ in range(HELP_RUNS)]
+
+
+def as_text(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    device, demo = results["device"], results["demo"]
+    lines = [
+        f"# The demo, {results['date']}",
+        "",
+        f"`{results['command']}` on {device['model']}, {device['num_cores']} cores, "
+        f"{device['memory_bytes'] / 2**30:.0f} GiB; "
+        + ", ".join(f"{package} {version}" for package, version in results["software"].items())
+        + ".",
+        "",
+        f"Demo: {demo['seconds']:.0f} s, peak {demo['peak_bytes'] / 2**30:.2f} GiB in its largest process. Stages: "
+        + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in demo["stage_seconds"].items())
+        + ".",
+        "",
+        f"`blockwright --help`: median {statistics.median(results['help_s']):.3f} s "
+        f"({min(results['help_s']):.3f} to {max(results['help_s']):.3f}, {len(results['help_s'])} runs).",
+        "",
+        f"## Parent and child in turn, {ROUNDS} rounds: median (least to most)",
+        "",
+        "| format | cost | parent | child | parent / child | child, measured over promised | parent, the same |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    keys = dict.fromkeys((row["format"], row["quantity"], row["load"]) for row in results["rounds"])
+    for key in keys:
+        rows = [row for row in results["rounds"] if (row["format"], row["quantity"], row["load"]) == key]
+        shown = [
+            spread([row["parent"] for row in rows], "{:.4g}"),
+            spread([row["child"] for row in rows], "{:.4g}"),
+            spread([row["parent"] / row["child"] for row in rows], "{:.3f}"),
+        ]
+        for name in ("child", "parent"):
+            ratios = [row[name] / row[f"promised_{name}"] for row in rows if row[f"promised_{name}"]]
+            shown.append(spread(ratios, "{:.3f}") if ratios else "not planned for")
+        lines.append(f"| {key[0]} | {key[1]} at {key[2]} | " + " | ".join(shown) + " |")
+    lines += [
+        "",
+        "Seconds, bytes, parameters.",
+        "",
+        "## Plans at equal budget: KL to the parent on held-out text before distillation (95 % bootstrap interval)",
+        "",
+        "| plan | sum of scores | KL, nats per token |",
+        "|---|---|---|",
+    ]
+    for row in results["plans"]:
+        found = row["kl"] is not None
+        lines.append(
+            f"| {row['plan']} | {row['sum_of_scores']:.4f} | {interval(row['kl'])} |"
+            if found
+            else f"| {row['plan']} | none within the budgets | |"
+        )
+    lines += [
+        "",
+        "## Blockwise local distillation (BLD) before the search, and none",
+        "",
+        "| library | tokens of global distillation | KL | bits per byte | over the parent's | same next token |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in results["library"]:
+        names = ("kl", "bits_per_byte", "bits_per_byte_ratio", "agreement")
+        shown = " | ".join(interval(row[name]) for name in names)
+        lines.append(f"| {row['library']} | {row['distilled_tokens']} | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
+def spread(values: list[float], form: str) -> str:
+    """Median, least and most."""
+    show: Callable[[float], str] = form.format
+    return f"{show(statistics.median(values))} ({show(min(values))} to {show(max(values))})"
+
+
+def interval(estimate: dict[str, float]) -> str:
+    """Value and interval."""
+    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
+
+
+if __name__ == "__main__":
+    main()
