@@ -1,6 +1,7 @@
 """Write text with an engine, as it comes.
 
-blockwright generate engine --prompt 'def main(' --tokens 100 --temperature 0.7
+Example:
+  blockwright generate engine --prompt 'def main(' --tokens 100 --temperature 0.7
 """
 
 import argparse

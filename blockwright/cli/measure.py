@@ -1,7 +1,8 @@
 """Measure an engine beside another one, in turn: time per token, time to first token, memory.
 
-blockwright measure engine --against parent-engine --load chat=1x128+128
-blockwright measure engine --against parent-engine --plan plan.json      # beside what the plan promised
+Examples:
+  blockwright measure engine --against parent-engine --load chat=1x128+128
+  blockwright measure engine --against parent-engine --plan plan.json      # beside what the plan promised
 """
 
 import argparse

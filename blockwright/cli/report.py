@@ -1,6 +1,7 @@
 """Write the report of a finished run again, from its files.
 
-blockwright report runs/demo
+Example:
+  blockwright report runs/demo
 """
 
 import argparse

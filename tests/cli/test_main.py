@@ -1,0 +1,62 @@
+"""The command line as such: help, what it loads, and that the documented commands exist."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from blockwright.cli import main as cli
+from blockwright.pipeline.recipe import read_recipe
+
+REPOSITORY = Path(__file__).parents[2]
+HEAVY = ("torch", "transformers", "onnxruntime", "onnx", "numpy", "pandas", "ortools", "matplotlib")
+COMMANDS = [module.__name__.rpartition(".")[2] for module in cli._COMMANDS]
+
+
+def test_help_names_every_stage_and_loads_nothing_heavy() -> None:
+    program = (
+        "import sys\n"
+        "from blockwright.cli.main import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    for command in COMMANDS:
+        assert re.search(rf"^    {command} ", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_teaches_by_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert f"\n  blockwright {command} " in text, "no example"
+
+
+def _documented_commands() -> list[str]:
+    readme = (REPOSITORY / "README.md").read_text().replace("\\\n", " ")
+    return [line.strip() for line in readme.splitlines() if line.strip().startswith("blockwright ")]
+
+
+def test_the_readme_documents_the_main_job() -> None:
+    assert any(line.startswith("blockwright run ") for line in _documented_commands())
+
+
+@pytest.mark.parametrize("line", _documented_commands())
+def test_commands_in_the_readme_are_accepted(line: str) -> None:
+    words = shlex.split(line, comments=True)[1:]
+    arguments = cli._parser().parse_args(words)
+    if words[0] == "run":
+        read_recipe(REPOSITORY / arguments.recipe)
+
+
+def test_every_recipe_is_read() -> None:
+    recipes = sorted((REPOSITORY / "recipes").glob("*.yaml"))
+    assert recipes
+    for recipe in recipes:
+        read_recipe(recipe)
