@@ -31,6 +31,8 @@ class CostLine:
     asked: str
     """The budget's limit; empty where there is none."""
     parent: str
+    parent_promised: str
+    """What the profile says of the parent: how far that is off shows how the machine has drifted since."""
     promised: str
     promised_interval: str
     measured: str
@@ -154,6 +156,7 @@ def _cost_line(promise: Promise, cost: MeasuredCost, limits: Mapping[tuple[Quant
         load=promise.load,
         asked="" if budget is None else f"≤ {_limit(budget)}",
         parent=show(cost.parent.value, quantity),
+        parent_promised=show(promise.parent.value, quantity),
         promised=show(promise.child.value, quantity),
         promised_interval=_ends(promise.child, quantity),
         measured=show(cost.child.value, quantity),
