@@ -9,12 +9,13 @@ from pathlib import Path
 from blockwright.compile.engine import EngineOrder, SessionSettings, write_engine
 from blockwright.cost import Load
 from blockwright.hw_profiles.profile import Backend, MemoryRow, Point, TimeRow, WholeRow
-from blockwright.profiler.clock import Effort
+from blockwright.profiler import onnx_blocks, torch_blocks
+from blockwright.profiler.bench import Bench
+from blockwright.profiler.clock import Effort, Timing
 from blockwright.profiler.cost_model import decode_points, exact_memory, prefill_points
 from blockwright.profiler.memory import peak_bytes
-from blockwright.profiler.onnx_blocks import Bench, time_models, time_variant
 from blockwright.profiler.synthetic import random_weights
-from blockwright.spec import FFN, Block, Format, Mixer, Model, NoOp, V, stored_as, variant_name, with_format
+from blockwright.spec import FFN, FP32, Block, Format, Mixer, Model, NoOp, V, stored_as, variant_name, with_format
 
 Row = TimeRow | WholeRow | MemoryRow
 
@@ -22,6 +23,14 @@ _ANCHOR_SHARES = (1.0, 0.5, 0.0)
 _HELD_OUT_SHARES = (0.7, 0.3, 0.1)
 """Whole models are random mixes in which a layer's part is the parent's own with this chance."""
 _MEMORY_REPEATS = 2
+_TIME_VARIANT: dict[Backend, Callable[[Bench, Mixer | FFN, Point], Timing]] = {
+    "onnxruntime": onnx_blocks.time_variant,
+    "torch": torch_blocks.time_variant,
+}
+_TIME_MODELS: dict[Backend, Callable[[Bench, list[Model], Point], list[Timing]]] = {
+    "onnxruntime": onnx_blocks.time_models,
+    "torch": torch_blocks.time_models,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +45,7 @@ class Request:
     session: SessionSettings
     effort: Effort
     backends: tuple[Backend, ...] = ("onnxruntime",)
+    """What to measure times in; torch runs fp32 only, whatever the formats."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,26 +59,34 @@ class Step:
 def steps(request: Request) -> Iterator[Step]:
     """Everything to measure, in order."""
     points = {p: None for load in request.loads for p in (*decode_points(load), *prefill_points(load))}
-    for weights in request.formats:
-        bench = Bench(model=with_format(request.parent, weights), session=request.session, effort=request.effort)
-        for point in points:
-            for variant in (*request.mixers, *request.ffns):
-                if not isinstance(variant, NoOp):
-                    yield _variant_step(bench, stored_as(variant, weights), point)
-            yield _wholes_step(bench, request, weights, point)
-        for load in request.loads:
-            yield _memory_step(bench, weights, load)
+    for backend in request.backends:
+        for weights in request.formats if backend == "onnxruntime" else (FP32,):
+            bench = Bench(
+                backend=backend,
+                weights=weights,
+                model=with_format(request.parent, weights),
+                session=request.session,
+                effort=request.effort,
+            )
+            for point in points:
+                for variant in (*request.mixers, *request.ffns):
+                    if not isinstance(variant, NoOp):
+                        yield _variant_step(bench, stored_as(variant, weights), point)
+                yield _wholes_step(bench, request, point)
+            if backend == "onnxruntime":
+                for load in request.loads:
+                    yield _memory_step(bench, load)
 
 
 def _variant_step(bench: Bench, variant: Mixer | FFN, point: Point) -> Step:
     part = "mixer" if isinstance(variant, Mixer) else "ffn"
 
     def measure() -> list[Row]:
-        timing = time_variant(bench, variant, point)
+        timing = _TIME_VARIANT[bench.backend](bench, variant, point)
         return [
             TimeRow(
-                backend="onnxruntime",
-                format=_format_name(variant),
+                backend=bench.backend,
+                format=str(bench.weights),
                 part=part,
                 variant=variant_name(variant),
                 point=point,
@@ -81,22 +99,23 @@ def _variant_step(bench: Bench, variant: Mixer | FFN, point: Point) -> Step:
             )
         ]
 
-    return Step(name=f"{_format_name(variant)} {part} {variant_name(variant)} {point}", measure=measure)
+    name = f"{bench.backend} {bench.weights} {part} {variant_name(variant)} {point}"
+    return Step(name=name, measure=measure)
 
 
-def _wholes_step(bench: Bench, request: Request, weights: Format, point: Point) -> Step:
+def _wholes_step(bench: Bench, request: Request, point: Point) -> Step:
     shares = [*_ANCHOR_SHARES, *_HELD_OUT_SHARES]
     models = [
-        with_format(mix(request.parent, request.mixers, request.ffns, share, seed), weights)
+        with_format(mix(request.parent, request.mixers, request.ffns, share, seed), bench.weights)
         for seed, share in enumerate(shares)
     ]
 
     def measure() -> list[Row]:
-        timings = time_models(bench, models, point)
+        timings = _TIME_MODELS[bench.backend](bench, models, point)
         return [
             WholeRow(
-                backend="onnxruntime",
-                format=str(weights),
+                backend=bench.backend,
+                format=str(bench.weights),
                 layers=layer_names(model),
                 is_anchor=index < len(_ANCHOR_SHARES),
                 point=point,
@@ -110,16 +129,14 @@ def _wholes_step(bench: Bench, request: Request, weights: Format, point: Point) 
             for index, (model, timing) in enumerate(zip(models, timings, strict=True))
         ]
 
-    return Step(name=f"{weights} whole models {point}", measure=measure)
+    return Step(name=f"{bench.backend} {bench.weights} whole models {point}", measure=measure)
 
 
-def _memory_step(bench: Bench, weights: Format, load: Load) -> Step:
-    backend: Backend = "onnxruntime"
-
+def _memory_step(bench: Bench, load: Load) -> Step:
     def measure() -> list[Row]:
         order = EngineOrder(
             model=bench.model,
-            weights_format=weights,
+            weights_format=bench.weights,
             num_positions=load.total_tokens,
             session=bench.session,
             built_from="random weights",
@@ -130,8 +147,8 @@ def _memory_step(bench: Bench, weights: Format, load: Load) -> Step:
         counted = exact_memory(bench.model, load).of_model(bench.model)
         return [
             MemoryRow(
-                backend=backend,
-                format=str(weights),
+                backend=bench.backend,
+                format=str(bench.weights),
                 batch=load.batch,
                 prompt_tokens=load.prompt_tokens,
                 new_tokens=load.new_tokens,
@@ -142,7 +159,7 @@ def _memory_step(bench: Bench, weights: Format, load: Load) -> Step:
             for peak in peaks
         ]
 
-    return Step(name=f"{weights} memory {load}", measure=measure)
+    return Step(name=f"{bench.backend} {bench.weights} memory {load}", measure=measure)
 
 
 def mix(parent: Model, mixers: Sequence[Mixer], ffns: Sequence[FFN], own_share: float, seed: int) -> Model:
@@ -159,8 +176,3 @@ def mix(parent: Model, mixers: Sequence[Mixer], ffns: Sequence[FFN], own_share: 
 def layer_names(model: Model) -> tuple[tuple[str, str], ...]:
     """The names of each layer's mixer and ffn."""
     return tuple((variant_name(block.mixer), variant_name(block.ffn)) for block in model.layers)
-
-
-def _format_name(variant: Mixer | FFN) -> str:
-    assert not isinstance(variant, NoOp)
-    return str(variant.weights)

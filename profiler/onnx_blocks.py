@@ -1,42 +1,19 @@
-"""Times blocks and whole models in ONNX Runtime.
-
-The time of a block is a slope: a stack of 2n copies less a stack of n, divided by n. What a stack costs beyond its
-copies (entering the runtime, the first norm) falls out, and so does the clock's drift, for both run in turn.
-Copies have weights of their own, as layers do.
-"""
-
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+"""Times blocks and whole models in ONNX Runtime. Blocks are measured as slopes (see `bench`)."""
 
 import numpy as np
 
 from blockwright.compile.decoder import decoder_graph, stack_graph
-from blockwright.compile.engine import SessionSettings
 from blockwright.compile.session import Binding, Sequences, make_cache, make_session
 from blockwright.hw_profiles.profile import Point
-from blockwright.profiler.clock import Effort, Timing, time_in_turn
+from blockwright.profiler.bench import Bench, Run, stacks_of, time_slope
+from blockwright.profiler.clock import Timing, time_in_turn
 from blockwright.profiler.synthetic import random_weights
-from blockwright.spec import FFN, Attention, Block, GatedFFN, LinearFFN, LinearMixer, Mixer, Model, NoOp
-
-COPIES = 4
-"""n: copies in the smaller stack."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
-    """What is measured how: the model that gives the shape, and the runtime's settings."""
-
-    model: Model
-    session: SessionSettings
-    effort: Effort
+from blockwright.spec import FFN, Mixer, Model
 
 
 def time_variant(bench: Bench, variant: Mixer | FFN, point: Point) -> Timing:
     """The time that one copy of a mixer or an ffn adds to a model."""
-    block = block_of(variant)
-    runs = [_stack_run(bench, block, copies, point) for copies in (COPIES, 2 * COPIES)]
-    slope = np.array([-1.0, 1.0]) / COPIES
-    return time_in_turn(runs, bench.effort, bench.session.num_threads, derive=[slope])[-1]
+    return time_slope(bench, [_stack_run(bench, stack, point) for stack in stacks_of(bench, variant)])
 
 
 def time_models(bench: Bench, models: list[Model], point: Point) -> list[Timing]:
@@ -45,19 +22,7 @@ def time_models(bench: Bench, models: list[Model], point: Point) -> list[Timing]
     return time_in_turn(runs, bench.effort, bench.session.num_threads)
 
 
-def block_of(variant: Mixer | FFN) -> Block:
-    """A block with nothing beside the variant."""
-    match variant:
-        case Attention() | LinearMixer():
-            return Block(mixer=variant, ffn=NoOp())
-        case GatedFFN() | LinearFFN():
-            return Block(mixer=NoOp(), ffn=variant)
-        case NoOp():
-            return Block(mixer=NoOp(), ffn=NoOp())
-
-
-def _stack_run(bench: Bench, block: Block, copies: int, point: Point) -> Callable[[], object]:
-    model = replace(bench.model, layers=(block,) * copies)
+def _stack_run(bench: Bench, model: Model, point: Point) -> Run:
     graph = stack_graph(model, random_weights(model), num_positions=point.slots)
     session = make_session(graph.SerializeToString(), bench.session)
     cache = make_cache(model, point.batch, point.slots)
@@ -69,7 +34,7 @@ def _stack_run(bench: Bench, block: Block, copies: int, point: Point) -> Callabl
     return binding.run
 
 
-def _model_run(bench: Bench, model: Model, point: Point) -> Callable[[], object]:
+def _model_run(bench: Bench, model: Model, point: Point) -> Run:
     graph = decoder_graph(model, random_weights(model), num_positions=point.slots)
     session = make_session(graph.SerializeToString(), bench.session)
     cache = make_cache(model, point.batch, point.slots)

@@ -1,0 +1,56 @@
+"""What every runtime's measurements share: what is measured how, and stacks of copies.
+
+The time of a block is a slope: a stack of 2n copies less a stack of n, divided by n. What a stack costs beyond its
+copies (entering the runtime, the first norm) falls out, and so does the clock's drift, for both run in turn.
+Copies have weights of their own, as layers do.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from blockwright.compile.engine import SessionSettings
+from blockwright.hw_profiles.profile import Backend
+from blockwright.profiler.clock import Effort, Timing, time_in_turn
+from blockwright.spec import FFN, Attention, Block, Format, GatedFFN, LinearFFN, LinearMixer, Mixer, Model, NoOp
+
+COPIES = 4
+"""n: copies in the smaller stack."""
+
+Run = Callable[[], object]
+"""Does what is to be timed, once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What is measured how: the runtime, the model that gives the shape, and the runtime's settings."""
+
+    backend: Backend
+    weights: Format
+    model: Model
+    """With its layers in that format."""
+    session: SessionSettings
+    effort: Effort
+
+
+def stacks_of(bench: Bench, variant: Mixer | FFN) -> list[Model]:
+    """Two models of nothing but copies of a mixer or an ffn: n of them, and 2n."""
+    return [replace(bench.model, layers=(block_of(variant),) * copies) for copies in (COPIES, 2 * COPIES)]
+
+
+def time_slope(bench: Bench, runs: Sequence[Run]) -> Timing:
+    """The time of one copy, from the runs of `stacks_of`."""
+    slope = np.array([-1.0, 1.0]) / COPIES
+    return time_in_turn(runs, bench.effort, bench.session.num_threads, derive=[slope])[-1]
+
+
+def block_of(variant: Mixer | FFN) -> Block:
+    """A block with nothing beside the variant."""
+    match variant:
+        case Attention() | LinearMixer():
+            return Block(mixer=variant, ffn=NoOp())
+        case GatedFFN() | LinearFFN():
+            return Block(mixer=NoOp(), ffn=variant)
+        case NoOp():
+            return Block(mixer=NoOp(), ffn=NoOp())

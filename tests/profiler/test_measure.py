@@ -1,0 +1,85 @@
+"""The list of things to measure, and the rows that come of it."""
+
+import re
+from dataclasses import replace
+
+from blockwright.compile.engine import SessionSettings
+from blockwright.cost import Load
+from blockwright.hw_profiles.profile import Backend, MemoryRow, TimeRow, WholeRow
+from blockwright.profiler.ceilings import measure_ceilings
+from blockwright.profiler.clock import Effort
+from blockwright.profiler.measure import Request, layer_names, mix, steps
+from blockwright.spec import FP32, Attention, Block, Format, GatedFFN, LinearFFN, LinearMixer, Model, NoOp, Rope
+
+INT4 = Format(name="int4", group_size=32)
+MIXERS = (Attention(num_kv_heads=2), LinearMixer(), NoOp())
+FFNS = (GatedFFN(width=64), GatedFFN(width=32), LinearFFN(), NoOp())
+MODEL = Model(
+    family="llama",
+    vocab_size=96,
+    hidden_size=64,
+    num_heads=4,
+    head_dim=16,
+    max_positions=256,
+    norm_eps=1e-5,
+    rope=Rope(theta=1e4),
+    activation="silu",
+    has_tied_embeddings=True,
+    has_qkv_bias=False,
+    has_output_bias=False,
+    has_ffn_bias=False,
+    has_qk_norm=False,
+    layers=(Block(mixer=MIXERS[0], ffn=FFNS[0]),) * 2,
+)
+
+
+def _request(*backends: Backend) -> Request:
+    return Request(
+        parent=MODEL,
+        mixers=MIXERS,
+        ffns=FFNS,
+        formats=(FP32, INT4),
+        loads=(Load(batch=1, prompt_tokens=40, new_tokens=24), Load(batch=2, prompt_tokens=40, new_tokens=24)),
+        session=SessionSettings(num_threads=1),
+        effort=Effort(seconds=0.0, min_samples=3),
+        backends=backends,
+    )
+
+
+def test_the_runtime_gives_rows_for_every_part_format_and_load() -> None:
+    rows = [row for step in steps(_request("onnxruntime")) for row in step.measure()]
+    times = {(row.format, row.part, row.variant, row.point) for row in rows if isinstance(row, TimeRow)}
+    assert len(times) == 2 * 5 * 4  # formats, parts that are something, points
+    wholes = [row for row in rows if isinstance(row, WholeRow)]
+    assert len(wholes) == 2 * 4 * 6
+    assert {row.is_anchor for row in wholes} == {True, False}
+    assert all(row.time_s > 0 for row in wholes)
+    memory = [row for row in rows if isinstance(row, MemoryRow)]
+    assert {(row.format, row.batch) for row in memory} == {("fp32", 1), ("fp32", 2), ("int4-g32", 1), ("int4-g32", 2)}
+    assert all(row.peak_bytes > 0 for row in memory)
+    assert {row.backend for row in rows} == {"onnxruntime"}
+
+
+def test_steps_have_names_of_their_own_that_stay_the_same() -> None:
+    names = [step.name for step in steps(_request("onnxruntime", "torch"))]
+    assert len(set(names)) == len(names)
+    assert names == [step.name for step in steps(_request("onnxruntime", "torch"))]
+    assert not any(re.match(r"torch (int4|.*memory)", name) for name in names)
+
+
+def test_a_random_mix_is_the_parent_where_every_part_is_its_own() -> None:
+    assert mix(MODEL, MIXERS, FFNS, own_share=1.0, seed=3) == MODEL
+
+
+def test_a_random_mix_is_another_child_for_every_seed() -> None:
+    parent = replace(MODEL, layers=MODEL.layers * 8)
+    mixes = [mix(parent, MIXERS, FFNS, own_share=0.0, seed=seed) for seed in range(5)]
+    assert len(set(mixes)) == 5
+    assert {name for model in mixes for name, _ in layer_names(model)} == {"attention-kv2", "linear", "none"}
+    assert mixes[0] == mix(parent, MIXERS, FFNS, own_share=0.0, seed=0)
+
+
+def test_ceilings_are_those_of_a_machine_of_this_century() -> None:
+    ceilings = measure_ceilings(SessionSettings(num_threads=1), Effort(seconds=0.0, min_samples=3, num_warm_up=1))
+    assert 5e8 < ceilings.read_bytes_per_s < 1e13
+    assert 5e8 < ceilings.fp32_flop_per_s < 1e14

@@ -1,0 +1,185 @@
+"""Times in torch: what is run is the model, and what comes out is rows that predict."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from blockwright.compile.engine import SessionSettings
+from blockwright.cost import Load, Quantity
+from blockwright.hw_profiles.device import this_device
+from blockwright.hw_profiles.profile import SCHEMA_VERSION, Ceilings, MemoryRow, Point, Profile, TimeRow, WholeRow
+from blockwright.model.parent import spec_of
+from blockwright.profiler.bench import Bench
+from blockwright.profiler.clock import Effort
+from blockwright.profiler.cost_model import part_costs, predict
+from blockwright.profiler.measure import Request, Row, mix, steps
+from blockwright.profiler.torch_blocks import build_random, hf_config, time_models, time_variant
+from blockwright.spec import (
+    FP32,
+    Attention,
+    Block,
+    Family,
+    Format,
+    Full,
+    GatedFFN,
+    LinearFFN,
+    LinearMixer,
+    Model,
+    NoOp,
+    Rope,
+    Window,
+)
+
+MIXERS = (Attention(num_kv_heads=2), LinearMixer(), NoOp())
+FFNS = (GatedFFN(width=512), GatedFFN(width=64), LinearFFN(), NoOp())
+LOAD = Load(batch=1, prompt_tokens=40, new_tokens=24)
+SESSION = SessionSettings(num_threads=1)
+
+
+def _model(family: Family = "llama", window: int | None = None, **changes: object) -> Model:
+    reach = Full() if window is None else Window(num_tokens=window)
+    block = Block(mixer=Attention(num_kv_heads=2, reach=reach), ffn=GatedFFN(width=512))
+    model = Model(
+        family=family,
+        vocab_size=96,
+        hidden_size=64,
+        num_heads=4,
+        head_dim=32,
+        max_positions=256,
+        norm_eps=1e-5,
+        rope=Rope(theta=1e4),
+        activation="silu",
+        has_tied_embeddings=True,
+        has_qkv_bias=family == "qwen2",
+        has_output_bias=False,
+        has_ffn_bias=False,
+        has_qk_norm=family == "qwen3",
+        layers=(block,) * 4,
+    )
+    return replace(model, **changes)
+
+
+def _measure(seconds: float, min_samples: int) -> list[Row]:
+    request = Request(
+        parent=_model(),
+        mixers=MIXERS,
+        ffns=FFNS,
+        formats=(Format(name="int4", group_size=32),),
+        loads=(LOAD,),
+        session=SESSION,
+        effort=Effort(seconds=seconds, min_samples=min_samples),
+        backends=("torch",),
+    )
+    return [row for step in steps(request) for row in step.measure()]
+
+
+def _profile(rows: Sequence[Row]) -> Profile:
+    return Profile(
+        schema_version=SCHEMA_VERSION,
+        name="this",
+        device=this_device(),
+        software={},
+        num_threads=1,
+        created="2025-01-01T00:00:00+00:00",
+        model=_model(),
+        ceilings=Ceilings(read_bytes_per_s=1.0, fp32_flop_per_s=1.0),
+        times=tuple(row for row in rows if isinstance(row, TimeRow)),
+        wholes=tuple(row for row in rows if isinstance(row, WholeRow)),
+        memory=tuple(row for row in rows if isinstance(row, MemoryRow)),
+    )
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        _model(),
+        _model(has_qkv_bias=True, has_output_bias=True, has_ffn_bias=True, has_tied_embeddings=False),
+        _model(rope=Rope(theta=5e5, scaling="linear", parameters=(("factor", 2.0),))),
+        _model("mistral"),
+        _model("mistral", window=16),
+        _model("qwen2"),
+        _model("qwen2", window=16),
+        _model("qwen3", window=16),
+    ],
+)
+def test_a_spec_survives_becoming_a_configuration(model: Model) -> None:
+    assert spec_of(hf_config(model)) == model
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_every_kind_of_block_runs_in_every_family(family: Family) -> None:
+    layers = tuple(Block(mixer=mixer, ffn=ffn) for mixer in MIXERS for ffn in FFNS)
+    child = build_random(_model(family, layers=layers))
+    with torch.inference_mode():
+        assert child(torch.arange(8)[None]).logits.isfinite().all()
+
+
+def test_a_step_is_timed_over_the_same_cache_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[torch.Tensor] = []
+
+    def call_four_times(runs: Sequence, *_: object) -> list:
+        chosen.extend(run() for run in runs for _ in range(4))
+        return []
+
+    monkeypatch.setattr("blockwright.profiler.torch_blocks.time_in_turn", call_four_times)
+    model = _model("mistral", window=16)
+    bench = Bench(backend="torch", weights=FP32, model=model, session=SESSION, effort=Effort())
+    time_models(bench, [model], Point(batch=2, new_tokens=1, slots=64))
+    with torch.inference_mode():
+        at_once = build_random(model)(torch.arange(64).expand(2, -1)).logits[:, -1:].argmax(-1)
+    assert len(chosen) == 4
+    assert all(torch.equal(ids, at_once) for ids in chosen)
+
+
+def test_measuring_leaves_the_number_of_threads_as_it_was() -> None:
+    before = torch.get_num_threads()
+    bench = Bench(
+        backend="torch",
+        weights=FP32,
+        model=_model(),
+        session=SessionSettings(num_threads=before + 1),
+        effort=Effort(seconds=0.0, min_samples=3),
+    )
+    time_variant(bench, LinearFFN(), Point(batch=1, new_tokens=1, slots=64))
+    assert torch.get_num_threads() == before
+
+
+def test_torch_gives_fp32_rows_for_every_part_and_no_memory() -> None:
+    rows = _measure(seconds=0.0, min_samples=3)
+    assert {(row.backend, row.format) for row in rows} == {("torch", "fp32")}
+    points = {Point(batch=1, new_tokens=new_tokens, slots=64) for new_tokens in (1, 40)}
+    times = [row for row in rows if isinstance(row, TimeRow)]
+    assert {row.point for row in times} == points
+    assert len(times) == 2 * 5
+    wholes = [row for row in rows if isinstance(row, WholeRow)]
+    assert sum(row.is_anchor for row in wholes) == sum(not row.is_anchor for row in wholes) == 2 * 3
+    assert not any(isinstance(row, MemoryRow) for row in rows)
+
+
+def test_rows_of_torch_predict_times_of_torch() -> None:
+    costs = predict(_profile(_measure(seconds=0.0, min_samples=3)), _model(), LOAD, "torch")
+    assert 0 < costs["time_per_token"].value < costs["time_to_first_token"].value
+
+
+def test_a_prompt_takes_longer_through_wider_ffns() -> None:
+    bench = Bench(
+        backend="torch", weights=FP32, model=_model(), session=SESSION, effort=Effort(seconds=0.05, min_samples=10)
+    )
+    widths = (32, 4096)
+    narrow, wide = (time_variant(bench, GatedFFN(width=w), Point(batch=1, new_tokens=64, slots=64)) for w in widths)
+    assert 3 * narrow.median_s < wide.median_s
+
+
+@pytest.mark.slow
+def test_a_new_mix_of_blocks_takes_the_share_of_its_parent_that_was_predicted() -> None:
+    profile = _profile(_measure(seconds=0.2, min_samples=30))
+    bench = Bench(backend="torch", weights=FP32, model=_model(), session=SESSION, effort=Effort(seconds=0.3))
+    models = [mix(_model(), MIXERS, FFNS, own_share=0.4, seed=99), _model()]
+    cases: tuple[tuple[int, Quantity], ...] = ((1, "time_per_token"), (40, "time_to_first_token"))
+    for new_tokens, quantity in cases:
+        child, parent = (part_costs(profile, m, LOAD, quantity, "torch").of_model(m).value for m in models)
+        # Shares, for what else runs on the machine may slow all of it down between profile and test.
+        timings = time_models(bench, models, Point(batch=1, new_tokens=new_tokens, slots=64))
+        assert child / parent == pytest.approx(timings[0].median_s / timings[1].median_s, rel=0.3)
