@@ -6,7 +6,7 @@ Time. At one point (batch, new tokens, slots) a model takes
 
 where the times of parts are measured as slopes, and intercept and scale are fitted on the anchors: whole models
 measured at that point, the parent among them. Parts do not quite add up in a whole model, mostly for their weights
-share caches; the scale carries that. The interval is the largest error on the held-out whole models of that point.
+share caches; the scale carries that. The interval is wide enough for every held-out whole model of that point.
 
 A load becomes points: its prompt is read in chunks, then tokens are written one at a time over caches of a fixed
 number of slots. Between two measured points that differ in slots only, or in new tokens only, time is linear.
@@ -40,6 +40,11 @@ from blockwright.spec import FFN, Mixer, Model, NoOp, variant_name
 _MIN_RELATIVE_ERROR = 0.02
 """Less is not claimed, however well the few held-out models were met."""
 
+_QUANTITIES: dict[Backend, tuple[Quantity, ...]] = {
+    "onnxruntime": ("time_per_token", "time_to_first_token", "memory", "parameters"),
+    "torch": ("time_per_token", "time_to_first_token", "parameters"),
+}
+
 PartKey = tuple[str, str]
 """(``mixer`` or ``ffn``, `variant_name`)."""
 
@@ -69,13 +74,15 @@ class PartCosts:
 
 
 def predict(profile: Profile, model: Model, load: Load, backend: Backend = "onnxruntime") -> dict[Quantity, Cost]:
-    """All costs of a model at a load on the profile's device.
+    """All costs of a model at a load on the profile's device: times, parameters, and memory in ONNX Runtime only.
 
     Raises:
         InputError: the profile has no measurements for these blocks, this format or this load.
     """
-    quantities: list[Quantity] = ["time_per_token", "time_to_first_token", "memory", "parameters"]
-    return {quantity: part_costs(profile, model, load, quantity, backend).of_model(model) for quantity in quantities}
+    return {
+        quantity: part_costs(profile, model, load, quantity, backend).of_model(model)
+        for quantity in _QUANTITIES[backend]
+    }
 
 
 def part_costs(
@@ -168,12 +175,19 @@ def _fit(profile: Profile, backend: Backend, weights_format: str, point: Point) 
     parts = {(row.part, row.variant): row.time_s for row in rows}
     wholes = [row for row in profile.wholes if (row.backend, row.format, row.point) == key]
     anchors = [row for row in wholes if row.is_anchor]
+    if not anchors:
+        raise InputError(
+            f"profile {profile.name}: wholes",
+            got=f"no anchor of {weights_format} on {backend} at {_describe(point)}",
+            expected="whole models measured at every point where parts were",
+            remedy="Profile again: the file is incomplete.",
+        )
     sums = np.array([_sum_of_parts(parts, row) for row in anchors])
     times = np.array([row.time_s for row in anchors])
     columns = np.stack([np.ones_like(sums), sums], axis=1) / times[:, None]
     intercept, scale = np.linalg.lstsq(columns, np.ones_like(times), rcond=None)[0]
     errors = [
-        abs((intercept + scale * _sum_of_parts(parts, row)) / row.time_s - 1) for row in wholes if not row.is_anchor
+        abs(row.time_s / (intercept + scale * _sum_of_parts(parts, row)) - 1) for row in wholes if not row.is_anchor
     ]
     return PointTable(
         intercept_s=float(intercept),
@@ -194,7 +208,9 @@ def _between(below: PointTable, above: PointTable, share: float) -> PointTable:
 
     return PointTable(
         intercept_s=blend(below.intercept_s, above.intercept_s),
-        parts_s={key: blend(time_s, above.parts_s[key]) for key, time_s in below.parts_s.items()},
+        parts_s={
+            key: blend(time_s, above.parts_s[key]) for key, time_s in below.parts_s.items() if key in above.parts_s
+        },
         relative_error=max(below.relative_error, above.relative_error),
         is_interpolated=True,
     )
