@@ -1,0 +1,78 @@
+"""Whole engines: their memory in a process of their own, and their times side by side."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from blockwright.compile.engine import EngineOrder, SessionSettings, write_engine
+from blockwright.cost import Load
+from blockwright.errors import InputError
+from blockwright.profiler.clock import Effort
+from blockwright.profiler.cost_model import exact_memory
+from blockwright.profiler.engines import measure_engines
+from blockwright.profiler.memory import peak_bytes
+from blockwright.profiler.synthetic import random_weights
+from blockwright.spec import FP32, Attention, Block, GatedFFN, Model, Rope
+
+LOAD = Load(batch=2, prompt_tokens=40, new_tokens=24)
+MODEL = Model(
+    family="llama",
+    vocab_size=512,
+    hidden_size=256,
+    num_heads=4,
+    head_dim=64,
+    max_positions=64,
+    norm_eps=1e-5,
+    rope=Rope(theta=1e4),
+    activation="silu",
+    has_tied_embeddings=True,
+    has_qkv_bias=False,
+    has_output_bias=False,
+    has_ffn_bias=False,
+    has_qk_norm=False,
+    layers=(Block(mixer=Attention(num_kv_heads=2), ffn=GatedFFN(width=1024)),) * 4,
+)
+
+
+def _write(folder: Path, model: Model) -> Path:
+    folder.mkdir()
+    order = EngineOrder(
+        model=model,
+        weights_format=FP32,
+        num_positions=64,
+        session=SessionSettings(num_threads=1),
+        built_from="random weights",
+    )
+    write_engine(order, random_weights(model), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _write(tmp_path_factory.mktemp("engines") / "whole", MODEL)
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _write(tmp_path_factory.mktemp("engines") / "half", replace(MODEL, layers=MODEL.layers[:2]))
+
+
+def test_the_peak_of_memory_holds_the_weights_and_the_cache(engine: Path) -> None:
+    counted = exact_memory(MODEL, LOAD).of_model(MODEL).value
+    assert counted / 2 < peak_bytes(engine, LOAD) < 6 * counted
+
+
+def test_a_load_that_the_engine_is_too_short_for_is_refused(engine: Path) -> None:
+    with pytest.raises(InputError, match="at most 64"):
+        peak_bytes(engine, replace(LOAD, new_tokens=30))
+
+
+def test_half_of_the_layers_take_less_time_and_memory(engine: Path, half: Path) -> None:
+    steps: list[int] = []
+    effort = Effort(seconds=0.05, min_samples=9)
+    whole_costs, half_costs = measure_engines([engine, half], LOAD, effort, on_step=lambda: steps.append(1))
+    assert half_costs.time_per_token.median_s < 0.85 * whole_costs.time_per_token.median_s
+    assert half_costs.time_to_first_token.median_s < 0.85 * whole_costs.time_to_first_token.median_s
+    assert half_costs.memory_bytes < whole_costs.memory_bytes
+    assert len(steps) == 3
