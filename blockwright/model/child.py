@@ -102,14 +102,16 @@ def load_weights(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> Pr
     """Gives a model from `build_child` its weights, by the names of its state dict.
 
     Raises:
-        InputError: a weight is missing or surplus.
+        InputError: a weight is missing, surplus or of another shape.
     """
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-    different = (set(model.state_dict()) ^ set(weights)) - tied
+    wanted = {(name, tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
+    given = {(name, tensor.shape) for name, tensor in weights.items() if name not in tied}
+    different = {name for name, _ in wanted ^ given}
     if different:
         raise InputError(
             "child weights",
-            got=f"missing or surplus: {', '.join(sorted(different)[:5])}",
+            got=f"missing, surplus or of another shape: {', '.join(sorted(different)[:5])}",
             expected="exactly the weights that the plan's blocks have",
             remedy="Build the library again with this version.",
         )

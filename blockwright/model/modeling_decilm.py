@@ -8,8 +8,10 @@ numbers of KV heads and ffn channels. A part that is replaced by one matrix, or 
 that; the layer's own forward is used as it is. ``block_configs`` in config.json says what each layer is, in
 the words of NVIDIA's nemotron-nas checkpoints.
 
-Attention layers are numbered through in the cache, leaving the others out, so that the first of them is the
-cache's first layer: transformers reads the length of the sequence there.
+In the cache, the first layer with attention takes the place of layer 0, for transformers reads the length of the
+sequence there; every other one has its own place. Where ``layer_types`` mixes full and sliding attention,
+transformers reads the lengths for each mask from the first place of that type. So layers without attention, whose
+places stay empty and whose masks nobody reads, are said to be of the first one's type.
 """
 
 from typing import Any
@@ -115,6 +117,13 @@ class _ChildConfig(PreTrainedConfig):
             for block in self.block_configs
         ]
         self.per_layer_config = {i: self._overrides(block) for i, block in enumerate(self.block_configs)}
+        attends = [block.attention.n_heads_in_group is not None for block in self.block_configs]
+        layer_types = getattr(self, "layer_types", None)
+        if layer_types and any(attends):
+            first = layer_types[attends.index(True)]
+            self.layer_types = [
+                own if own_attends else first for own, own_attends in zip(layer_types, attends, strict=True)
+            ]
 
     def _overrides(self, block: BlockConfig) -> dict[str, Any]:
         overrides: dict[str, Any] = {}
@@ -142,8 +151,8 @@ class _ChildModel(PreTrainedModel):
         assert per_layer_config is not None
         self.model.layers = nn.ModuleList(build_layer(self.layer_class, config, i) for i in range(num_layers))
         with_attention: list[Any] = [layer for layer in self.model.layers if hasattr(layer.self_attn, "layer_idx")]
-        for cache_index, layer in enumerate(with_attention):
-            layer.self_attn.layer_idx = cache_index
+        if with_attention:
+            with_attention[0].self_attn.layer_idx = 0
         self.post_init()
 
 

@@ -6,7 +6,13 @@ from typing import Any, get_args
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -57,9 +63,16 @@ def load_model(parent: Parent) -> PreTrainedModel:
     Raises:
         InputError: a weight is missing, surplus or of another shape.
     """
+    verbosity = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()  # its report of the problems comes back in `info`
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            parent.folder, dtype=torch.float32, output_loading_info=True, attn_implementation="sdpa"
+            parent.folder,
+            dtype=torch.float32,
+            output_loading_info=True,
+            attn_implementation="sdpa",
+            ignore_mismatched_sizes=True,  # so that they are among the problems below, by name
+            trust_remote_code=False,
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise InputError(
@@ -68,6 +81,8 @@ def load_model(parent: Parent) -> PreTrainedModel:
             expected="the weights that config.json describes",
             remedy="Download the checkpoint again.",
         ) from error
+    finally:
+        hf_logging.set_verbosity(verbosity)
     model, info = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[problem]:
@@ -91,8 +106,10 @@ def load_tokenizer(parent: Parent) -> PreTrainedTokenizerFast:
 
 def load_tokenizer_of(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
     """Loads a folder's tokenizer for a model of `vocab_size` embeddings; errors as `load_tokenizer`."""
+    # tokenizer.json says everything; AutoTokenizer adds tokens of its own for some families (5.23: Qwen2).
+    loader = PreTrainedTokenizerFast if (folder / "tokenizer.json").exists() else AutoTokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = loader.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder}: tokenizer",
@@ -132,11 +149,19 @@ def spec_of(config: PreTrainedConfig) -> Model:
             expected=" or ".join(ACTIVATIONS),
             remedy="Choose a parent with this activation.",
         )
+    num_heads, num_kv_heads = settings["num_attention_heads"], settings["num_key_value_heads"]
+    if num_kv_heads < 1 or num_heads % num_kv_heads:
+        raise InputError(
+            "parent: num_key_value_heads",
+            got=num_kv_heads,
+            expected=f"a number that divides its {num_heads} attention heads",
+            remedy="Correct the parent's config.json.",
+        )
     qkv_bias = family == "qwen2" or bool(settings.get("attention_bias"))
-    head_dim = settings.get("head_dim") or settings["hidden_size"] // settings["num_attention_heads"]
+    head_dim = settings.get("head_dim") or settings["hidden_size"] // num_heads
     blocks = tuple(
         Block(
-            mixer=Attention(num_kv_heads=settings["num_key_value_heads"], reach=_reach_of(settings, layer)),
+            mixer=Attention(num_kv_heads=num_kv_heads, reach=_reach_of(settings, layer)),
             ffn=GatedFFN(width=settings["intermediate_size"]),
         )
         for layer in range(settings["num_hidden_layers"])
@@ -145,7 +170,7 @@ def spec_of(config: PreTrainedConfig) -> Model:
         family=family,
         vocab_size=settings["vocab_size"],
         hidden_size=settings["hidden_size"],
-        num_heads=settings["num_attention_heads"],
+        num_heads=num_heads,
         head_dim=head_dim,
         max_positions=settings["max_position_embeddings"],
         norm_eps=settings["rms_norm_eps"],
@@ -177,11 +202,12 @@ def _local_folder(name: str) -> Path:
 
 def _read_config(folder: Path) -> PreTrainedConfig:
     try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
         raise InputError(
             f"{folder}: config.json",
-            got=_first_line(error),
+            got=_first_line(cause or error),
             expected="a Hugging Face model configuration",
             remedy="Name the folder of a checkpoint that transformers loads without remote code.",
         ) from error
@@ -219,11 +245,20 @@ def _check_weight_files(folder: Path) -> None:
 
 
 def _rope_of(parameters: dict[str, Any]) -> Rope:
-    rest = {name: value for name, value in parameters.items() if name not in ("rope_theta", "rope_type", "type")}
+    skipped = ("rope_theta", "rope_type", "type")
+    rest = {name: value for name, value in parameters.items() if name not in skipped and value is not None}
+    for name, value in rest.items():
+        if not isinstance(value, int | float):
+            raise InputError(
+                f"parent: rope_parameters.{name}",
+                got=value,
+                expected="a number",
+                remedy="Choose a parent whose rotary embedding is scaled by numbers: default, linear, llama3.",
+            )
     return Rope(
         theta=float(parameters["rope_theta"]),
         scaling=parameters["rope_type"],
-        parameters=tuple(sorted((name, float(value)) for name, value in rest.items() if value is not None)),
+        parameters=tuple(sorted((name, float(value)) for name, value in rest.items())),
     )
 
 
@@ -236,5 +271,5 @@ def _reach_of(settings: dict[str, Any], layer: int) -> Full | Window:
     return Window(num_tokens=window)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
