@@ -76,7 +76,7 @@ class WholeRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryRow:
-    """Memory of the whole parent in a process of its own, beyond what the empty runtime takes."""
+    """Memory of a whole model in a process of its own, beyond what the empty runtime takes."""
 
     backend: Backend
     format: str

@@ -11,8 +11,8 @@ share caches; the scale carries that. The interval is wide enough for every held
 A load becomes points: its prompt is read in chunks, then tokens are written one at a time over caches of a fixed
 number of slots. Between two measured points that differ in slots only, or in new tokens only, time is linear.
 
-Memory is counted: weights as stored, caches, and the workspace that the runtime was measured to take for the
-parent beyond them.
+Memory is counted, weights as stored and caches, and what the runtime takes beyond that comes from a line through
+measured whole models: something in any case, and a share of the counted bytes.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ from blockwright.count import (
     mixer_weight_bytes,
 )
 from blockwright.errors import InputError
-from blockwright.hw_profiles.profile import Backend, Point, Profile, TimeRow, WholeRow
+from blockwright.hw_profiles.profile import Backend, MemoryRow, Point, Profile, TimeRow, WholeRow
 from blockwright.spec import FFN, Mixer, Model, NoOp, variant_name
 
 _MIN_RELATIVE_ERROR = 0.02
@@ -279,12 +279,51 @@ def _memory_costs(profile: Profile, model: Model, load: Load, backend: Backend) 
             expected="one at this load",
             remedy="Profile again with this load and format: blockwright profile --load … --formats …",
         )
-    counted = exact_memory(model, load)
-    workspace = float(max(row.peak_bytes for row in rows) - rows[0].exact_bytes)
-    spread = max(row.peak_bytes for row in rows) - min(row.peak_bytes for row in rows)
-    # The parent's workspace stands for the child's, whose buffers have the same or smaller shapes.
-    cost = Cost(value=workspace, low=workspace - max(spread, 0.2 * workspace), high=workspace, origin="transferred")
-    return PartCosts(fixed=total([counted.fixed, cost]), of_mixer=counted.of_mixer, of_ffn=counted.of_ffn)
+    counted, line = exact_memory(model, load), _fit_workspace(rows)
+
+    def with_share(cost: Cost) -> Cost:
+        return exact((1 + line.share) * cost.value)
+
+    fixed = with_share(counted.fixed).value + line.base_bytes
+    return PartCosts(
+        fixed=Cost(value=fixed, low=fixed - line.error_bytes, high=fixed + line.error_bytes, origin="interpolated"),
+        of_mixer=lambda mixer: with_share(counted.of_mixer(mixer)),
+        of_ffn=lambda ffn: with_share(counted.of_ffn(ffn)),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Workspace:
+    """What a runtime takes beyond weights and caches: something in any case, and a share of their bytes."""
+
+    base_bytes: float
+    share: float
+    error_bytes: float
+
+
+def _fit_workspace(rows: list[MemoryRow]) -> _Workspace:
+    """A line through the measured models; its error is the largest on a model that was left out of the fit."""
+    counted = np.array([row.exact_bytes for row in rows], dtype=np.float64)
+    beyond = np.array([row.peak_bytes for row in rows]) - counted
+    sizes = set(counted)
+    if len(sizes) < 3:  # too few for a line that could be wrong
+        base = float(beyond.max())
+        return _Workspace(
+            base_bytes=base, share=0.0, error_bytes=max(_MIN_RELATIVE_ERROR * base, float(np.ptp(beyond)))
+        )
+    base, share = _line(counted, beyond)
+    errors: list[float] = []
+    for size in sizes:
+        others = counted != size
+        left_out_base, left_out_share = _line(counted[others], beyond[others])
+        errors += list(np.abs(left_out_base + left_out_share * size - beyond[~others]))
+    return _Workspace(base_bytes=base, share=share, error_bytes=float(max(errors)))
+
+
+def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Intercept and slope of least squares; a slope below zero counts as none."""
+    slope = float(np.polyfit(x, y, 1)[0])
+    return (float(y.mean() - slope * x.mean()), slope) if slope > 0 else (float(y.mean()), 0.0)
 
 
 def _check_shape(profile: Profile, model: Model) -> None:

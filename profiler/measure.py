@@ -22,7 +22,8 @@ Row = TimeRow | WholeRow | MemoryRow
 _ANCHOR_SHARES = (1.0, 0.5, 0.0)
 _HELD_OUT_SHARES = (0.7, 0.3, 0.1)
 """Whole models are random mixes in which a layer's part is the parent's own with this chance."""
-_MEMORY_REPEATS = 2
+_MEMORY_SHARES = (1.0, 0.6, 0.3, 0.0)
+"""The same for memory."""
 _TIME_VARIANT: dict[Backend, Callable[[Bench, Mixer | FFN, Point], Timing]] = {
     "onnxruntime": onnx_blocks.time_variant,
     "torch": torch_blocks.time_variant,
@@ -75,7 +76,7 @@ def steps(request: Request) -> Iterator[Step]:
                 yield _wholes_step(bench, request, point)
             if backend == "onnxruntime":
                 for load in request.loads:
-                    yield _memory_step(bench, load)
+                    yield _memory_step(bench, request, load)
 
 
 def _variant_step(bench: Bench, variant: Mixer | FFN, point: Point) -> Step:
@@ -132,34 +133,38 @@ def _wholes_step(bench: Bench, request: Request, point: Point) -> Step:
     return Step(name=f"{bench.backend} {bench.weights} whole models {point}", measure=measure)
 
 
-def _memory_step(bench: Bench, load: Load) -> Step:
-    def measure() -> list[Row]:
-        order = EngineOrder(
-            model=bench.model,
-            weights_format=bench.weights,
-            num_positions=load.total_tokens,
-            session=bench.session,
-            built_from="random weights",
-        )
-        with tempfile.TemporaryDirectory() as folder:
-            write_engine(order, random_weights(bench.model), Path(folder))
-            peaks = [peak_bytes(Path(folder), load) for _ in range(_MEMORY_REPEATS)]
-        counted = exact_memory(bench.model, load).of_model(bench.model)
-        return [
-            MemoryRow(
-                backend=bench.backend,
-                format=str(bench.weights),
-                batch=load.batch,
-                prompt_tokens=load.prompt_tokens,
-                new_tokens=load.new_tokens,
-                peak_bytes=peak,
-                exact_bytes=int(counted.value),
-                origin="measured",
-            )
-            for peak in peaks
-        ]
+def _memory_step(bench: Bench, request: Request, load: Load) -> Step:
+    models = [
+        with_format(mix(request.parent, request.mixers, request.ffns, share, seed), bench.weights)
+        for seed, share in enumerate(_MEMORY_SHARES)
+    ]
+    return Step(
+        name=f"{bench.backend} {bench.weights} memory {load}",
+        measure=lambda: [_memory_row(bench, model, load) for model in models],
+    )
 
-    return Step(name=f"{bench.backend} {bench.weights} memory {load}", measure=measure)
+
+def _memory_row(bench: Bench, model: Model, load: Load) -> MemoryRow:
+    order = EngineOrder(
+        model=model,
+        weights_format=bench.weights,
+        num_positions=load.total_tokens,
+        session=bench.session,
+        built_from="random weights",
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        write_engine(order, random_weights(model), Path(folder))
+        peak = peak_bytes(Path(folder), load)
+    return MemoryRow(
+        backend=bench.backend,
+        format=str(bench.weights),
+        batch=load.batch,
+        prompt_tokens=load.prompt_tokens,
+        new_tokens=load.new_tokens,
+        peak_bytes=peak,
+        exact_bytes=int(exact_memory(model, load).of_model(model).value),
+        origin="measured",
+    )
 
 
 def mix(parent: Model, mixers: Sequence[Mixer], ffns: Sequence[FFN], own_share: float, seed: int) -> Model:

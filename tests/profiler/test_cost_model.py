@@ -335,3 +335,18 @@ def test_a_model_in_a_format_costs_what_was_measured_in_it() -> None:
         _whole_time(model, decode_points(LOAD)[0]), rel=1e-6
     )
     assert np.isfinite(predict(profile, model, LOAD)["memory"].value)
+
+
+def test_memory_beyond_the_count_is_a_line_through_the_measured_models() -> None:
+    profile = _profile(_measured_points())
+    counted = exact_memory(_model(), LOAD).of_model(_model()).value
+    row = profile.memory[0]
+    sizes = [int(counted), int(counted) // 2, int(counted) // 4]
+    rows = [replace(row, exact_bytes=size, peak_bytes=round(size * 1.25) + 70_000) for size in sizes]
+    cost = predict(replace(profile, memory=tuple(rows)), _model(), LOAD)["memory"]
+    assert cost.value == pytest.approx(counted * 1.25 + 70_000, rel=1e-4)
+    assert cost.high - cost.value < 10, "the models lie on a line"
+
+    bent = [*rows[:2], replace(rows[2], peak_bytes=rows[2].peak_bytes + 5_000)]
+    cost = predict(replace(profile, memory=tuple(bent)), _model(), LOAD)["memory"]
+    assert cost.high - cost.value >= 5_000, "the interval must cover a model that the line misses"
