@@ -22,7 +22,7 @@ from itertools import pairwise
 import numpy as np
 
 from blockwright.compile.slots import chunks_of, slots_for
-from blockwright.cost import Cost, Load, Quantity, exact, total
+from blockwright.cost import Cost, Load, Origin, Quantity, exact, total
 from blockwright.count import (
     ffn_matrices,
     ffn_vectors,
@@ -286,7 +286,7 @@ def _memory_costs(profile: Profile, model: Model, load: Load, backend: Backend) 
 
     fixed = with_share(counted.fixed).value + line.base_bytes
     return PartCosts(
-        fixed=Cost(value=fixed, low=fixed - line.error_bytes, high=fixed + line.error_bytes, origin="interpolated"),
+        fixed=Cost(value=fixed, low=fixed - line.error_bytes, high=fixed + line.error_bytes, origin=line.origin),
         of_mixer=lambda mixer: with_share(counted.of_mixer(mixer)),
         of_ffn=lambda ffn: with_share(counted.of_ffn(ffn)),
     )
@@ -299,6 +299,7 @@ class _Workspace:
     base_bytes: float
     share: float
     error_bytes: float
+    origin: Origin
 
 
 def _fit_workspace(rows: list[MemoryRow]) -> _Workspace:
@@ -317,7 +318,7 @@ def _fit_workspace(rows: list[MemoryRow]) -> _Workspace:
         others = counted != size
         left_out_base, left_out_share = _line(counted[others], beyond[others])
         errors += list(np.abs(left_out_base + left_out_share * size - beyond[~others]))
-    return _Workspace(base_bytes=base, share=share, error_bytes=float(max(errors)))
+    return _Workspace(base_bytes=base, share=share, error_bytes=float(max(errors)), origin="interpolated")
 
 
 def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
