@@ -309,9 +309,8 @@ def _fit_workspace(rows: list[MemoryRow]) -> _Workspace:
     sizes = set(counted)
     if len(sizes) < 3:  # too few for a line that could be wrong
         base = float(beyond.max())
-        return _Workspace(
-            base_bytes=base, share=0.0, error_bytes=max(_MIN_RELATIVE_ERROR * base, float(np.ptp(beyond)))
-        )
+        error = max(_MIN_RELATIVE_ERROR * base, float(np.ptp(beyond)))
+        return _Workspace(base_bytes=base, share=0.0, error_bytes=error, origin="transferred")
     base, share = _line(counted, beyond)
     errors: list[float] = []
     for size in sizes:
