@@ -75,6 +75,7 @@ def read_scores(path: Path) -> ScoreTable:
         arrow = pq.read_table(path)
         parent = model_from_data(json.loads(arrow.schema.metadata[_PARENT_KEY]), f"{path}: parent")
         frame = arrow.to_pandas()[_COLUMNS]
+        candidates = [from_data(Candidate, json.loads(text), f"{path}: candidate") for text in frame["candidate"]]
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -93,12 +94,13 @@ def read_scores(path: Path) -> ScoreTable:
                 expected="a number for every candidate",
                 remedy="Run `blockwright score` again.",
             )
-    return ScoreTable(parent=parent, scores=tuple(_score_of(row, path) for row in frame.to_dict("records")))
+    rows = frame.to_dict("records")
+    return ScoreTable(parent=parent, scores=tuple(map(_score_of, candidates, rows)))
 
 
-def _score_of(row: dict, path: Path) -> Score:
+def _score_of(candidate: Candidate, row: dict) -> Score:
     return Score(
-        candidate=from_data(Candidate, json.loads(row["candidate"]), f"{path}: candidate"),
+        candidate=candidate,
         metric=row["metric"],
         estimate=Estimate(value=row["value"], low=row["low"], high=row["high"], num_values=row["num_windows"]),
     )

@@ -1,0 +1,118 @@
+"""The table of scores as a file."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from blockwright.errors import InputError
+from blockwright.search.scores import Score, ScoreTable, read_scores, write_scores
+from blockwright.search.space import SpaceSettings, candidates
+from blockwright.spec import Attention, Block, GatedFFN, Model, Rope, Window
+from blockwright.statistics import Estimate
+
+PARENT = Model(
+    family="mistral",
+    vocab_size=96,
+    hidden_size=64,
+    num_heads=4,
+    head_dim=16,
+    max_positions=256,
+    norm_eps=1e-6,
+    rope=Rope(theta=1e6, scaling="linear", parameters=(("factor", 2.0),)),
+    activation="silu",
+    has_tied_embeddings=False,
+    has_qkv_bias=False,
+    has_output_bias=False,
+    has_ffn_bias=False,
+    has_qk_norm=False,
+    layers=(Block(mixer=Attention(num_kv_heads=4, reach=Window(num_tokens=32)), ffn=GatedFFN(width=128)),) * 2,
+)
+TABLE = ScoreTable(
+    parent=PARENT,
+    scores=tuple(
+        Score(
+            candidate=candidate,
+            metric="kl",
+            estimate=Estimate(value=index / 7, low=index / 8, high=index / 6, num_values=16),
+        )
+        for index, candidate in enumerate(candidates(PARENT, SpaceSettings()))
+    ),
+)
+
+
+def _rewrite(path: Path, frame: pd.DataFrame) -> None:
+    metadata = pq.read_table(path).schema.metadata
+    pq.write_table(pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(metadata), path)
+
+
+def test_scores_come_back_as_they_were_written(tmp_path: Path) -> None:
+    write_scores(TABLE, tmp_path / "scores.parquet")
+    assert read_scores(tmp_path / "scores.parquet") == TABLE
+
+
+def test_other_tools_read_the_table_as_it_is(tmp_path: Path) -> None:
+    write_scores(TABLE, tmp_path / "scores.parquet")
+    frame = pd.read_parquet(tmp_path / "scores.parquet")
+    assert frame["name"].tolist()[:3] == ["attention-kv4-w32", "attention-kv2-w32", "attention-kv1-w32"]
+    assert frame["value"].tolist() == [score.estimate.value for score in TABLE.scores]
+
+
+@pytest.mark.parametrize("column", ["value", "low", "high"])
+def test_a_score_that_is_no_number_is_named(tmp_path: Path, column: str) -> None:
+    estimate = replace(TABLE.scores[1].estimate, **{column: math.nan})
+    scores = (TABLE.scores[0], replace(TABLE.scores[1], estimate=estimate), *TABLE.scores[2:])
+    write_scores(replace(TABLE, scores=scores), tmp_path / "scores.parquet")
+    with pytest.raises(InputError, match=f"{column}: got nothing for attention-kv2-w32 as the mixer of layer 0"):
+        read_scores(tmp_path / "scores.parquet")
+
+
+def test_a_table_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no table of scores"):
+        read_scores(tmp_path / "scores.parquet")
+
+
+@pytest.mark.parametrize("content", [b"", b"layer,part\n0,ffn\n", b"PAR1 and no more PAR1"])
+def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "scores.parquet").write_bytes(content)
+    with pytest.raises(InputError, match="no table of scores"):
+        read_scores(tmp_path / "scores.parquet")
+
+
+def test_a_table_cut_short_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scores.parquet"
+    write_scores(TABLE, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="no table of scores"):
+        read_scores(path)
+
+
+def test_a_table_without_its_parent_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scores.parquet"
+    write_scores(TABLE, path)
+    pd.read_parquet(path).to_parquet(path)
+    with pytest.raises(InputError, match="no table of scores"):
+        read_scores(path)
+
+
+def test_a_table_without_a_column_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "scores.parquet"
+    write_scores(TABLE, path)
+    _rewrite(path, pd.read_parquet(path).drop(columns="high"))
+    with pytest.raises(InputError, match="high"):
+        read_scores(path)
+
+
+@pytest.mark.parametrize("text", ["no JSON", '{"layer": 0}', "7"])
+def test_a_candidate_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "scores.parquet"
+    write_scores(TABLE, path)
+    frame = pd.read_parquet(path)
+    frame.loc[1, "candidate"] = text
+    _rewrite(path, frame)
+    with pytest.raises(InputError, match=r"scores\.parquet"):
+        read_scores(path)
