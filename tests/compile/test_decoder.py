@@ -1,0 +1,238 @@
+"""The engine's logits, against torch's at every step of a generation."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from blockwright.compile.blocked import rounded
+from blockwright.compile.decoder import decoder_graph
+from blockwright.compile.engine import EngineOrder, SessionSettings, write_engine
+from blockwright.compile.session import Decoder
+from blockwright.compile.slots import PREFILL_CHUNK
+from blockwright.errors import InputError
+from blockwright.model.child import build_child, load_weights
+from blockwright.profiler.synthetic import random_weights
+from blockwright.profiler.torch_blocks import hf_config
+from blockwright.spec import (
+    FP32,
+    HEAD_BESIDE_INTEGERS,
+    Attention,
+    Block,
+    Format,
+    Full,
+    GatedFFN,
+    LinearFFN,
+    LinearMixer,
+    Model,
+    NoOp,
+    Reach,
+    Rope,
+    Window,
+)
+
+Weights = dict[str, np.ndarray]
+
+HETEROGENEOUS = (
+    Block(mixer=NoOp(), ffn=GatedFFN(width=96)),
+    Block(mixer=Attention(num_kv_heads=4), ffn=GatedFFN(width=160)),
+    Block(mixer=LinearMixer(), ffn=LinearFFN()),
+    Block(mixer=Attention(num_kv_heads=1), ffn=NoOp()),
+    Block(mixer=NoOp(), ffn=NoOp()),
+    Block(mixer=Attention(num_kv_heads=2), ffn=GatedFFN(width=32)),
+)
+NO_ATTENTION = (Block(mixer=NoOp(), ffn=GatedFFN(width=64)), Block(mixer=LinearMixer(), ffn=LinearFFN()))
+LLAMA3 = (
+    ("factor", 8.0),
+    ("high_freq_factor", 4.0),
+    ("low_freq_factor", 1.0),
+    ("original_max_position_embeddings", 32.0),
+)
+
+
+def _model(**changes: object) -> Model:
+    model = Model(
+        family="llama",
+        vocab_size=80,
+        hidden_size=64,
+        num_heads=4,
+        head_dim=16,
+        max_positions=1024,
+        norm_eps=1e-5,
+        rope=Rope(theta=1e4),
+        activation="silu",
+        has_tied_embeddings=True,
+        has_qkv_bias=False,
+        has_output_bias=False,
+        has_ffn_bias=False,
+        has_qk_norm=False,
+        layers=HETEROGENEOUS,
+    )
+    return replace(model, **changes)
+
+
+def _reaching(layers: Iterable[Block], *reaches: Reach) -> tuple[Block, ...]:
+    """The layers with their attention reaching as far as given, in turn."""
+    return tuple(
+        replace(block, mixer=replace(block.mixer, reach=reaches[index % len(reaches)]))
+        if isinstance(block.mixer, Attention)
+        else block
+        for index, block in enumerate(layers)
+    )
+
+
+MODELS = {
+    "llama": _model(),
+    "untied": _model(has_tied_embeddings=False),
+    "biases": _model(has_qkv_bias=True, has_output_bias=True, has_ffn_bias=True),
+    "wide heads": _model(head_dim=32),
+    "no attention": _model(layers=NO_ATTENTION),
+    "nothing at all": _model(layers=()),
+    "linear rope": _model(rope=Rope(theta=1e4, scaling="linear", parameters=(("factor", 4.0),))),
+    "llama3 rope": _model(rope=Rope(theta=5e5, scaling="llama3", parameters=LLAMA3)),
+    "mistral": _model(family="mistral"),
+    "mistral window": _model(family="mistral", layers=_reaching(HETEROGENEOUS, Window(num_tokens=6))),
+    "qwen2": _model(family="qwen2", has_qkv_bias=True),
+    "qwen2 windows": _model(
+        family="qwen2", has_qkv_bias=True, layers=_reaching(HETEROGENEOUS, Full(), Full(), Full(), Window(num_tokens=6))
+    ),
+    "qwen3": _model(family="qwen3", has_qk_norm=True, has_tied_embeddings=False, head_dim=32),
+}
+
+
+def _weights(model: Model) -> Weights:
+    """Large enough that logits differ by whole numbers, and every bias and norm matters."""
+    return {n: 8 * array if array.ndim == 2 else array for n, array in random_weights(model, seed=1).items()}
+
+
+def _in_torch(model: Model, weights: Weights) -> PreTrainedModel:
+    return load_weights(build_child(model, hf_config(model)), {n: torch.from_numpy(a) for n, a in weights.items()})
+
+
+def _engine(
+    folder: Path, model: Model, weights: Weights, weights_format: Format = FP32, num_positions: int = 64
+) -> Decoder:
+    order = EngineOrder(
+        model=model,
+        weights_format=weights_format,
+        num_positions=num_positions,
+        session=SessionSettings(num_threads=1, accuracy_level=0),
+        built_from="random weights",
+    )
+    write_engine(order, weights, folder)
+    return Decoder.open(folder)
+
+
+@dataclass(frozen=True)
+class Difference:
+    largest: float
+    spread: float
+    """How much the logits differ among each other: what a difference is to be held against."""
+
+
+@torch.no_grad()
+def _largest_difference(decoder: Decoder, child: PreTrainedModel, lengths: list[int], num_steps: int) -> Difference:
+    """Between the engine's logits, step after step, and those of one forward over each whole sequence."""
+    generator = np.random.default_rng(0)
+    vocab_size = decoder.engine.model.vocab_size
+    texts = [generator.integers(0, vocab_size, length + num_steps) for length in lengths]
+    expected = [child(torch.from_numpy(ids)[None], use_cache=False).logits[0].numpy() for ids in texts]
+    sequences = decoder.start(len(texts), max(lengths) + num_steps)
+    found_BV = sequences.prefill([ids[:length].tolist() for ids, length in zip(texts, lengths, strict=True)])
+    differences = []
+    for step in range(num_steps + 1):
+        places = [length + step for length in lengths]
+        wanted_BV = np.stack([logits_TV[place - 1] for logits_TV, place in zip(expected, places, strict=True)])
+        differences.append(np.abs(found_BV - wanted_BV).max())
+        if step < num_steps:
+            found_BV = sequences.step(np.array([ids[place] for ids, place in zip(texts, places, strict=True)]))
+    return Difference(largest=float(max(differences)), spread=float(np.concatenate(expected).std()))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_equal_those_of_torch_at_every_step(name: str, tmp_path: Path) -> None:
+    model = MODELS[name]
+    weights = _weights(model)
+    decoder = _engine(tmp_path, model, weights)
+    difference = _largest_difference(decoder, _in_torch(model, weights), lengths=[13, 1, 8], num_steps=24)
+    assert difference.largest < 1e-4
+    assert difference.spread > 0.5
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral window", "no attention"])
+def test_a_prompt_of_several_chunks_is_read_like_one(name: str, tmp_path: Path) -> None:
+    model = MODELS[name]
+    weights = _weights(model)
+    decoder = _engine(tmp_path, model, weights, num_positions=2 * PREFILL_CHUNK + 64)
+    lengths = [2 * PREFILL_CHUNK + 5, PREFILL_CHUNK, 3, PREFILL_CHUNK + 1]
+    assert _largest_difference(decoder, _in_torch(model, weights), lengths, num_steps=3).largest < 2e-4
+
+
+def test_the_same_engine_runs_sequences_of_other_lengths_and_numbers(tmp_path: Path) -> None:
+    model = MODELS["llama"]
+    weights = _weights(model)
+    decoder, child = _engine(tmp_path, model, weights), _in_torch(model, weights)
+    for lengths in ([3], [40, 2], [7, 7, 7, 7, 7]):
+        assert _largest_difference(decoder, child, lengths, num_steps=4).largest < 1e-4
+
+
+@pytest.mark.parametrize("text", ["int8-32", "int4-32", "int4-64"])
+@pytest.mark.parametrize("name", ["llama", "untied", "biases"])
+def test_integer_weights_give_the_logits_of_what_they_stand_for(text: str, name: str, tmp_path: Path) -> None:
+    kind, group_size = text.split("-")
+    weights_format = Format(name="int4" if kind == "int4" else "int8", group_size=int(group_size))
+    model = MODELS[name]
+    weights = _weights(model)
+    decoder = _engine(tmp_path, model, weights, weights_format)
+
+    def as_stored(tensor_name: str, array: np.ndarray) -> np.ndarray:
+        is_matrix = array.ndim == 2 and "layers" in tensor_name
+        return np.ascontiguousarray(rounded(array.T, weights_format).T) if is_matrix else array
+
+    stored = {tensor_name: as_stored(tensor_name, array) for tensor_name, array in weights.items()}
+    head_VD = weights["model.embed_tokens.weight" if model.has_tied_embeddings else "lm_head.weight"]
+    stored["lm_head.weight"] = np.ascontiguousarray(rounded(head_VD.T, HEAD_BESIDE_INTEGERS).T)
+    child = _in_torch(replace(model, has_tied_embeddings=False), stored)
+    assert _largest_difference(decoder, child, lengths=[13, 1, 8], num_steps=20).largest < 1e-3
+    plain = _largest_difference(decoder, _in_torch(model, weights), lengths=[13, 1, 8], num_steps=20)
+    assert plain.largest > 1e-2, "rounding must show, or this compares nothing"
+
+
+def test_rounding_activations_too_stays_near(tmp_path: Path) -> None:
+    model = MODELS["llama"]
+    weights_format = Format(name="int8", group_size=32)
+    _engine(tmp_path, model, _weights(model), weights_format)
+    logits = []
+    for accuracy_level in (0, 4):
+        decoder = Decoder.open(tmp_path, SessionSettings(num_threads=1, accuracy_level=accuracy_level))
+        logits.append(decoder.start(1, 20).prefill([list(range(20))])[0].copy())
+    assert np.corrcoef(logits[0], logits[1])[0, 1] > 0.99
+    assert not np.array_equal(logits[0], logits[1])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_graph_is_valid_onnx_of_standard_operators(name: str) -> None:
+    graph = decoder_graph(MODELS[name], random_weights(MODELS[name]), num_positions=64)
+    onnx.checker.check_model(graph, full_check=True)
+    assert {node.domain for node in graph.graph.node} == {""}
+
+
+def test_what_is_nothing_leaves_no_node_and_no_cache() -> None:
+    names = [value.name for value in decoder_graph(_model(), random_weights(_model()), num_positions=64).graph.input]
+    assert {name for name in names if name.startswith("past_key")} == {"past_key_1", "past_key_3", "past_key_5"}
+    model = _model(layers=(Block(mixer=NoOp(), ffn=NoOp()),) * 7)
+    graph = decoder_graph(model, random_weights(model), num_positions=64).graph
+    empty = decoder_graph(_model(layers=()), random_weights(_model(layers=())), num_positions=64).graph
+    assert [node.name for node in graph.node] == [node.name for node in empty.node]
+    assert [value.name for value in graph.input] == ["ids", "last"]
+
+
+def test_positions_scaled_in_an_unknown_way_are_refused() -> None:
+    model = _model(rope=Rope(theta=1e4, scaling="yarn", parameters=(("factor", 4.0),)))
+    with pytest.raises(InputError, match="yarn"):
+        decoder_graph(model, random_weights(model), num_positions=64)
