@@ -57,8 +57,10 @@ def build_library(parent: Parent, order: LibraryOrder, output: Path) -> Library:
         path = work / "finished.json"
         finished = [from_data(Entry, data, str(path)) for data in read_json(path)] if path.exists() else []
         entries: list[Entry] = []
-        trained = {c.layer for c in offered if needs_training(parent.spec, c)}
-        with progress("library", len(trained) * settings.num_steps) as advance:
+        to_train = [c for c in offered if needs_training(parent.spec, c)]
+        num_layers = len({c.layer for c in to_train})
+        resumed = num_layers - len({c.layer for c in to_train if c not in {entry.candidate for entry in finished}})
+        with progress("library", num_layers * settings.num_steps, done=resumed * settings.num_steps) as advance:
             layers = train_library(
                 model,
                 parent.spec,

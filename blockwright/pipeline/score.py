@@ -58,9 +58,10 @@ def score_library(parent: Parent, folder: Path, order: ScoreOrder, output: Path)
         layers = candidate_layers(model, library, folder)
         values: dict[str, list[float]] = {candidate.name: [] for candidate in layers}
         batches = windows.ids_NT.split(_BATCH_WINDOWS)
-        with progress("score", len(batches) * len(layers)) as advance:
-            for index, ids_BT in enumerate(batches):
-                path = work / f"batch-{index:04d}.json"
+        paths = [work / f"batch-{index:04d}.json" for index in range(len(batches))]
+        resumed = sum(path.exists() for path in paths) * len(layers)
+        with progress("score", len(batches) * len(layers), done=resumed) as advance:
+            for ids_BT, path in zip(batches, paths, strict=True):
                 if not path.exists():
                     kl = replace_one_kl(model, layers, ids_BT, on_candidate=advance)
                     write_json(path, {candidate.name: kl_B.tolist() for candidate, kl_B in kl.items()})
