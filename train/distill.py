@@ -73,7 +73,9 @@ def distill(
     parent.requires_grad_(False)
     child.requires_grad_(True).train()
     names = [name for name, _ in child.named_parameters()]
-    optimizer = torch.optim.AdamW(child.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        child.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+    )
     history = _restore(checkpoint, child, names, optimizer)
     for step in range(len(history), len(batches)):
         for group in optimizer.param_groups:

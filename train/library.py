@@ -122,7 +122,8 @@ def layer_data(walk: Walk, layer: int, x_NTD: Tensor) -> tuple[LayerData, Tensor
     contributions: list[Tensor] = []
 
     def record(_: nn.Module, inputs: tuple[Tensor]) -> None:
-        contributions.append(channel_contribution(inputs[0].flatten(0, 1), down_DW))
+        share = len(inputs[0]) / len(x_NTD)  # the last batch may be smaller
+        contributions.append(share * channel_contribution(inputs[0].flatten(0, 1), down_DW))
 
     hook = down.register_forward_pre_hook(record)
     try:
@@ -131,7 +132,7 @@ def layer_data(walk: Walk, layer: int, x_NTD: Tensor) -> tuple[LayerData, Tensor
     finally:
         hook.remove()
     data = LayerData(x_NTD=x_NTD, mid_NTD=torch.cat(mids), y_NTD=torch.cat(ys))
-    return data, torch.stack(contributions).mean(dim=0)
+    return data, torch.stack(contributions).sum(dim=0)
 
 
 def build_candidate(model: PreTrainedModel, parent: Model, candidate: Candidate, contribution: Tensor) -> nn.Module:
@@ -171,7 +172,9 @@ def train_candidates(
     equals one optimizer each.
     """
     parameters = [p for student in students for p in student.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+    )
     generator = torch.Generator().manual_seed(settings.seed)
     order = torch.randperm(len(data.x_NTD), generator=generator).repeat(
         -(-settings.batch_windows * settings.num_steps // len(data.x_NTD))
