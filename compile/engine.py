@@ -135,13 +135,14 @@ def read_weights(folder: Path) -> Weights:
     """All tensors of a checkpoint, in fp32.
 
     Raises:
-        InputError: a file is missing or broken.
+        InputError: a file is missing or broken; or, later, a tensor that is looked up is missing.
     """
-    weights: dict[str, np.ndarray] = {}
+    weights = _Tensors(folder)
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, framework="numpy") as tensors:
-                weights |= {name: tensors.get_tensor(name).astype(np.float32) for name in tensors.keys()}  # noqa: SIM118
+                for name in tensors.keys():  # noqa: SIM118
+                    weights[name] = tensors.get_tensor(name).astype(np.float32)
         except (SafetensorError, OSError) as error:
             raise InputError(
                 str(file), got=str(error), expected="a whole safetensors file", remedy="Write the checkpoint again."
@@ -151,6 +152,22 @@ def read_weights(folder: Path) -> Weights:
             str(folder), got="no safetensors file", expected="a checkpoint", remedy="Name a checkpoint's folder."
         )
     return weights
+
+
+class _Tensors(dict[str, np.ndarray]):
+    """A checkpoint's tensors; one that is asked for and missing is the user's matter."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def __missing__(self, name: str) -> np.ndarray:
+        raise InputError(
+            f"{self._folder}: weights",
+            got=f"no tensor {name}",
+            expected="the weights of every block",
+            remedy="Write the checkpoint again, or compile the one that belongs to this plan.",
+        )
 
 
 def _save_graph(graph: onnx.ModelProto, path: Path) -> None:
