@@ -1,6 +1,7 @@
 """Words and progress for people, on standard error; standard output is left to results."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -8,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _console = Console(stderr=True, highlight=False)
+_LINE_EVERY_S = 30.0
+"""How often a log, which cannot show a bar, gets a line."""
 
 
 class Advance(Protocol):
@@ -23,13 +26,16 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def progress(description: str, total: int, done: int = 0) -> Iterator[Advance]:
-    """Shows a bar with the time left.
+    """Shows a bar with the time left, or writes a line now and then where nobody watches.
 
     Args:
         description: what is being done.
         total: steps in all.
         done: steps that an earlier run has done.
     """
+    if not _console.is_terminal:
+        yield _lines(description, total, done)
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -49,3 +55,16 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Advance]:
                 bar.update(task, completed=to, description=words)
 
         yield advance
+
+
+def _lines(description: str, total: int, done: int) -> Advance:
+    position, written_at = done, time.monotonic()
+
+    def advance(text: str | None = None, *, to: int | None = None) -> None:
+        nonlocal position, written_at
+        position = position + 1 if to is None else to
+        if time.monotonic() - written_at >= _LINE_EVERY_S:
+            written_at = time.monotonic()
+            say(f"{description} {position}/{total}" + ("" if text is None else f": {text}"))
+
+    return advance
