@@ -128,11 +128,12 @@ def time_rounds(bench: Bench) -> list[dict[str, Any]]:
     """Parent and child in turn, round after round."""
     engines = bench.folder / "demo" / "engine" / "onnxruntime"
     plan = read_plan(bench.folder / "demo" / "plan.json")
+    seconds, reference_s = bench.recipe.measure.seconds, bench.profile.ceilings.reference_s
     rounds = []
     for weights in bench.recipe.engine.formats:
         pair = (engines / f"parent-{weights}", engines / f"child-{weights}")
         for index in range(ROUNDS):
-            for cost in measure_costs(*pair, bench.recipe.loads, bench.recipe.measure.seconds):
+            for cost in measure_costs(pair, bench.recipe.loads, seconds, reference_s):
                 promised = next(p for p in plan.promises if (p.quantity, p.load) == (cost.quantity, cost.load))
                 is_promised = weights == plan.format
                 rounds.append(

@@ -47,7 +47,7 @@ class TimeRow:
     high_s: float
     num_samples: int
     num_rejected: int
-    """Samples thrown away because the thread was interrupted."""
+    """Samples thrown away because the thread was interrupted or the machine disturbed."""
     origin: Origin
 
     def __post_init__(self) -> None:
@@ -97,6 +97,8 @@ class Ceilings:
     """Streaming a matrix of 256 MiB through a matrix-vector product."""
     fp32_flop_per_s: float
     """A product of two 1024 × 1024 matrices."""
+    reference_s: float
+    """A small fixed piece of work at its best: slower, the machine is disturbed (`profiler/reference.py`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

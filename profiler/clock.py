@@ -3,15 +3,16 @@
 Work of one thread is timed by the thread's own CPU clock, which stands still while another program has the core.
 A sample is thrown away where the thread was interrupted, for its caches were then another's. Several things are
 timed in turn, so that what drifts meets all of them alike; each turn begins unrecorded, until the work finds its
-own weights in the caches and not those of the one before it. Work of several threads can only be timed by the
-wall clock, and says so.
+own weights in the caches and not those of the one before it. A round of turns counts only where the machine was
+calm before and after it, if there is a judge of that. Work of several threads can only be timed by the wall clock, and
+says so.
 """
 
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -24,10 +25,10 @@ _MIN_CHUNK_S = 2e-4
 """Shorter work is repeated within a sample until it takes this long."""
 _MAX_WALL_OVER_CPU = 1.1
 """A sample whose wall time exceeds its CPU time by more was interrupted."""
-_WARM_UPS_PER_TURN = 3
-"""Measured on a 2-core Zen 3 with six 7 MB models in turn: 628 µs a step cold, 615 after one run, 428 after two, 400
-after four, 403 running alone."""
-_SAMPLES_PER_TURN = 3
+_TURN_S, _LEAST_SAMPLES_PER_TURN, _MOST_SAMPLES_PER_TURN = 0.01, 3, 16
+"""A turn takes about this long, and half as many runs before it to warm up. Measured on a 2-core Zen 3: six 7 MB models
+in turn took 628 µs a step cold, 615 after one run, 428 after two, 400 after four, 403 running alone; a pair of them 435
+and 264 in turns of three samples, 393 and 238 in turns of sixteen, where the first took 397 running alone."""
 _Z_90 = 1.645
 
 
@@ -43,14 +44,23 @@ class Timing:
     clock: Clock
 
 
+class Judge(Protocol):
+    """Tells whether the machine is calm (see `reference`)."""
+
+    def is_calm(self) -> bool: ...
+
+    def await_calm(self) -> bool: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """How long to measure one thing."""
+    """How long to measure one thing, and who says whether the machine is calm meanwhile."""
 
     seconds: float = 0.25
     min_samples: int = 30
     max_samples: int = 400
     num_warm_up: int = 5
+    judge: Judge | None = None
 
 
 def time_in_turn(
@@ -69,15 +79,21 @@ def time_in_turn(
         A timing for each run, then one for each combination.
     """
     clock: Clock = "thread_cpu" if num_threads == 1 and sys.platform == "linux" else "wall"
-    repeats = [_repeats_for(run, effort.num_warm_up) for run in runs]
+    once_s = [_time_once(run, effort.num_warm_up) for run in runs]
+    repeats = [max(1, round(_MIN_CHUNK_S / max(each_s, 1e-9))) for each_s in once_s]
+    num_samples = int(np.clip(_TURN_S / max(once_s), _LEAST_SAMPLES_PER_TURN, _MOST_SAMPLES_PER_TURN))
     columns: list[list[float]] = []
     accepted: list[list[bool]] = []
-    deadline = time.perf_counter() + effort.seconds * len(runs)
-    while len(columns) < effort.max_samples and (time.perf_counter() < deadline or len(columns) < effort.min_samples):
-        turns = [_turn(run, repeat, clock) for run, repeat in zip(runs, repeats, strict=True)]
+    left_s = effort.seconds * len(runs)
+    while len(columns) < effort.max_samples and (left_s > 0 or len(columns) < effort.min_samples):
+        was_calm = effort.judge is None or effort.judge.await_calm()
+        started = time.perf_counter()
+        turns = [_turn(run, repeat, num_samples, clock) for run, repeat in zip(runs, repeats, strict=True)]
+        left_s -= time.perf_counter() - started
+        is_calm = was_calm and (effort.judge is None or effort.judge.is_calm())
         for samples in zip(*turns, strict=True):
             columns.append([time_s for time_s, _ in samples])
-            accepted.append([is_clean for _, is_clean in samples])
+            accepted.append([is_calm and is_clean for _, is_clean in samples])
     times, clean = np.array(columns), np.array(accepted)
     timings = [_summarise(times[:, index], clean[:, index], clock) for index in range(len(runs))]
     for weights in derive:
@@ -86,10 +102,10 @@ def time_in_turn(
     return timings
 
 
-def _turn(run: Callable[[], object], repeat: int, clock: Clock) -> list[tuple[float, bool]]:
-    for _ in range(_WARM_UPS_PER_TURN):
+def _turn(run: Callable[[], object], repeat: int, num_samples: int, clock: Clock) -> list[tuple[float, bool]]:
+    for _ in range(max(_LEAST_SAMPLES_PER_TURN, num_samples // 2)):
         run()
-    return [_sample(run, repeat, clock) for _ in range(_SAMPLES_PER_TURN)]
+    return [_sample(run, repeat, clock) for _ in range(num_samples)]
 
 
 def _sample(run: Callable[[], object], repeat: int, clock: Clock) -> tuple[float, bool]:
@@ -113,13 +129,14 @@ def _interruptions() -> int:
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
 
 
-def _repeats_for(run: Callable[[], object], num_warm_up: int) -> int:
+def _time_once(run: Callable[[], object], num_warm_up: int) -> float:
+    """The least wall time of a few runs."""
     times = []
     for _ in range(num_warm_up):
         started = time.perf_counter()
         run()
         times.append(time.perf_counter() - started)
-    return max(1, round(_MIN_CHUNK_S / max(min(times), 1e-9)))
+    return min(times)
 
 
 def _summarise(times: np.ndarray, is_clean: np.ndarray, clock: Clock) -> Timing:

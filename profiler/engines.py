@@ -1,6 +1,11 @@
-"""Measures finished engines, in turn, so that what drifts meets all of them alike."""
+"""Measures finished engines, in turn, so that what drifts meets all of them alike, and in a process of their own.
 
-from collections.abc import Callable, Sequence
+python -m blockwright.profiler.engines '{"folders": […], "load": {…}, "seconds": 1.5, "reference_s": null}'
+"""
+
+import json
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +15,33 @@ from blockwright.compile.session import Decoder
 from blockwright.cost import Load
 from blockwright.profiler.clock import Effort, Timing, time_in_turn
 from blockwright.profiler.memory import peak_bytes
+from blockwright.profiler.process import run_module
+from blockwright.profiler.reference import make_reference
+from blockwright.strict import from_data, to_data
+
+_PATIENCE_PER_EFFORT = 10.0
+"""How long to wait for a calm machine, in times of what one measurement is meant to take."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineRequest:
+    """Which engines to time, and how."""
+
+    folders: tuple[str, ...]
+    load: Load
+    seconds: float
+    """How long to measure each time of each engine."""
+    reference_s: float | None
+    """What the reference kernel takes on this machine at its best, if that is known (see `reference`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineTimes:
+    """How long an engine takes, choosing the next token included."""
+
+    time_per_token: Timing
+    """At the middle of the new tokens."""
+    time_to_first_token: Timing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,30 +53,38 @@ class EngineCosts:
     memory_bytes: int
 
 
-def measure_engines(
-    folders: Sequence[Path], load: Load, effort: Effort, on_step: Callable[[], None] = lambda: None
-) -> list[EngineCosts]:
-    """Times writing a token and reading a prompt, choosing the next token included, and takes the peak of memory.
-
-    A token is written at the middle of the new ones. Engines should have the same number of threads.
+def measure_engines(request: EngineRequest, on_step: Callable[[], None] = lambda: None) -> list[EngineCosts]:
+    """Times writing a token and reading a prompt, and takes the peak of memory.
 
     Args:
-        folders: the engines.
-        load: the workload.
-        effort: how long to measure each.
-        on_step: called after each of three measurements.
+        request: the engines, which should have the same number of threads, and the load.
+        on_step: called after the times and after the memory.
+
+    Raises:
+        InputError: an engine cannot run the load.
     """
-    decoders = [Decoder.open(folder) for folder in folders]
-    num_threads = max(decoder.engine.session.num_threads for decoder in decoders)
-    decode = time_in_turn([_token_run(decoder, load) for decoder in decoders], effort, num_threads)
+    answer = run_module("blockwright.profiler.engines", [json.dumps(to_data(request))], " and ".join(request.folders))
+    times = from_data(tuple[EngineTimes, ...], json.loads(answer), "times of engines")
     on_step()
-    prefill = time_in_turn([_prompt_run(decoder, load) for decoder in decoders], effort, num_threads)
-    on_step()
-    memory = [peak_bytes(folder, load) for folder in folders]
+    memory = [peak_bytes(Path(folder), request.load) for folder in request.folders]
     on_step()
     return [
-        EngineCosts(time_per_token=token, time_to_first_token=first, memory_bytes=peak)
-        for token, first, peak in zip(decode, prefill, memory, strict=True)
+        EngineCosts(time_per_token=t.time_per_token, time_to_first_token=t.time_to_first_token, memory_bytes=peak)
+        for t, peak in zip(times, memory, strict=True)
+    ]
+
+
+def time_engines(request: EngineRequest) -> list[EngineTimes]:
+    """Times engines in turn, in this process."""
+    decoders = [Decoder.open(Path(folder)) for folder in request.folders]
+    num_threads = max(decoder.engine.session.num_threads for decoder in decoders)
+    judge = make_reference(_PATIENCE_PER_EFFORT * request.seconds, request.reference_s)
+    effort = Effort(seconds=request.seconds, judge=judge)
+    decode = time_in_turn([_token_run(decoder, request.load) for decoder in decoders], effort, num_threads)
+    prefill = time_in_turn([_prompt_run(decoder, request.load) for decoder in decoders], effort, num_threads)
+    return [
+        EngineTimes(time_per_token=token, time_to_first_token=first)
+        for token, first in zip(decode, prefill, strict=True)
     ]
 
 
@@ -70,3 +110,8 @@ def _prompt_run(decoder: Decoder, load: Load) -> Callable[[], object]:
 def _prompts(decoder: Decoder, load: Load) -> list[list[int]]:
     generator = np.random.default_rng(0)
     return generator.integers(0, decoder.engine.model.vocab_size, (load.batch, load.prompt_tokens)).tolist()
+
+
+if __name__ == "__main__":
+    asked = from_data(EngineRequest, json.loads(sys.argv[1]), "request")
+    print(json.dumps([to_data(times) for times in time_engines(asked)]))

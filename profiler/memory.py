@@ -3,7 +3,6 @@
 python -m blockwright.profiler.memory ENGINE BATCH PROMPT_TOKENS NEW_TOKENS
 """
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from blockwright.compile.engine import SessionSettings
 from blockwright.compile.graph import IR_VERSION, OPSET
 from blockwright.compile.session import Decoder, make_session
 from blockwright.cost import Load
-from blockwright.errors import InputError
+from blockwright.profiler.process import run_module
 
 _STEPS = 8
 
@@ -26,17 +25,7 @@ def peak_bytes(engine: Path, load: Load) -> int:
         InputError: the process failed; its last line of output is given.
     """
     numbers = (load.batch, load.prompt_tokens, load.new_tokens)
-    command = [sys.executable, "-m", "blockwright.profiler.memory", str(engine), *map(str, numbers)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last_line = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise InputError(
-            f"{engine}: memory",
-            got=last_line,
-            expected="an engine that runs this load",
-            remedy="Compile it again, or try a smaller load.",
-        )
-    return int(done.stdout)
+    return int(run_module("blockwright.profiler.memory", [str(engine), *map(str, numbers)], f"{engine}: memory"))
 
 
 def _run(engine: Path, load: Load) -> int:

@@ -3,8 +3,8 @@
     python benchmarks/gpu/checkpoints.py runs/demo --parent recipes/demo-parent --out benchmarks/results
 
 Checks the logits of both checkpoints against the CPU's, then times decoding with a cache in turn, by CUDA events. A
-model as small as the demo's waits for its launches there: layers dropped show, narrower ones hardly do. Needs torch with
-CUDA and transformers; no engine. `--device cpu` runs the same code without a GPU, to try it out.
+model as small as the demo's waits for its launches there: dropped layers show, narrower ones hardly do. Needs torch
+with CUDA and transformers; no engine. `--device cpu` runs the same code without a GPU, to try it out.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def main() -> None:
 def load(folder: Path, device: str) -> PreTrainedModel:
     """A checkpoint in fp32."""
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
-    return model.eval().to(device)
+    return model.eval().to(torch.device(device))  # pyright: ignore[reportArgumentType]
 
 
 @torch.no_grad()
@@ -71,7 +71,7 @@ def logit_difference(folder: Path, device: str) -> float:
     model = load(folder, "cpu")
     ids_BT = prompt_of(model)
     expected = model(ids_BT).logits
-    return (model.to(device)(ids_BT.to(device)).logits.cpu() - expected).abs().max().item()
+    return (load(folder, device)(ids_BT.to(device)).logits.cpu() - expected).abs().max().item()
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     if plan is not None:
         check_promises_hold_here(plan)
     loads = plan.loads if plan else read_loads(arguments.load)
-    costs = measure_costs(arguments.against, arguments.engine, loads, arguments.seconds)
+    costs = measure_costs((arguments.against, arguments.engine), loads, arguments.seconds)
     if arguments.json:
         import json
 

@@ -13,6 +13,7 @@ from blockwright.count import parameters
 from blockwright.errors import InputError
 from blockwright.files import digest_of_files
 from blockwright.hw_profiles.device import installed_software, this_device
+from blockwright.hw_profiles.profile import Profile
 from blockwright.measured import (
     SCHEMA_VERSION,
     Measured,
@@ -33,14 +34,14 @@ from blockwright.pipeline.inputs import (
     windows_of,
 )
 from blockwright.pipeline.stage import Stage, running
-from blockwright.profiler.clock import Effort, Timing
-from blockwright.profiler.engines import measure_engines
+from blockwright.profiler.clock import Timing
+from blockwright.profiler.engines import EngineRequest, measure_engines
 from blockwright.search.plan import Plan
 from blockwright.strict import to_data
 from blockwright.train.quality import compare
 from blockwright.train.windows import Windows
 
-_STEPS_PER_LOAD = 3
+_STEPS_PER_LOAD = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,8 @@ class Made:
     """What a run made, and is to be measured."""
 
     parent: Parent
+    profile: Profile
+    """Tells a calm machine from a disturbed one."""
     realised: Path
     distilled: Path
     engines: tuple[tuple[Path, Path], ...]
@@ -91,11 +94,12 @@ def measure_run(made: Made, order: MeasureOrder, output: Path) -> Measured:
         made.parent, text.held_out, length=order.window_tokens, num_tokens=order.tokens, seed=order.seed
     )
     num_steps = _STEPS_PER_LOAD * len(order.loads) * len(made.engines) + 2 + len(order.prompts)
+    reference_s = made.profile.ceilings.reference_s
     with running(stage), progress("measure", num_steps) as advance:
         costs = [
             cost
-            for parent_engine, child_engine in made.engines
-            for cost in measure_costs(parent_engine, child_engine, order.loads, order.seconds, advance)
+            for pair in made.engines
+            for cost in measure_costs(pair, order.loads, order.seconds, reference_s, advance)
         ]
         realised, distilled = measure_quality(made.parent, [made.realised, made.distilled], windows, advance)
         parent_engine, child_engine = made.engines[0]
@@ -126,18 +130,28 @@ def measure_run(made: Made, order: MeasureOrder, output: Path) -> Measured:
 
 
 def measure_costs(
-    parent_engine: Path,
-    child_engine: Path,
+    pair: tuple[Path, Path],
     loads: Mapping[str, Load],
     seconds: float,
+    reference_s: float | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> list[MeasuredCost]:
-    """Measures two engines in turn at every load."""
-    engines = [Decoder.open(folder).engine for folder in (parent_engine, child_engine)]
+    """Measures two engines in turn at every load.
+
+    Args:
+        pair: the parent's engine and the child's.
+        loads: by name.
+        seconds: how long to measure each time of each engine.
+        reference_s: what the reference kernel took at its best when this machine was profiled.
+        on_step: called twice a load.
+    """
+    engines = [Decoder.open(folder).engine for folder in pair]
     counts = [exact(parameters(engine.model)) for engine in engines]
     costs: list[MeasuredCost] = []
     for name, load in loads.items():
-        parent, child = measure_engines([parent_engine, child_engine], load, Effort(seconds=seconds), on_step)
+        folders = (str(pair[0]), str(pair[1]))
+        request = EngineRequest(folders=folders, load=load, seconds=seconds, reference_s=reference_s)
+        parent, child = measure_engines(request, on_step)
         pairs: dict[Quantity, tuple[Cost, Cost]] = {
             "time_per_token": (_cost_of(parent.time_per_token), _cost_of(child.time_per_token)),
             "time_to_first_token": (_cost_of(parent.time_to_first_token), _cost_of(child.time_to_first_token)),

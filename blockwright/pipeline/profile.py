@@ -1,6 +1,6 @@
 """Stage: measure this machine for the blocks of a parent."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,9 +24,13 @@ from blockwright.pipeline.stage import Stage, running
 from blockwright.profiler.ceilings import measure_ceilings
 from blockwright.profiler.clock import Effort
 from blockwright.profiler.measure import Request, Row, steps
+from blockwright.profiler.reference import Reference, make_reference
 from blockwright.search.space import SpaceSettings, candidates
 from blockwright.spec import Model, parse_format
 from blockwright.strict import from_data, to_data
+
+_PATIENCE_PER_EFFORT = 2.0
+"""How long to wait for a calm machine, in the seconds that the measurements are meant to take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,14 +57,15 @@ def profile_machine(order: ProfileOrder, output: Path) -> Profile:
     if stage.is_done():
         return read_profile(output)
     session = SessionSettings(num_threads=order.threads)
-    effort = Effort(seconds=order.seconds_per_measurement)
-    request = _request(order, session, effort)
-    todo = list(steps(request))
     with running(stage) as work:
         rows: list[Row] = []
         done = {path.stem: path for path in work.glob("step-*.json")}
+        reference = _reference(work / "ceilings.json")
+        effort = Effort(seconds=order.seconds_per_measurement, judge=reference)
+        todo = list(steps(_request(order, session, effort)))
+        reference.patience_s = _PATIENCE_PER_EFFORT * effort.seconds * len(todo)
         with progress("profile", len(todo) + 1) as advance:
-            ceilings = _ceilings(work / "ceilings.json", session, effort)
+            ceilings = _ceilings(work / "ceilings.json", session, effort, reference)
             advance()
             for index, step in enumerate(todo):
                 name = f"step-{index:04d}"
@@ -79,7 +84,7 @@ def profile_machine(order: ProfileOrder, output: Path) -> Profile:
             num_threads=order.threads,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             model=order.parent,
-            ceilings=ceilings,
+            ceilings=replace(ceilings, reference_s=reference.least_s),
             times=tuple(row for row in rows if isinstance(row, TimeRow)),
             wholes=tuple(row for row in rows if isinstance(row, WholeRow)),
             memory=tuple(row for row in rows if isinstance(row, MemoryRow)),
@@ -102,9 +107,18 @@ def _request(order: ProfileOrder, session: SessionSettings, effort: Effort) -> R
     )
 
 
-def _ceilings(path: Path, session: SessionSettings, effort: Effort) -> Ceilings:
+def _reference(path: Path) -> Reference:
+    """The reference kernel, with what it took at its best before a kill."""
+    return make_reference(0.0, _read_ceilings(path).reference_s if path.exists() else None)
+
+
+def _ceilings(path: Path, session: SessionSettings, effort: Effort, reference: Reference) -> Ceilings:
     if not path.exists():
-        write_json(path, asdict(measure_ceilings(session, effort)))
+        write_json(path, asdict(measure_ceilings(session, effort, reference)))
+    return _read_ceilings(path)
+
+
+def _read_ceilings(path: Path) -> Ceilings:
     return from_data(Ceilings, read_json(path), str(path))
 
 

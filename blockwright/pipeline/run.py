@@ -68,6 +68,7 @@ def run(recipe: Recipe, folder: Path, profile: str | None = None) -> Run:
         distill_child(folder / REALISED, parent, distill_order(recipe), folder / CHILD)
         made = Made(
             parent=parent,
+            profile=hardware,
             realised=folder / REALISED,
             distilled=folder / CHILD,
             engines=tuple(_engines(recipe, parent, folder, weights) for weights in recipe.engine.formats),

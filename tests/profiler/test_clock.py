@@ -11,6 +11,12 @@ from blockwright.profiler.clock import Effort, time_in_turn
 QUICK = Effort(seconds=0.0, min_samples=30, max_samples=60)
 
 
+@pytest.fixture(autouse=True)
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns of three samples, whatever is timed."""
+    monkeypatch.setattr(clock, "_MOST_SAMPLES_PER_TURN", 3)
+
+
 def _busy(amount: int) -> None:
     for _ in range(amount):
         pass

@@ -147,7 +147,7 @@ def _profile(
         num_threads=1,
         created="2025-01-01T00:00:00+00:00",
         model=_model(),
-        ceilings=Ceilings(read_bytes_per_s=1e10, fp32_flop_per_s=1e11),
+        ceilings=Ceilings(read_bytes_per_s=1e10, fp32_flop_per_s=1e11, reference_s=2e-4),
         times=tuple(times),
         wholes=tuple(wholes),
         memory=tuple(memory) if backend == "onnxruntime" else (),

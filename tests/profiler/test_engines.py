@@ -8,9 +8,8 @@ import pytest
 from blockwright.compile.engine import EngineOrder, SessionSettings, write_engine
 from blockwright.cost import Load
 from blockwright.errors import InputError
-from blockwright.profiler.clock import Effort
 from blockwright.profiler.cost_model import exact_memory
-from blockwright.profiler.engines import measure_engines
+from blockwright.profiler.engines import EngineRequest, measure_engines
 from blockwright.profiler.memory import peak_bytes
 from blockwright.profiler.synthetic import random_weights
 from blockwright.spec import FP32, Attention, Block, GatedFFN, Model, Rope
@@ -68,11 +67,19 @@ def test_a_load_that_the_engine_is_too_short_for_is_refused(engine: Path) -> Non
         peak_bytes(engine, replace(LOAD, new_tokens=30))
 
 
+def _request(*folders: Path) -> EngineRequest:
+    return EngineRequest(folders=tuple(map(str, folders)), load=LOAD, seconds=0.05, reference_s=None)
+
+
 def test_half_of_the_layers_take_less_time_and_memory(engine: Path, half: Path) -> None:
     steps: list[int] = []
-    effort = Effort(seconds=0.05, min_samples=9)
-    whole_costs, half_costs = measure_engines([engine, half], LOAD, effort, on_step=lambda: steps.append(1))
+    whole_costs, half_costs = measure_engines(_request(engine, half), on_step=lambda: steps.append(1))
     assert half_costs.time_per_token.median_s < 0.85 * whole_costs.time_per_token.median_s
     assert half_costs.time_to_first_token.median_s < 0.85 * whole_costs.time_to_first_token.median_s
     assert half_costs.memory_bytes < whole_costs.memory_bytes
-    assert len(steps) == 3
+    assert len(steps) == 2
+
+
+def test_an_engine_that_is_not_there_is_named(engine: Path) -> None:
+    with pytest.raises(InputError, match="no-engine"):
+        measure_engines(_request(engine, engine / "no-engine"))

@@ -9,6 +9,7 @@ from blockwright.hw_profiles.profile import Backend, MemoryRow, TimeRow, WholeRo
 from blockwright.profiler.ceilings import measure_ceilings
 from blockwright.profiler.clock import Effort
 from blockwright.profiler.measure import Request, layer_names, mix, steps
+from blockwright.profiler.reference import make_reference
 from blockwright.spec import FP32, Attention, Block, Format, GatedFFN, LinearFFN, LinearMixer, Model, NoOp, Rope
 
 INT4 = Format(name="int4", group_size=32)
@@ -80,6 +81,9 @@ def test_a_random_mix_is_another_child_for_every_seed() -> None:
 
 
 def test_ceilings_are_those_of_a_machine_of_this_century() -> None:
-    ceilings = measure_ceilings(SessionSettings(num_threads=1), Effort(seconds=0.0, min_samples=3, num_warm_up=1))
+    reference = make_reference(patience_s=0.0)
+    effort = Effort(seconds=0.0, min_samples=3, num_warm_up=1)
+    ceilings = measure_ceilings(SessionSettings(num_threads=1), effort, reference)
+    assert ceilings.reference_s == reference.least_s
     assert 5e8 < ceilings.read_bytes_per_s < 1e13
     assert 5e8 < ceilings.fp32_flop_per_s < 1e14

@@ -84,7 +84,7 @@ def _profile(rows: Sequence[Row]) -> Profile:
         num_threads=1,
         created="2025-01-01T00:00:00+00:00",
         model=_model(),
-        ceilings=Ceilings(read_bytes_per_s=1.0, fp32_flop_per_s=1.0),
+        ceilings=Ceilings(read_bytes_per_s=1.0, fp32_flop_per_s=1.0, reference_s=2e-4),
         times=tuple(row for row in rows if isinstance(row, TimeRow)),
         wholes=tuple(row for row in rows if isinstance(row, WholeRow)),
         memory=tuple(row for row in rows if isinstance(row, MemoryRow)),

@@ -127,7 +127,7 @@ def _profile() -> Profile:
         num_threads=1,
         created="2025-01-01T00:00:00+00:00",
         model=PARENT,
-        ceilings=Ceilings(read_bytes_per_s=1e10, fp32_flop_per_s=1e11),
+        ceilings=Ceilings(read_bytes_per_s=1e10, fp32_flop_per_s=1e11, reference_s=2e-4),
         times=tuple(times),
         wholes=tuple(wholes),
         memory=(memory,),
