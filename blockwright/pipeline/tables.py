@@ -15,6 +15,7 @@ from blockwright.report.facts import (
     QUANTITY_NAMES,
     CostLine,
     cost_lines,
+    drift_words,
     interval,
     percent_interval,
     quality_rows,
@@ -32,6 +33,8 @@ def print_run(folder: Path, plan: Plan, measured: Measured) -> None:
     """What a run ends with: asked, promised, measured, quality kept, where the files are, what to do next."""
     console = _console()
     _print_cost_lines(console, cost_lines(plan, measured), f"{plan.format} on {measured.device}")
+    for sentence in drift_words(plan, measured):
+        console.print(sentence)
     quality = _table("quality", "bits per byte", "KL to the parent", "same next token", title="On held-out text")
     for row in quality_rows(measured):
         quality.add_row(row["name"], row["bits"], row["kl"], row["agreement"])
@@ -164,7 +167,7 @@ def print_scores(table: ScoreTable) -> None:
 
 
 def _print_cost_lines(console: Console, lines: Sequence[CostLine], title: str) -> None:
-    table = _table("cost", "asked", "parent", "promised", "measured", "off by", "of parent", title=title)
+    table = _table("cost", "asked", "parent", "promised", "measured", "off by", "of parent", "promised", title=title)
     for line in lines:
         met = "" if not line.asked else " met" if line.is_met else " MISSED"
         table.add_row(
@@ -175,6 +178,7 @@ def _print_cost_lines(console: Console, lines: Sequence[CostLine], title: str) -
             f"{line.measured}{met}",
             line.off,
             line.of_parent,
+            line.of_parent_promised,
         )
     console.print(table)
 

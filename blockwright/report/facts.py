@@ -14,6 +14,8 @@ from blockwright.units import format_bytes, format_count, format_time
 
 _FORMATTERS = {"s": format_time, "bytes": format_bytes, "parameters": format_count}
 
+_NOTABLE_DRIFT = 0.05
+
 QUANTITY_NAMES: dict[Quantity, str] = {
     "time_per_token": "Time per token",
     "time_to_first_token": "Time to first token",
@@ -41,6 +43,7 @@ class CostLine:
     """How far the measurement lies from the promise."""
     of_parent: str
     """The child's measurement as a share of the parent's."""
+    of_parent_promised: str
     is_met: bool
 
 
@@ -74,6 +77,26 @@ def cost_lines(plan: Plan, measured: Measured) -> list[CostLine]:
     limits: dict[tuple[Quantity, str], BudgetLine] = {(line.quantity, line.load): line for line in plan.budgets}
     lines = [_cost_line(p, measured.cost(plan.format, p.quantity, p.load), limits) for p in plan.promises]
     return sorted(lines, key=lambda line: not line.asked)
+
+
+def drift_words(plan: Plan, measured: Measured) -> list[str]:
+    """Where the machine itself was not what it was when it was profiled, in sentences.
+
+    The parent runs in turn with the child, so how far the parent is off is the machine's share of the error.
+    """
+    sentences: list[str] = []
+    for promise in plan.promises:
+        cost = measured.cost(plan.format, promise.quantity, promise.load)
+        drift = cost.parent.value / promise.parent.value
+        if UNIT_OF[promise.quantity] == "s" and abs(drift - 1) > _NOTABLE_DRIFT:
+            beside_parent = cost.child.value / promise.child.value / drift
+            took, profiled = (show(c.value, promise.quantity) for c in (cost.parent, promise.parent))
+            sentences.append(
+                f"{QUANTITY_NAMES[promise.quantity]} ({promise.load}): the machine was "
+                f"{'slower' if drift > 1 else 'faster'} than when it was profiled, the parent taking {took} instead "
+                f"of {profiled}; beside the parent the child is off by {100 * (beside_parent - 1):+.1f} %."
+            )
+    return sentences
 
 
 def other_formats(plan: Plan, measured: Measured) -> list[dict[str, str]]:
@@ -163,6 +186,7 @@ def _cost_line(promise: Promise, cost: MeasuredCost, limits: Mapping[tuple[Quant
         measured_interval=_ends(cost.child, quantity),
         off=f"{100 * (cost.child.value / promise.child.value - 1):+.1f} %",
         of_parent=_percent(cost.child.value / cost.parent.value),
+        of_parent_promised=_percent(promise.child.value / promise.parent.value),
         is_met=budget is None or _is_met(budget, cost),
     )
 

@@ -10,6 +10,7 @@ from blockwright.count import parameters
 from blockwright.measured import Measured
 from blockwright.report.facts import (
     cost_lines,
+    drift_words,
     engine_rows,
     layer_pictures,
     other_formats,
@@ -57,6 +58,7 @@ def page(report: Report) -> str:
         parent_parameters=format_count(parameters(plan.parent)),
         child_parameters=format_count(parameters(plan.child)),
         costs=cost_lines(plan, measured),
+        drift=drift_words(plan, measured),
         other_formats=other_formats(plan, measured),
         quality=quality_rows(measured),
         layers=layer_pictures(plan.parent.layers, plan.child.layers),

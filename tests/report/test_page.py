@@ -1,0 +1,186 @@
+"""The page: it holds what was promised and measured, needs no network, and tells drift from error."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from blockwright.cost import Cost, Load, Quantity, exact
+from blockwright.measured import Measured, MeasuredCost, Quality, Sample
+from blockwright.report.facts import cost_lines, drift_words, layer_pictures
+from blockwright.report.page import Report, page
+from blockwright.search.plan import BudgetLine, FrontierPoint, Plan, Promise
+from blockwright.spec import Attention, Block, GatedFFN, LinearFFN, LinearMixer, Model, NoOp, Rope
+from blockwright.statistics import Estimate
+
+PARENT = Model(
+    family="llama",
+    vocab_size=96,
+    hidden_size=64,
+    num_heads=4,
+    head_dim=16,
+    max_positions=256,
+    norm_eps=1e-6,
+    rope=Rope(theta=1e4),
+    activation="silu",
+    has_tied_embeddings=True,
+    has_qkv_bias=False,
+    has_output_bias=False,
+    has_ffn_bias=False,
+    has_qk_norm=False,
+    layers=(Block(mixer=Attention(num_kv_heads=4), ffn=GatedFFN(width=128)),) * 3,
+)
+CHILD = replace(
+    PARENT,
+    layers=(
+        PARENT.layers[0],
+        Block(mixer=Attention(num_kv_heads=1), ffn=LinearFFN()),
+        Block(mixer=LinearMixer(), ffn=NoOp()),
+    ),
+)
+ESTIMATE = Estimate(value=0.5, low=0.4, high=0.6, num_values=12)
+QUALITY = Quality(
+    kl=ESTIMATE, bits_per_byte=ESTIMATE, parent_bits_per_byte=ESTIMATE, bits_per_byte_ratio=ESTIMATE, agreement=ESTIMATE
+)
+
+
+def _cost(value: float) -> Cost:
+    return Cost(value=value, low=0.9 * value, high=1.1 * value, origin="measured")
+
+
+def _plan() -> Plan:
+    return Plan(
+        schema_version=1,
+        status="optimal",
+        parent=PARENT,
+        child=CHILD,
+        score=0.5,
+        bound=0.5,
+        profile="made-up",
+        backend="onnxruntime",
+        format="fp32",
+        loads={"chat": Load(batch=1, prompt_tokens=40, new_tokens=24)},
+        promises=(
+            Promise(quantity="memory", load="chat", parent=_cost(8e6), child=_cost(6e6)),
+            Promise(quantity="time_per_token", load="chat", parent=_cost(4e-4), child=_cost(2e-4)),
+        ),
+        budgets=(
+            BudgetLine(
+                text="time_per_token@chat <= 60%",
+                quantity="time_per_token",
+                load="chat",
+                limit=2.4e-4,
+                share=0.6,
+                spent=2.2e-4,
+                is_binding=True,
+            ),
+        ),
+        frontier=(
+            FrontierPoint(limit=1e-4, spent=1e-4, score=1.0, bound=1.0),
+            FrontierPoint(limit=2e-4, spent=2e-4, score=0.5, bound=0.5),
+        ),
+    )
+
+
+def _measured(parent_s: float = 4e-4, child_s: float = 2.1e-4) -> Measured:
+    figures: list[tuple[str, Quantity, float, float]] = [
+        ("fp32", "time_per_token", parent_s, child_s),
+        ("fp32", "memory", 8e6, 6.1e6),
+        ("int4-g32", "time_per_token", parent_s, child_s),
+    ]
+    costs = [
+        MeasuredCost(format=weights, quantity=quantity, load="chat", parent=_cost(parent), child=_cost(child))
+        for weights, quantity, parent, child in figures
+    ]
+    return Measured(
+        schema_version=1,
+        device="a-device",
+        software={"python": "3.11"},
+        created="2026-01-01T00:00:00Z",
+        loads={"chat": Load(batch=1, prompt_tokens=40, new_tokens=24)},
+        costs=tuple(costs),
+        realised=QUALITY,
+        distilled=QUALITY,
+        held_out_tokens=4096,
+        samples=(Sample(prompt="if a <", parent=" b & c:", child=" <script>alert(1)</script>"),),
+    )
+
+
+def _page() -> str:
+    stage = {"seconds": 1.0, "finished": "2026-01-01T00:00:00+00:00", "key": "0123456789abcdef"}
+    report = Report(
+        name="a run",
+        parent_name="a parent",
+        plan=_plan(),
+        measured=_measured(),
+        distillation_kl=[1.0, 0.5],
+        manifest={"search": stage},
+    )
+    return page(report)
+
+
+class _Addresses(HTMLParser):
+    """Collects what a browser would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.found += [value or "" for name, value in attrs if name in ("src", "href", "data", "poster", "srcset")]
+
+
+def test_the_page_fetches_nothing_and_runs_nothing() -> None:
+    html, parser = _page(), _Addresses()
+    parser.feed(html)
+    assert not parser.tags & {"script", "link", "iframe", "object"}
+    assert not [address for address in parser.found if re.match(r"(?:\w+:)?//", address)]
+    assert not re.search(r"@import|url\(\s*['\"]?(?:\w+:)?//", html)
+
+
+def test_what_a_model_writes_is_text_and_not_markup() -> None:
+    html = _page()
+    assert "&lt;script&gt;alert(1)" in html and "<script>" not in html
+
+
+def test_the_page_says_what_was_asked_promised_and_measured() -> None:
+    html = _page()
+    for words in ("≤ 60 %", "200 µs", "210 µs", "+5.0 %", "proven optimal", "What each layer became", "viewport"):
+        assert words in html
+
+
+def test_budgets_come_first_and_shares_are_of_what_the_parent_took() -> None:
+    calm, busy = (cost_lines(_plan(), _measured(p, c))[0] for p, c in ((4e-4, 2.5e-4), (6e-4, 3.5e-4)))
+    assert (calm.name, calm.asked, calm.is_met) == ("Time per token", "≤ 60 %", False)
+    assert busy.is_met  # 58 % of a parent that the machine slowed down as well
+    assert (busy.of_parent, busy.of_parent_promised) == ("58 %", "50 %")
+
+
+def test_a_machine_that_slowed_down_is_told_apart_from_a_broken_promise() -> None:
+    assert drift_words(_plan(), _measured(4.1e-4, 3e-4)) == []
+    (sentence,) = drift_words(_plan(), _measured(6e-4, 3.15e-4))
+    assert "slower" in sentence and "600 µs instead of 400 µs" in sentence and "+5.0 %" in sentence
+
+
+def test_layers_are_drawn_by_what_is_left_of_them() -> None:
+    own, narrow, linear = layer_pictures(PARENT.layers, CHILD.layers)
+    assert (own.mixer.kind, own.ffn.percent) == ("own", 100)
+    assert (narrow.mixer.kind, narrow.mixer.percent, narrow.ffn.kind) == ("narrow", 25, "linear")
+    assert (linear.mixer.kind, linear.ffn.kind, linear.ffn.percent) == ("linear", "none", 0)
+
+
+@pytest.mark.parametrize("points", [0, 2])
+def test_a_plan_without_a_frontier_has_a_page_too(points: int) -> None:
+    plan = replace(_plan(), frontier=_plan().frontier[:points])
+    report = Report(name="x", parent_name="y", plan=plan, measured=_measured(), distillation_kl=[1.0], manifest={})
+    assert ("The choice" in page(report)) == bool(points)
+
+
+def test_exact_costs_show_no_interval() -> None:
+    plan = replace(
+        _plan(), promises=(Promise(quantity="memory", load="chat", parent=exact(8e6), child=exact(6e6)),), budgets=()
+    )
+    assert cost_lines(plan, _measured())[0].promised_interval == ""
