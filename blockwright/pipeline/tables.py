@@ -44,9 +44,9 @@ def print_run(folder: Path, plan: Plan, measured: Measured) -> None:
         faster = speedup(cost)
         console.print(
             f"The child writes {faster.value:.2f} times as fast as its parent ({faster.low:.2f} to {faster.high:.2f}) "
-            f"at {cost.load} and keeps {percent_interval(measured.distilled.agreement)} of its next tokens.\n"
-            f"The plan is {_certificate(plan)}."
+            f"at {cost.load} and keeps {percent_interval(measured.distilled.agreement)} of its next tokens."
         )
+    console.print(f"The plan is {_certificate(plan)}.")
     console.print(f"""
 Report      {folder}/report.html
 Child       {folder}/child  (loads in plain transformers with trust_remote_code=True)
