@@ -1,6 +1,6 @@
 """Trains the demo's parent: a small grouped-query Llama that writes Python.
 
-    python recipes/train_demo_parent.py --work build/demo-parent --tokens 80M
+    python recipes/train_demo_parent.py --work build/demo-parent --tokens 31M
     python recipes/train_demo_parent.py --work build/demo-parent --export recipes/demo-parent
 
 The text is the standard library's sources, less the held-out files of `train/text.py`. Training is
@@ -207,7 +207,7 @@ def main() -> None:
     """Parses the flags and trains or exports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for tokens and checkpoints")
-    parser.add_argument("--tokens", default="80M", help="tokens to train on in all, in millions: 80M")
+    parser.add_argument("--tokens", default="31M", help="tokens to train on in all, in millions (default: 31M)")
     parser.add_argument("--export", type=Path, help="write the trained parent to this folder and stop")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
