@@ -14,7 +14,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """A child beside its parent; every figure with its 95 % bootstrap interval over windows."""
+    """A child beside its parent; every figure with its 95 % bootstrap interval over documents."""
 
     kl: Estimate
     """KL(parent ‖ child) in nats per token."""

@@ -4,12 +4,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from blockwright.errors import InputError
+
 NUM_RESAMPLES = 10_000
+_RESAMPLES_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """A mean with its 95 % bootstrap interval, over so many independent values."""
+    """A mean with its 95 % bootstrap interval, over so many independent units."""
 
     value: float
     low: float
@@ -17,25 +20,40 @@ class Estimate:
     num_values: int
 
 
-def estimate_mean(values: np.ndarray) -> Estimate:
-    """The mean of independent values and its percentile bootstrap interval (Efron 1979), from a fixed seed.
+def estimate_mean(values: np.ndarray, groups: np.ndarray | None = None) -> Estimate:
+    """The mean and its percentile bootstrap interval (Efron 1979), from a fixed seed.
 
     Args:
-        values: one number per independent unit (a text window, not a token), at least one.
+        values: one number per text window (not per token), at least two.
+        groups: which values belong together, such as windows of one document: whole groups are drawn, for their
+            values are not independent of each other (cluster bootstrap). None where all values are independent, and
+            ignored where there is but one group.
     """
-    values = np.asarray(values, dtype=np.float64)
-    picks = np.random.default_rng(0).integers(0, len(values), (NUM_RESAMPLES, len(values)))
-    low, high = np.percentile(values[picks].mean(axis=1), [2.5, 97.5])
-    mean = float(values.mean())
-    return Estimate(value=mean, low=min(float(low), mean), high=max(float(high), mean), num_values=len(values))
+    return estimate_ratio(values, np.ones(len(values)), groups)
 
 
-def estimate_ratio(numerators: np.ndarray, denominators: np.ndarray) -> Estimate:
-    """The ratio of two paired means and its percentile bootstrap interval."""
-    numerators = np.asarray(numerators, dtype=np.float64)
-    denominators = np.asarray(denominators, dtype=np.float64)
-    picks = np.random.default_rng(0).integers(0, len(numerators), (NUM_RESAMPLES, len(numerators)))
-    ratios = numerators[picks].mean(axis=1) / denominators[picks].mean(axis=1)
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    ratio = float(numerators.mean() / denominators.mean())
-    return Estimate(value=ratio, low=min(float(low), ratio), high=max(float(high), ratio), num_values=len(numerators))
+def estimate_ratio(numerators: np.ndarray, denominators: np.ndarray, groups: np.ndarray | None = None) -> Estimate:
+    """The ratio of two paired means and its percentile bootstrap interval; arguments as in `estimate_mean`.
+
+    Raises:
+        InputError: there is but one value, of which no interval can be told.
+    """
+    if len(numerators) < 2:
+        raise InputError(
+            "text",
+            got=f"{len(numerators)} window(s) to measure on",
+            expected="at least 2, for an interval",
+            remedy="Give more text or tokens, or a shorter window.",
+        )
+    units = np.arange(len(numerators)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    if units.max() == 0:
+        units = np.arange(len(numerators))
+    above, below = (np.bincount(units, np.asarray(each, dtype=np.float64)) for each in (numerators, denominators))
+    generator = np.random.default_rng(0)
+    ratios: list[np.ndarray] = []
+    for _ in range(NUM_RESAMPLES // _RESAMPLES_AT_ONCE):
+        picks = generator.integers(0, len(above), (_RESAMPLES_AT_ONCE, len(above)))
+        ratios.append(above[picks].sum(axis=1) / below[picks].sum(axis=1))
+    low, high = np.percentile(np.concatenate(ratios), [2.5, 97.5])
+    ratio = float(above.sum() / below.sum())
+    return Estimate(value=ratio, low=min(float(low), ratio), high=max(float(high), ratio), num_values=len(above))

@@ -4,6 +4,7 @@ Shapes: B windows of a batch, T tokens, V vocabulary, N windows.
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,8 +20,31 @@ from blockwright.train.windows import Windows
 _BATCH_WINDOWS = 8
 
 
-@torch.no_grad()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerWindow:
+    """What a child and its parent make of each window; means over its tokens."""
+
+    kl_N: np.ndarray
+    child_nats_N: np.ndarray
+    parent_nats_N: np.ndarray
+    agreement_N: np.ndarray
+
+
 def compare(child: PreTrainedModel, parent: PreTrainedModel, windows: Windows) -> Quality:
+    """Compares a child with its parent; intervals are over documents."""
+    found, documents_N = compare_windows(child, parent, windows), windows.document_N
+    bits = 1 / math.log(2) / windows.bytes_per_token
+    return Quality(
+        kl=estimate_mean(found.kl_N, documents_N),
+        bits_per_byte=estimate_mean(found.child_nats_N * bits, documents_N),
+        parent_bits_per_byte=estimate_mean(found.parent_nats_N * bits, documents_N),
+        bits_per_byte_ratio=estimate_ratio(found.child_nats_N, found.parent_nats_N, documents_N),
+        agreement=estimate_mean(found.agreement_N, documents_N),
+    )
+
+
+@torch.no_grad()
+def compare_windows(child: PreTrainedModel, parent: PreTrainedModel, windows: Windows) -> PerWindow:
     """Compares a child with its parent, window by window."""
     columns: list[Tensor] = []
     for ids_BT in windows.ids_NT.split(_BATCH_WINDOWS):
@@ -38,14 +62,7 @@ def compare(child: PreTrainedModel, parent: PreTrainedModel, windows: Windows) -
             )
         )
     kl_N, child_N, parent_N, agreement_N = torch.cat(columns, dim=1).double().cpu().numpy()
-    bits = 1 / math.log(2) / windows.bytes_per_token
-    return Quality(
-        kl=estimate_mean(kl_N),
-        bits_per_byte=estimate_mean(child_N * bits),
-        parent_bits_per_byte=estimate_mean(parent_N * bits),
-        bits_per_byte_ratio=estimate_ratio(child_N, parent_N),
-        agreement=estimate_mean(np.asarray(agreement_N)),
-    )
+    return PerWindow(kl_N=kl_N, child_nats_N=child_N, parent_nats_N=parent_N, agreement_N=agreement_N)
 
 
 def _nats(logits_BTV: Tensor, next_BT: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Documents into windows of tokens, in an order that depends on the seed alone."""
+"""Documents into windows of tokens, spread over all of the text, by the seed alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,50 +11,79 @@ from transformers import PreTrainedTokenizerFast
 from blockwright.errors import InputError
 from blockwright.train.text import Document
 
+_CHARS_PER_TOKEN = 16
+"""More than a token has on average in any text, so that windows this far apart do not overlap."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Windows:
     """Token windows of one length, N of them with T tokens each."""
 
     ids_NT: Tensor
+    document_N: np.ndarray
+    """Which document each window begins in: windows of one document are not independent."""
     bytes_per_token: float
-    """UTF-8 bytes of text per token, to turn nats per token into bits per byte."""
+    """UTF-8 bytes of the windows' text per token, to turn nats per token into bits per byte."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tokens:
+    """A run of tokens: whose they are, and which characters of it each stands for (none for a separator)."""
+
+    ids: np.ndarray
+    document: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+
+    def cut(self, start: int, length: int) -> "_Tokens":
+        part = slice(start, start + length)
+        return _Tokens(ids=self.ids[part], document=self.document[part], start=self.start[part], end=self.end[part])
 
 
 def cut_windows(
     documents: Sequence[Document], tokenizer: PreTrainedTokenizerFast, *, length: int, num_windows: int, seed: int
 ) -> Windows:
-    """Packs documents, in a shuffled order and each behind a separator, and cuts them into windows.
+    """Shuffles the documents, each behind a separator, and cuts windows at even distances from all of them.
+
+    Little text is packed end to end and cut into windows that touch. From much text only what the windows need is
+    tokenised: each begins at the beginning of a line, and goes on into the next document where its own ends.
 
     Args:
         documents: the text.
         tokenizer: the parent's.
         length: tokens of a window.
         num_windows: how many are wanted; fewer come back where the text is shorter.
-        seed: fixes the order of the documents.
+        seed: fixes the order of the documents and the place of the first window.
 
     Raises:
         InputError: the text is shorter than one window.
     """
-    separator = _separator(tokenizer)
-    tokens: list[int] = []
-    num_bytes = 0
-    for index in np.random.default_rng(seed).permutation(len(documents)):
-        text = documents[int(index)].text
-        tokens += [*separator, *tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids]
-        num_bytes += len(text.encode())
-        if len(tokens) >= length * num_windows:
-            break
-    if len(tokens) < length:
+    generator = np.random.default_rng(seed)
+    shuffled = [documents[int(index)] for index in generator.permutation(len(documents))]
+    phase = generator.random()
+    num_chars = sum(len(document.text) for document in shuffled)
+    if num_chars > num_windows * length * _CHARS_PER_TOKEN:
+        places = ((np.arange(num_windows) + phase) * num_chars / num_windows).astype(int)
+        runs = [_read_on(shuffled, *place, tokenizer, length) for place in _find(shuffled, places)]
+    else:
+        whole = _join([_encode(shuffled, index, 0, None, tokenizer) for index in range(len(shuffled))])
+        count = len(whole.ids) // length
+        chosen = ((np.arange(min(num_windows, count)) + phase) * count / max(1, min(num_windows, count))).astype(int)
+        runs = [whole.cut(index * length, length) for index in chosen]
+    windows = [run.cut(0, length) for run in runs if len(run.ids) >= length]
+    if not windows:
         raise InputError(
             "text",
-            got=f"{len(tokens)} tokens",
+            got=f"{num_chars} characters",
             expected=f"at least one window of {length} tokens in each part",
             remedy="Give more text, or ask for a shorter window.",
         )
-    count = min(num_windows, len(tokens) // length)
-    ids_NT = torch.tensor(tokens[: count * length], dtype=torch.long).view(count, length)
-    return Windows(ids_NT=ids_NT, bytes_per_token=num_bytes / len(tokens))
+    num_bytes = sum(_num_bytes(shuffled, window) for window in windows)
+    return Windows(
+        ids_NT=torch.from_numpy(np.stack([window.ids for window in windows])),
+        document_N=np.array([window.document[0] for window in windows]),
+        bytes_per_token=num_bytes / (len(windows) * length),
+    )
 
 
 def batches(windows: Windows, batch_windows: int, num_batches: int, seed: int) -> list[Tensor]:
@@ -64,6 +93,66 @@ def batches(windows: Windows, batch_windows: int, num_batches: int, seed: int) -
     num_passes = -(-wanted // len(windows.ids_NT))
     order = torch.cat([torch.randperm(len(windows.ids_NT), generator=generator) for _ in range(num_passes)])
     return list(windows.ids_NT[order[:wanted]].split(batch_windows))
+
+
+def _find(documents: Sequence[Document], places: np.ndarray) -> list[tuple[int, int]]:
+    """For places in the documents end to end: which document, and the beginning of the next line in it."""
+    ends = np.cumsum([len(document.text) for document in documents])
+    found: list[tuple[int, int]] = []
+    for place in places:
+        index = int(np.searchsorted(ends, place, side="right"))
+        text = documents[index].text
+        char = int(place) - int(ends[index]) + len(text)
+        newline = text.find("\n", char)
+        found.append((index, newline + 1 if newline >= 0 else char))
+    return found
+
+
+def _read_on(
+    documents: Sequence[Document], index: int, char: int, tokenizer: PreTrainedTokenizerFast, num_tokens: int
+) -> _Tokens:
+    """At least so many tokens from a place on, round the end of the text, or those of all documents once."""
+    pieces = [_encode(documents, index, char, num_tokens, tokenizer)]
+    for offset in range(1, len(documents)):
+        if sum(len(piece.ids) for piece in pieces) >= num_tokens:
+            break
+        pieces.append(_encode(documents, (index + offset) % len(documents), 0, num_tokens, tokenizer))
+    return _join(pieces)
+
+
+def _encode(
+    documents: Sequence[Document], index: int, char: int, num_tokens: int | None, tokenizer: PreTrainedTokenizerFast
+) -> _Tokens:
+    """The tokens of a document from a character on; hardly more than `num_tokens`, if that is given."""
+    text = documents[index].text[char : None if num_tokens is None else char + num_tokens * _CHARS_PER_TOKEN]
+    encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    separator = [] if char else _separator(tokenizer)
+    offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) + char
+    blank = np.full(len(separator), char)
+    return _Tokens(
+        ids=np.array([*separator, *encoding.ids], dtype=np.int64),
+        document=np.full(len(separator) + len(offsets), index),
+        start=np.concatenate([blank, offsets[:, 0]]),
+        end=np.concatenate([blank, offsets[:, 1]]),
+    )
+
+
+def _join(pieces: Sequence[_Tokens]) -> _Tokens:
+    return _Tokens(
+        ids=np.concatenate([piece.ids for piece in pieces]),
+        document=np.concatenate([piece.document for piece in pieces]),
+        start=np.concatenate([piece.start for piece in pieces]),
+        end=np.concatenate([piece.end for piece in pieces]),
+    )
+
+
+def _num_bytes(documents: Sequence[Document], window: _Tokens) -> int:
+    """UTF-8 bytes of what a window's tokens stand for."""
+    total = 0
+    for index in np.unique(window.document):
+        own = window.document == index
+        total += len(documents[index].text[window.start[own].min() : window.end[own].max()].encode())
+    return total
 
 
 def _separator(tokenizer: PreTrainedTokenizerFast) -> list[int]:

@@ -23,7 +23,7 @@ from blockwright.strict import to_data
 
 _BATCH_WINDOWS = 8
 _SEED_SHIFT = 1
-"""Scores come from other windows than training began with."""
+"""Scores come from other places of the training text than the library's windows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,9 @@ def score_library(parent: Parent, folder: Path, order: ScoreOrder, output: Path)
                     write_json(path, {candidate.name: kl_B.tolist() for candidate, kl_B in kl.items()})
                 for name, kl_B in read_json(path).items():
                     values[name] += kl_B
-        scores = [_score_of(c, library, values.get(c.name, [])) for c in library.candidates]
+        scores = [
+            _score_of(c, library, np.array(values.get(c.name, [])), windows.document_N) for c in library.candidates
+        ]
         table = ScoreTable(parent=library.parent, scores=tuple(scores))
         write_scores(table, output)
     return table
@@ -83,8 +85,8 @@ def candidate_layers(model: PreTrainedModel, library: Library, folder: Path) -> 
     }
 
 
-def _score_of(candidate: Candidate, library: Library, values: list[float]) -> Score:
+def _score_of(candidate: Candidate, library: Library, kl_N: np.ndarray, document_N: np.ndarray) -> Score:
     is_own = candidate.variant == getattr(library.parent.layers[candidate.layer], candidate.part)
     # The parent's own part changes nothing, so its divergence is 0 exactly.
-    estimate = Estimate(value=0.0, low=0.0, high=0.0, num_values=0) if is_own else estimate_mean(np.array(values))
+    estimate = Estimate(value=0.0, low=0.0, high=0.0, num_values=0) if is_own else estimate_mean(kl_N, document_N)
     return Score(candidate=candidate, metric="kl", estimate=estimate)

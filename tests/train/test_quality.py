@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -13,7 +14,7 @@ from blockwright.train.windows import Windows
 
 MakeParent = Callable[..., tuple[PreTrainedModel, Model]]
 IDS_NT = torch.randint(0, 64, (11, 9), generator=torch.Generator().manual_seed(5))
-WINDOWS = Windows(ids_NT=IDS_NT, bytes_per_token=2.5)
+WINDOWS = Windows(ids_NT=IDS_NT, document_N=np.arange(11), bytes_per_token=2.5)
 
 
 def test_a_model_beside_itself_loses_nothing(make_parent: MakeParent) -> None:

@@ -3,6 +3,7 @@
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -20,31 +21,73 @@ def tokenizer(small_parent: Path) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast.from_pretrained(small_parent)
 
 
+def _decode(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+    return tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False)
+
+
 def test_windows_are_the_shuffled_documents_end_to_end(tokenizer: PreTrainedTokenizerFast) -> None:
     windows = cut_windows(DOCUMENTS, tokenizer, length=16, num_windows=1000, seed=3)
     tokens = windows.ids_NT.flatten().tolist()
     starts = [index for index, token in enumerate(tokens) if token == 0]
     assert starts[0] == 0
     assert len(starts) == len(DOCUMENTS)
-    texts = [tokenizer.decode(tokens[a + 1 : b]) for a, b in itertools.pairwise(starts)]
+    texts = [_decode(tokenizer, tokens[a + 1 : b]) for a, b in itertools.pairwise(starts)]
     assert len(set(texts)) == len(texts)
     assert set(texts) <= {document.text for document in DOCUMENTS}
     assert texts != [document.text for document in DOCUMENTS][: len(texts)]
 
 
-def test_bytes_per_token_counts_separators_too(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_windows_take_every_nth_where_fewer_are_asked_for(tokenizer: PreTrainedTokenizerFast) -> None:
+    every = cut_windows(DOCUMENTS, tokenizer, length=16, num_windows=1000, seed=3).ids_NT.tolist()
+    few = cut_windows(DOCUMENTS, tokenizer, length=16, num_windows=5, seed=3)
+    places = [every.index(window) for window in few.ids_NT.tolist()]
+    steps = [b - a for a, b in itertools.pairwise(places)]
+    assert len(places) == 5 and set(steps) <= {len(every) // 5, len(every) // 5 + 1}
+
+
+def test_bytes_per_token_are_those_of_the_windows(tokenizer: PreTrainedTokenizerFast) -> None:
     windows = cut_windows(DOCUMENTS, tokenizer, length=16, num_windows=1000, seed=3)
-    encoded = [tokenizer.encode(document.text, add_special_tokens=False) for document in DOCUMENTS]
-    num_tokens = sum(len(ids) + 1 for ids in encoded)
-    assert windows.bytes_per_token == sum(len(document.text) for document in DOCUMENTS) / num_tokens
-    assert windows.ids_NT.shape == (num_tokens // 16, 16)
+    texts = [_decode(tokenizer, [t for t in window if t != 0]) for window in windows.ids_NT.tolist()]
+    assert windows.bytes_per_token == sum(len(text.encode()) for text in texts) / windows.ids_NT.numel()
 
 
-def test_no_more_windows_come_than_were_asked_for(tokenizer: PreTrainedTokenizerFast) -> None:
-    few = cut_windows(DOCUMENTS, tokenizer, length=16, num_windows=3, seed=3)
-    many = cut_windows(DOCUMENTS, tokenizer, length=16, num_windows=6, seed=3)
-    assert few.ids_NT.shape == (3, 16)
-    assert torch.equal(few.ids_NT, many.ids_NT[:3])
+MUCH = [
+    Document(name=str(i), text="".join(f"document {i} says é {j} times\n" for j in range(200 + 50 * i)))
+    for i in range(9)
+]
+
+
+def test_much_text_is_sampled_all_over(tokenizer: PreTrainedTokenizerFast) -> None:
+    windows = cut_windows(MUCH, tokenizer, length=32, num_windows=40, seed=0)
+    sizes = np.array([len(document.text) for document in MUCH])
+    per_document = np.bincount(windows.document_N, minlength=9)
+    assert windows.ids_NT.shape == (40, 32)
+    assert (np.sort(per_document) - np.sort(40 * sizes / sizes.sum())).__abs__().max() <= 1.5
+    assert len({tuple(window) for window in windows.ids_NT.tolist()}) == 40
+
+
+def test_a_sampled_window_is_a_stretch_of_its_document_from_the_beginning_of_a_line(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    windows = cut_windows(MUCH, tokenizer, length=32, num_windows=40, seed=0)
+    whole = [document.text for document in MUCH]
+    texts = [_decode(tokenizer, window) for window in windows.ids_NT.tolist() if 0 not in window]
+    assert len(texts) > 30
+    for text in texts:
+        assert text.startswith("document ")
+        assert any("\n" + text.rstrip("\ufffd") in document for document in whole)
+
+
+def test_sampled_bytes_are_counted_exactly(tokenizer: PreTrainedTokenizerFast) -> None:
+    windows = cut_windows(MUCH, tokenizer, length=32, num_windows=40, seed=0)
+    pieces = [tokenizer.convert_ids_to_tokens([t for t in window if t != 0]) for window in windows.ids_NT.tolist()]
+    num_bytes = sum(len(token) for tokens in pieces for token in tokens)  # a byte-level token has a sign per byte
+    assert windows.bytes_per_token == pytest.approx(num_bytes / windows.ids_NT.numel(), rel=2e-3)
+
+
+def test_windows_of_one_document_say_so(tokenizer: PreTrainedTokenizerFast) -> None:
+    windows = cut_windows(MUCH[:1], tokenizer, length=16, num_windows=8, seed=0)
+    assert windows.document_N.tolist() == [0] * 8
 
 
 def test_the_seed_alone_decides_the_order(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -66,7 +109,7 @@ def test_a_tokenizer_without_special_tokens_needs_no_separator(tokenizer: PreTra
 
 
 def test_each_pass_of_batches_holds_every_window_once_in_a_new_order() -> None:
-    windows = Windows(ids_NT=torch.arange(12).view(6, 2), bytes_per_token=1.0)
+    windows = Windows(ids_NT=torch.arange(12).view(6, 2), document_N=np.arange(6), bytes_per_token=1.0)
     rows = torch.cat(batches(windows, 3, 4, seed=0))[:, 0] // 2
     assert rows[:6].sort().values.tolist() == rows[6:].sort().values.tolist() == list(range(6))
     assert rows[:6].tolist() != rows[6:].tolist()
