@@ -76,7 +76,8 @@ def read_text(source: str) -> Text:
 
 def checkpoint_digest(folder: Path) -> str:
     """The digest of a checkpoint's configuration, weights and tokenizer."""
-    files = [file for pattern in ("*.json", "*.safetensors", "*.py") for file in sorted(folder.glob(pattern))]
+    patterns = ("*.json", "*.safetensors", "*.py", "*.model", "*.txt")
+    files = [file for pattern in patterns for file in sorted(folder.glob(pattern))]
     return digest_of_files(files)
 
 

@@ -1,16 +1,20 @@
 """Stage: write the report of a run from its files."""
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from blockwright.errors import InputError
-from blockwright.files import new_file, read_json
+from blockwright.files import digest_of, new_file, read_json
 from blockwright.measured import read_measured
 from blockwright.pipeline.distill import HISTORY
+from blockwright.pipeline.inputs import checkpoint_digest
+from blockwright.pipeline.realise import checkpoint_spec
 from blockwright.pipeline.stage import MANIFEST, read_manifest
 from blockwright.report.page import Report, page
-from blockwright.search.plan import read_plan
+from blockwright.search.plan import Plan, read_plan
+from blockwright.strict import to_data
 
 
 def report_run(folder: Path, output: Path) -> None:
@@ -26,15 +30,39 @@ def report_run(folder: Path, output: Path) -> None:
             expected="the folder of a run",
             remedy="Name a folder that `blockwright run` wrote.",
         )
+    manifest, plan = read_manifest(folder), read_plan(folder / "plan.json")
+    _check_belong_together(folder, plan, manifest)
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     report = Report(
         name=recipe["name"],
         parent_name=recipe["parent"],
-        plan=read_plan(folder / "plan.json"),
+        plan=plan,
         measured=read_measured(folder / "measured.json"),
         distillation_kl=[step["kl"] for step in read_json(folder / "child" / HISTORY)],
-        manifest=read_manifest(folder),
+        manifest=manifest,
     )
     html = page(report)
     with new_file(output) as temporary:
         temporary.write_text(html, encoding="utf-8")
+
+
+def _check_belong_together(folder: Path, plan: Plan, manifest: dict[str, Any]) -> None:
+    """Refuses a folder whose measurements are of another child than its plan's."""
+
+    def made_from(stage: str, name: str) -> Any:
+        return manifest.get(stage, {}).get("inputs", {}).get(name)
+
+    child = checkpoint_digest(folder / "child")
+    links = {
+        "realised": made_from("realise", "child") == digest_of(to_data(checkpoint_spec(plan))),
+        "child": made_from("distill", "child") == checkpoint_digest(folder / "realised"),
+        "measured.json": made_from("measure", "distilled") == child,
+    }
+    for file, is_of_this_plan in links.items():
+        if not is_of_this_plan:
+            raise InputError(
+                str(folder / file),
+                got="missing, or made for another plan than plan.json",
+                expected="a finished run",
+                remedy="Run it to its end: blockwright run RECIPE --out " + str(folder),
+            )

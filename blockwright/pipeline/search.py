@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blockwright.cost import Load
-from blockwright.files import digest_of_files
+from blockwright.files import digest_of, digest_of_files
 from blockwright.hw_profiles.profile import Backend, Profile, read_profile
 from blockwright.pipeline.stage import Stage, running
 from blockwright.search.budget import parse_budget
@@ -33,7 +33,7 @@ def search_plan(scores: Path, profile: str | Path, order: SearchOrder, output: P
     """Chooses the child, or reads the plan that was made before from the same inputs."""
     hardware = read_profile(profile)
     inputs = {"order": to_data(order), "scores": digest_of_files([scores]) if scores.exists() else None}
-    stage = Stage(name="search", output=output, inputs=inputs | {"profile": to_data(hardware)})
+    stage = Stage(name="search", output=output, inputs=inputs | {"profile": digest_of(to_data(hardware))})
     if stage.is_done():
         return read_plan(output)
     table = read_scores(scores)

@@ -1,12 +1,14 @@
 """What all stages share: a key made of everything they depend on, a folder for unfinished work, a lock, the manifest.
 
 A stage is done when the manifest beside its output holds its key and the output is there. The key is the digest of
-its settings, its input files and the version of Blockwright; anything that changes makes another key, and the
-stage runs again. Unfinished work stands in a hidden folder that carries the key, so that it is gone on with only
+its settings, its input files and the code of the rooms that do the work; anything that changes makes another key, and
+the stage runs again. Unfinished work stands in a hidden folder that carries the key, so that it is gone on with only
 where nothing has changed.
 """
 
 import contextlib
+import functools
+import importlib.util
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,11 +21,12 @@ from filelock import FileLock, Timeout
 
 import blockwright
 from blockwright.errors import InputError
-from blockwright.files import digest_of, read_json, write_json
+from blockwright.files import digest_of, digest_of_files, read_json, write_json
 from blockwright.hw_profiles.device import installed_software
 from blockwright.pipeline.console import say
 
 MANIFEST = "manifest.json"
+_ROOMS = ("compile", "hw_profiles", "model", "profiler", "search", "train")
 LOCK = ".lock"
 
 
@@ -45,8 +48,8 @@ class Stage:
 
     @property
     def key(self) -> str:
-        """The digest of the inputs and of the version of Blockwright."""
-        return digest_of({"stage": self.name, "version": blockwright.__version__, "inputs": self.inputs})
+        """The digest of the inputs and of the code that makes something of them."""
+        return digest_of({"stage": self.name, "code": _code_digest(), "inputs": self.inputs})
 
     @property
     def work(self) -> Path:
@@ -56,7 +59,12 @@ class Stage:
     def is_done(self) -> bool:
         """Whether the output was made from these very inputs."""
         entry = read_manifest(self.folder).get(self.name)
-        return self.output.exists() and entry is not None and entry["key"] == self.key
+        return self.output.exists() and entry is not None and (entry["key"], entry["output"]) == (self.key, self.place)
+
+    @property
+    def place(self) -> str:
+        """The output, from the folder of the manifest."""
+        return self.output.relative_to(self.folder).as_posix()
 
 
 @contextlib.contextmanager
@@ -80,7 +88,7 @@ def running(stage: Stage) -> Iterator[Path]:
         manifest = read_manifest(stage.folder)
         manifest[stage.name] = {
             "key": stage.key,
-            "output": stage.output.relative_to(stage.folder).as_posix(),
+            "output": stage.place,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 1),
             "inputs": stage.inputs,
@@ -119,3 +127,14 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@functools.cache
+def _code_digest() -> str:
+    """The digest of the shared words and of the rooms; the pipeline, the report and the command line only pass on."""
+    folders = [Path(blockwright.__file__).parent]
+    for room in _ROOMS:
+        spec = importlib.util.find_spec(f"blockwright.{room}")
+        assert spec is not None and spec.submodule_search_locations
+        folders.append(Path(spec.submodule_search_locations[0]))
+    return digest_of_files([file for folder in folders for file in sorted(folder.glob("*.py"))])

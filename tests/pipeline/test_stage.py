@@ -1,0 +1,44 @@
+"""When a stage counts as done."""
+
+from pathlib import Path
+
+from blockwright.pipeline.stage import Stage, running
+
+
+def _run(output: Path, **inputs: object) -> Stage:
+    stage = Stage(name="search", output=output, inputs=inputs)
+    with running(stage):
+        output.write_text(str(inputs))
+    return stage
+
+
+def test_a_stage_with_the_same_inputs_and_output_is_done(tmp_path: Path) -> None:
+    _run(tmp_path / "plan.json", budget=40)
+    assert Stage(name="search", output=tmp_path / "plan.json", inputs={"budget": 40}).is_done()
+    assert not Stage(name="search", output=tmp_path / "plan.json", inputs={"budget": 60}).is_done()
+
+
+def test_another_output_of_the_same_stage_does_not_count_for_this_one(tmp_path: Path) -> None:
+    _run(tmp_path / "a.json", budget=40)
+    _run(tmp_path / "b.json", budget=60)
+    assert not Stage(name="search", output=tmp_path / "a.json", inputs={"budget": 60}).is_done()
+
+
+def test_a_stage_whose_output_is_gone_is_not_done(tmp_path: Path) -> None:
+    stage = _run(tmp_path / "plan.json", budget=40)
+    stage.output.unlink()
+    assert not stage.is_done()
+
+
+def test_unfinished_work_with_other_inputs_is_not_gone_on_with(tmp_path: Path) -> None:
+    first = Stage(name="library", output=tmp_path / "library", inputs={"tokens": 1})
+    try:
+        with running(first) as work:
+            (work / "half").touch()
+            raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    assert (first.work / "half").exists()
+    with running(Stage(name="library", output=tmp_path / "library", inputs={"tokens": 2})) as work:
+        assert not list(work.iterdir())
+    assert not first.work.exists()
