@@ -40,7 +40,11 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """A quantity in its base unit, with the interval it is believed to lie in (90 %) and its origin."""
+    """A quantity in its base unit, with the interval it is believed to lie in and its origin.
+
+    What the interval is depends on the origin: of a measurement 90 % of the median; of a model's prediction the largest
+    error that it was seen to make on held-out measurements.
+    """
 
     value: float
     low: float

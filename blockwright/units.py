@@ -83,3 +83,8 @@ def format_count(count: float) -> str:
 
 def _digits(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def format_quantity(value: float, unit: str) -> str:
+    """Writes an amount of ``s``, ``bytes`` or ``parameters``."""
+    return {"s": format_time, "bytes": format_bytes, "parameters": format_count}[unit](value)

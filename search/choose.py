@@ -9,7 +9,7 @@ import numpy as np
 from blockwright.cost import UNIT_OF, Cost, Load, Quantity
 from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Backend, Profile
-from blockwright.profiler.cost_model import PartCosts, part_costs, predict
+from blockwright.profiler.cost_model import PartCosts, all_part_costs, part_costs
 from blockwright.search.budget import Budget
 from blockwright.search.plan import SCHEMA_VERSION, BudgetLine, FrontierPoint, Plan, Promise
 from blockwright.search.scores import ScoreTable
@@ -27,9 +27,7 @@ from blockwright.spec import (
     with_candidate,
     with_format,
 )
-from blockwright.units import format_bytes, format_count, format_time
-
-_FORMATTERS = {"s": format_time, "bytes": format_bytes, "parameters": format_count}
+from blockwright.units import format_quantity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,13 +115,9 @@ def _plan_of(answer: Optimal | Feasible, problem: Problem, table: ScoreTable, or
     parent = with_format(table.parent, order.weights)
     child = child_of(parent, [choice.candidate for choice in answer.chosen])
     promises = [
-        Promise(quantity=quantity, load=name, parent=parent_cost, child=child_cost)
+        Promise(quantity=quantity, load=name, parent=costs.of_model(parent), child=costs.of_model(child))
         for name, load in order.loads.items()
-        for (quantity, parent_cost), child_cost in zip(
-            predict(order.profile, parent, load, order.backend).items(),
-            predict(order.profile, child, load, order.backend).values(),
-            strict=True,
-        )
+        for quantity, costs in all_part_costs(order.profile, parent, load, order.backend).items()
     ]
     lines = [
         BudgetLine(
@@ -182,7 +176,7 @@ def _infeasible_error(answer: Infeasible, problem: Problem, order: Order) -> Inp
 
 
 def _text(value: float, quantity: Quantity) -> str:
-    return _FORMATTERS[UNIT_OF[quantity]](value)
+    return format_quantity(value, UNIT_OF[quantity])
 
 
 def _cost_of(costs: PartCosts, candidate: Candidate) -> Cost:

@@ -10,9 +10,7 @@ from blockwright.search.plan import BudgetLine, Plan, Promise
 from blockwright.servable import engine_obstacles
 from blockwright.spec import FFN, Attention, Block, GatedFFN, LinearFFN, LinearMixer, Mixer, NoOp
 from blockwright.statistics import Estimate
-from blockwright.units import format_bytes, format_count, format_time
-
-_FORMATTERS = {"s": format_time, "bytes": format_bytes, "parameters": format_count}
+from blockwright.units import format_quantity
 
 _NOTABLE_DRIFT = 0.05
 
@@ -69,7 +67,7 @@ class LayerPicture:
 
 def show(value: float, quantity: Quantity) -> str:
     """A quantity with its unit."""
-    return _FORMATTERS[UNIT_OF[quantity]](value)
+    return format_quantity(value, UNIT_OF[quantity])
 
 
 def cost_lines(plan: Plan, measured: Measured) -> list[CostLine]:

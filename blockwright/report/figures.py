@@ -12,10 +12,9 @@ from matplotlib.ticker import FuncFormatter
 
 from blockwright.cost import UNIT_OF, Quantity
 from blockwright.search.plan import Plan
-from blockwright.units import format_bytes, format_count, format_time
+from blockwright.units import format_quantity
 
 _INK, _CHILD, _LIMIT, _GREY = "#1f2933", "#0b7a75", "#c2410c", "#8b98a5"
-_FORMATTERS = {"s": format_time, "bytes": format_bytes, "parameters": format_count}
 
 
 def frontier_figure(plan: Plan) -> str:
@@ -62,7 +61,7 @@ def _figure(height: float = 3.6) -> tuple[Figure, Axes]:
 
 
 def _show(value: float, quantity: Quantity) -> str:
-    return _FORMATTERS[UNIT_OF[quantity]](value)
+    return format_quantity(value, UNIT_OF[quantity])
 
 
 def _svg(figure: Figure, title: str) -> str:

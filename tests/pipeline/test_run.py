@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,9 @@ from safetensors.numpy import load_file
 from blockwright.cli.main import main
 from blockwright.hw_profiles.profile import read_profile
 from blockwright.measured import read_measured
-from blockwright.search.plan import read_plan
+from blockwright.search.plan import read_plan, write_plan
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = Path(os.environ.get("BLOCKWRIGHT_DATA") or Path(__file__).parents[3] / "shared" / "data")
 FILES = [
     "recipe.yaml",
     "manifest.json",
@@ -112,7 +113,9 @@ def test_a_profile_killed_half_way_keeps_what_it_measured(tmp_path: Path, small_
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DATA.exists(), reason="real checkpoints are not on this machine")
+@pytest.mark.skipif(
+    not DATA.exists(), reason="no real checkpoints: neither in BLOCKWRIGHT_DATA nor in shared/data beside the checkout"
+)
 def test_the_recipe_runs_on_a_parent_made_by_others(
     tmp_path: Path, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,3 +155,17 @@ def _run_until(command: list[str], folder: Path, sign: str) -> None:
     os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
     process.wait()
     assert found, f"no {sign} appeared"
+
+
+@pytest.mark.slow
+def test_a_budget_on_an_int4_engine_runs_to_its_report_and_the_report_is_of_one_plan_only(
+    tmp_path: Path, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    recipe = write_recipe(engine={"formats": ["int4"], "threads": 1})
+    assert main(["run", str(recipe), "--out", str(folder)]) == 0
+    assert json.loads((folder / "plan.json").read_text())["format"].startswith("int4")
+    plan = read_plan(folder / "plan.json")
+    write_plan(replace(plan, child=plan.parent), folder / "plan.json")
+    assert main(["report", str(folder)]) == 2
+    assert "another plan" in capsys.readouterr().err
