@@ -59,12 +59,14 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Advance]:
 
 def _lines(description: str, total: int, done: int) -> Advance:
     position, written_at = done, time.monotonic()
+    started_at = written_at
 
     def advance(text: str | None = None, *, to: int | None = None) -> None:
         nonlocal position, written_at
         position = position + 1 if to is None else to
         if time.monotonic() - written_at >= _LINE_EVERY_S:
             written_at = time.monotonic()
-            say(f"{description} {position}/{total}" + ("" if text is None else f": {text}"))
+            left_s = (written_at - started_at) * (total - position) / max(1, position - done)
+            say(f"{description} {position}/{total}, {left_s:.0f} s left" + ("" if text is None else f": {text}"))
 
     return advance

@@ -167,13 +167,20 @@ def measure_costs(
     return costs
 
 
-def check_promises_hold_here(plan: Plan) -> None:
-    """Refuses to hold a plan's promises against another machine than they were made for.
+def check_promises_hold_here(plan: Plan, engine: Path) -> None:
+    """Refuses to hold a plan's promises against another machine or engine than they were made for.
 
     Raises:
-        InputError: the plan rests on another machine's profile.
+        InputError: the plan rests on another machine's profile, or is about another format or runtime.
     """
-    here = this_device()
+    here, built = this_device(), Decoder.open(engine).engine
+    if (plan.format, plan.backend) != (built.format, built.target):
+        raise InputError(
+            "plan: format and backend",
+            got=f"{plan.format} on {plan.backend}",
+            expected=f"the engine's, {built.format} on {built.target}",
+            remedy="Compile the child in the plan's format, or search again for this one.",
+        )
     if plan.profile != here.name:
         raise InputError(
             "plan: profile",

@@ -150,6 +150,13 @@ def _profile(recipe: Recipe, parent: Parent, folder: Path, profile: str | None) 
     if profile is not None:
         hardware = read_profile(profile)
         check_is_this_machine(hardware, this_device(), installed_software())
+        if hardware.num_threads != recipe.engine.threads:
+            raise InputError(
+                f"profile {hardware.name}: threads",
+                got=hardware.num_threads,
+                expected=f"{recipe.engine.threads}, the recipe's engine.threads",
+                remedy="Profile again with as many threads as the engine will have.",
+            )
         return hardware
     order = ProfileOrder(
         parent=parent.spec,

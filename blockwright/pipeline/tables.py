@@ -29,13 +29,14 @@ from blockwright.strict import to_data
 from blockwright.units import format_time
 
 
-def print_run(folder: Path, plan: Plan, measured: Measured) -> None:
+def print_run(folder: Path, plan: Plan, measured: Measured, profile: str | None = None) -> None:
     """What a run ends with: asked, promised, measured, quality kept, where the files are, what to do next."""
     console = _console()
     _print_cost_lines(console, cost_lines(plan, measured), f"{plan.format} on {measured.device}")
     for sentence in drift_words(plan, measured):
         console.print(sentence)
-    quality = _table("quality", "bits per byte", "KL to the parent", "same next token", title="On held-out text")
+    title = "On held-out text, by the checkpoints in fp32"
+    quality = _table("quality", "bits per byte", "KL to the parent", "same next token", title=title)
     for row in quality_rows(measured):
         quality.add_row(row["name"], row["bits"], row["kl"], row["agreement"])
     console.print(quality)
@@ -53,8 +54,9 @@ Child       {folder}/child  (loads in plain transformers with trust_remote_code=
 Engine      {folder}/engine/onnxruntime/child-{plan.format}
 Plan        {folder}/plan.json
 Next        blockwright generate {folder}/engine/onnxruntime/child-{plan.format} --prompt 'def main('
-            blockwright search --scores {folder}/scores.parquet --profile {folder}/profile.json \\
-                --budget 'time_per_token@{plan.budgets[0].load} <= 40%' {_load_flags(plan)}""")
+            blockwright search --scores {folder}/scores.parquet --profile {profile or folder / "profile.json"} \\
+                --budget '{plan.budgets[0].quantity}@{plan.budgets[0].load} <= 80%' --format {plan.format} \\
+                {_load_flags(plan)}""")
 
 
 def run_to_data(folder: Path, plan: Plan, measured: Measured) -> dict[str, Any]:

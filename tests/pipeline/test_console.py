@@ -11,7 +11,7 @@ def test_a_log_gets_a_line_now_and_then(capsys: pytest.CaptureFixture[str], monk
     with progress("library", total=8, done=3) as advance:
         advance("layer 1")
         advance(to=7)
-    assert capsys.readouterr().err.splitlines() == ["library 4/8: layer 1", "library 7/8"]
+    assert capsys.readouterr().err.splitlines() == ["library 4/8, 0 s left: layer 1", "library 7/8, 0 s left"]
 
 
 def test_short_work_writes_nothing_to_a_log(capsys: pytest.CaptureFixture[str]) -> None:
