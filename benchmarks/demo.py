@@ -6,16 +6,20 @@ Writes benchmarks/results/<date>-demo.json and .md. In one folder, so that parts
 2. parent and child in turn, five rounds: how many times as fast, and how far from the promise;
 3. the plan against others at equal budget, by KL on held-out text before distillation: the same narrowing in every
    layer, a greedy choice, an equal slice of the budget for every layer, and random plans within the budget;
-4. blockwise local distillation against none, the search made anew for each, before and after global distillation of
-   the same tokens; and a token-matched control: no blockwise distillation, but its tokens added to the global one;
-5. what global distillation gives;
-6. `blockwright --help`.
+4. blockwise local distillation against none (the same initialisation, from the same text), the search made anew for
+   each, before and after global distillation of the same tokens; and a token-matched control: no blockwise
+   distillation, but its tokens added to the global one;
+5. `blockwright --help`.
+
+Differences are paired: of the same held-out windows, with bootstrap intervals over documents.
 """
 
 import argparse
 import json
+import math
 import platform
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -26,11 +30,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from transformers import PreTrainedModel
+
 from blockwright.cost import Load
 from blockwright.hw_profiles.device import installed_software, this_device
 from blockwright.hw_profiles.profile import Profile, read_profile
 from blockwright.library import read_library
-from blockwright.measured import Quality, read_measured
 from blockwright.model.parent import Parent, load_model, open_parent
 from blockwright.pipeline.distill import distill_child
 from blockwright.pipeline.inputs import load_checkpoint, open_checkpoint, read_text, windows_of
@@ -38,7 +44,7 @@ from blockwright.pipeline.library import build_library
 from blockwright.pipeline.measure import measure_costs
 from blockwright.pipeline.realise import realise_plan
 from blockwright.pipeline.recipe import Recipe, read_recipe
-from blockwright.pipeline.run import distill_order, library_order, measure_order, score_order, search_order
+from blockwright.pipeline.run import distill_order, library_order, score_order, search_order
 from blockwright.pipeline.score import score_library
 from blockwright.pipeline.search import search_plan
 from blockwright.profiler.cost_model import part_costs
@@ -49,7 +55,8 @@ from blockwright.search.plan import read_plan
 from blockwright.search.scores import read_scores
 from blockwright.search.solve import Choice, Optimal, Problem, solve
 from blockwright.spec import FP32, Model, parse_format, with_format
-from blockwright.train.quality import compare
+from blockwright.statistics import estimate_mean
+from blockwright.train.quality import PerWindow, compare_windows
 from blockwright.train.realise import realise
 from blockwright.train.windows import Windows
 
@@ -65,8 +72,17 @@ class Bench:
     folder: Path
     recipe: Recipe
     parent: Parent
+    model: PreTrainedModel
     profile: Profile
     windows: Windows
+
+    def compare(self, child: PreTrainedModel) -> PerWindow:
+        """A child beside the parent, on held-out text."""
+        return compare_windows(child, self.model, self.windows)
+
+    def estimate(self, values_N: np.ndarray) -> dict[str, float]:
+        """The mean over windows, with its interval over documents."""
+        return asdict(estimate_mean(values_N, self.windows.document_N))
 
 
 def main() -> None:
@@ -83,6 +99,7 @@ def main() -> None:
         folder=arguments.folder,
         recipe=recipe,
         parent=parent,
+        model=load_model(parent),
         profile=read_profile(arguments.folder / "demo" / "profile.json"),
         windows=windows_of(
             parent, text.held_out, length=recipe.window_tokens, num_tokens=recipe.measure.tokens, seed=recipe.seed
@@ -91,27 +108,35 @@ def main() -> None:
     results = {
         "date": datetime.now(UTC).date().isoformat(),
         "command": "python benchmarks/demo.py",
+        "commit": commit(),
         "device": asdict(this_device()),
         "software": installed_software() | {"system": platform.platform()},
         "demo": demo,
         "rounds": time_rounds(bench),
         "plans": compare_plans(bench),
         "library": compare_libraries(bench),
-        "distillation": distillation_gain(bench),
         "help_s": time_help(),
+        "ceilings": asdict(bench.profile.ceilings),
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    stem = arguments.out / f"{results['date']}-demo"
+    stem = arguments.out / f"demo_{bench.profile.name}_{results['date']}"
     stem.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
     stem.with_suffix(".md").write_text(as_text(results))
     print(stem.with_suffix(".md").read_text())
 
 
+def commit() -> str:
+    """The commit that is measured, marked where files differ from it."""
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def run_demo(folder: Path) -> dict[str, Any]:
-    """Runs the demo in a process of its own, unless the folder holds its timing already."""
+    """Runs the demo in a process of its own from nothing, unless the folder holds this commit's timing already."""
     record = folder / "benchmark.json"
-    if record.exists():
-        return json.loads(record.read_text())
+    if record.exists() and (found := json.loads(record.read_text()))["commit"] == commit():
+        return found
+    shutil.rmtree(folder.parent, ignore_errors=True)
     command = [sys.executable, "-m", "blockwright.cli.main", "run", str(RECIPE), "--out", str(folder)]
     started = time.monotonic()
     subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.DEVNULL)
@@ -119,7 +144,7 @@ def run_demo(folder: Path) -> dict[str, Any]:
     peak_bytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     manifest = json.loads((folder / "manifest.json").read_text())
     stages = {name: stage["seconds"] for name, stage in manifest.items()}
-    found = {"seconds": seconds, "peak_bytes": peak_bytes, "stage_seconds": stages}
+    found = {"commit": commit(), "seconds": seconds, "peak_bytes": peak_bytes, "stage_seconds": stages}
     record.write_text(json.dumps(found))
     return found
 
@@ -165,15 +190,24 @@ def compare_plans(bench: Bench) -> list[dict[str, Any]]:
         ("equal per layer", equal_per_layer(problem)),
         *((f"random {index}", chosen) for index, chosen in enumerate(random_feasible(problem, RANDOM_PLANS, seed=0))),
     ]
-    model, library = load_model(bench.parent), read_library(folder / "library")
+    library = read_library(folder / "library")
+    solver_kl_N = np.zeros(0)
     rows: list[dict[str, Any]] = []
     for name, chosen in plans:
         if chosen is None:
-            rows.append({"plan": name, "sum_of_scores": None, "kl": None})
+            rows.append({"plan": name, "sum_of_scores": None, "kl": None, "more_than_solver": None})
             continue
         child = with_format(child_of(table.parent, [choice.candidate for choice in chosen]), FP32)
-        quality = compare(realise(model, library, folder / "library", child), model, bench.windows)
-        rows.append({"plan": name, "sum_of_scores": sum(c.score for c in chosen), "kl": asdict(quality.kl)})
+        kl_N = bench.compare(realise(bench.model, library, folder / "library", child)).kl_N
+        solver_kl_N = kl_N if name == "solver" else solver_kl_N
+        rows.append(
+            {
+                "plan": name,
+                "sum_of_scores": sum(choice.score for choice in chosen),
+                "kl": bench.estimate(kl_N),
+                "more_than_solver": bench.estimate(kl_N - solver_kl_N),
+            }
+        )
     return rows
 
 
@@ -197,42 +231,49 @@ def problem_of(bench: Bench, folder: Path) -> Problem:
     return build_problem(table, order, costs)
 
 
-def compare_libraries(bench: Bench) -> list[dict[str, Any]]:
+def compare_libraries(bench: Bench) -> dict[str, Any]:
     """With and without blockwise local distillation: the same search, then the same global distillation."""
-    recipe = bench.recipe
-    untrained = replace(library_order(recipe), tokens=1, learning_rate=0.0)
+    recipe, demo, folder = bench.recipe, bench.folder / "demo", bench.folder / "no-bld"
     distilled = distill_order(recipe)
     longer = replace(distilled, tokens=recipe.distill.tokens + recipe.library.tokens)
-    demo = bench.folder / "demo"
-    rows = [
-        quality_row("BLD", "none", bench, demo / "realised"),
-        quality_row("BLD", f"{distilled.tokens:,}", bench, demo / "child"),
-    ]
-    folder = bench.folder / "no-bld"
+    children = {"BLD": demo / "realised", "BLD + GKD": demo / "child"}
+    untrained = replace(library_order(recipe), learning_rate=0.0)
     build_library(bench.parent, untrained, folder / "library")
     score_library(bench.parent, folder / "library", score_order(recipe), folder / "scores.parquet")
     search_plan(folder / "scores.parquet", demo / "profile.json", search_order(recipe), folder / "plan.json")
     realise_plan(bench.parent, folder / "plan.json", folder / "library", folder / "realised")
-    rows.append(quality_row("no BLD", "none", bench, folder / "realised"))
-    for order in (distilled, longer):
-        child = folder / f"child-{order.tokens}" / "child"
-        distill_child(folder / "realised", bench.parent, order, child)
-        rows.append(quality_row("no BLD", f"{order.tokens:,}", bench, child))
-    return rows
-
-
-def quality_row(library: str, tokens: str, bench: Bench, child: Path) -> dict[str, Any]:
-    """One child's quality on held-out text."""
-    model = load_model(bench.parent)
-    quality: Quality = compare(load_checkpoint(open_checkpoint(str(child))), model, bench.windows)
-    return {"library": library, "distilled_tokens": tokens} | asdict(quality)
-
-
-def distillation_gain(bench: Bench) -> dict[str, Any]:
-    """The child before and after, as the demo measured it."""
-    measured = read_measured(bench.folder / "demo" / "measured.json")
-    assert measured.held_out_tokens == measure_order(bench.recipe).tokens
-    return {"before": asdict(measured.realised), "after": asdict(measured.distilled)}
+    children["no BLD"] = folder / "realised"
+    for name, order in (("no BLD + GKD", distilled), ("no BLD + longer GKD", longer)):
+        children[name] = folder / f"tokens-{order.tokens}" / "child"
+        distill_child(folder / "realised", bench.parent, order, children[name])
+    found = {name: bench.compare(load_checkpoint(open_checkpoint(str(path)))) for name, path in children.items()}
+    bits = 1 / math.log(2) / bench.windows.bytes_per_token
+    rows = [
+        {
+            "child": name,
+            "kl": bench.estimate(one.kl_N),
+            "bits_per_byte": bench.estimate(one.child_nats_N * bits),
+            "parent_bits_per_byte": bench.estimate(one.parent_nats_N * bits),
+            "agreement": bench.estimate(one.agreement_N),
+        }
+        for name, one in found.items()
+    ]
+    pairs = [
+        ("BLD", "BLD + GKD"),
+        ("no BLD", "BLD"),
+        ("no BLD + GKD", "BLD + GKD"),
+        ("no BLD + longer GKD", "BLD + GKD"),
+    ]
+    differences = [
+        {
+            "of": f"{worse}, less {better}",
+            "kl": bench.estimate(found[worse].kl_N - found[better].kl_N),
+            "bits_per_byte": bench.estimate((found[worse].child_nats_N - found[better].child_nats_N) * bits),
+        }
+        for worse, better in pairs
+    ]
+    tokens = {"gkd_tokens": distilled.tokens, "longer_gkd_tokens": longer.tokens, "bld_tokens": recipe.library.tokens}
+    return {"rows": rows, "differences": differences} | tokens
 
 
 def time_help() -> list[float]:
@@ -250,10 +291,10 @@ def time_help() -> list[float]:
 def as_text(results: dict[str, Any]) -> str:
     """The results as Markdown."""
     device, demo = results["device"], results["demo"]
-    lines = [
+    head = [
         f"# The demo, {results['date']}",
         "",
-        f"`{results['command']}` on {device['model']}, {device['num_cores']} cores, "
+        f"`{results['command']}` at {results['commit']} on {device['model']}, {device['num_cores']} cores, "
         f"{device['memory_bytes'] / 2**30:.0f} GiB; "
         + ", ".join(f"{package} {version}" for package, version in results["software"].items())
         + ".",
@@ -265,51 +306,82 @@ def as_text(results: dict[str, Any]) -> str:
         f"`blockwright --help`: median {statistics.median(results['help_s']):.3f} s "
         f"({min(results['help_s']):.3f} to {max(results['help_s']):.3f}, {len(results['help_s'])} runs).",
         "",
+    ]
+    return "\n".join([*head, *rounds_text(results), *plans_text(results), *library_text(results)]) + "\n"
+
+
+def rounds_text(results: dict[str, Any]) -> list[str]:
+    """Parent and child in turn."""
+    lines = [
         f"## Parent and child in turn, {ROUNDS} rounds: median (least to most)",
         "",
-        "| format | cost | parent | child | parent / child | child, measured over promised | parent, the same |",
-        "|---|---|---|---|---|---|---|",
+        "| format | cost | parent | child | parent / child | child, measured over promised | parent, the same "
+        "| the one over the other |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    keys = dict.fromkeys((row["format"], row["quantity"], row["load"]) for row in results["rounds"])
-    for key in keys:
+    for key in dict.fromkeys((row["format"], row["quantity"], row["load"]) for row in results["rounds"]):
         rows = [row for row in results["rounds"] if (row["format"], row["quantity"], row["load"]) == key]
         shown = [
             spread([row["parent"] for row in rows], "{:.4g}"),
             spread([row["child"] for row in rows], "{:.4g}"),
             spread([row["parent"] / row["child"] for row in rows], "{:.3f}"),
         ]
-        for name in ("child", "parent"):
-            ratios = [row[name] / row[f"promised_{name}"] for row in rows if row[f"promised_{name}"]]
-            shown.append(spread(ratios, "{:.3f}") if ratios else "not planned for")
+        off = {
+            name: [row[name] / row[f"promised_{name}"] for row in rows if row[f"promised_{name}"]]
+            for name in ("child", "parent")
+        }
+        off["beside"] = [child / parent for child, parent in zip(off["child"], off["parent"], strict=True)]
+        shown += [spread(ratios, "{:.3f}") if ratios else "not planned for" for ratios in off.values()]
         lines.append(f"| {key[0]} | {key[1]} at {key[2]} | " + " | ".join(shown) + " |")
+    bandwidth = results["ceilings"]["read_bytes_per_s"]
+    weights = {r["quantity"]: 4 * r["parent"] for r in results["rounds"] if r["quantity"] == "parameters"}["parameters"]
     lines += [
         "",
-        "Seconds, bytes, parameters.",
+        f"Seconds, bytes, parameters. The parent is off by what the machine was when it was profiled and when it was "
+        f"measured. Memory gives {bandwidth / 1e9:.1f} GB/s: reading the parent's fp32 weights from it once would take "
+        f"{weights / bandwidth * 1e6:.0f} µs; a model of this size stays in the caches.",
         "",
-        "## Plans at equal budget: KL to the parent on held-out text before distillation (95 % bootstrap interval)",
+    ]
+    return lines
+
+
+def plans_text(results: dict[str, Any]) -> list[str]:
+    """The solver's plan and others."""
+    lines = [
+        "## Plans at equal budget, before distillation: KL to the parent on held-out text, nats per token (95 %)",
         "",
-        "| plan | sum of scores | KL, nats per token |",
-        "|---|---|---|",
+        "| plan | sum of scores | KL | more than the solver's |",
+        "|---|---|---|---|",
     ]
     for row in results["plans"]:
-        found = row["kl"] is not None
-        lines.append(
-            f"| {row['plan']} | {row['sum_of_scores']:.4f} | {interval(row['kl'])} |"
-            if found
-            else f"| {row['plan']} | none within the budgets | |"
-        )
-    lines += [
+        if row["kl"] is None:
+            lines.append(f"| {row['plan']} | none within the budgets | | |")
+        else:
+            shown = f"{interval(row['kl'])} | {interval(row['more_than_solver'])}"
+            lines.append(f"| {row['plan']} | {row['sum_of_scores']:.4f} | {shown} |")
+    return [*lines, ""]
+
+
+def library_text(results: dict[str, Any]) -> list[str]:
+    """With and without blockwise local distillation, before and after global distillation."""
+    found = results["library"]
+    lines = [
+        "## Distillation: blockwise local (BLD) and global (GKD)",
         "",
-        "## Blockwise local distillation (BLD) before the search, and none",
+        f"BLD {found['bld_tokens']:,} tokens, GKD {found['gkd_tokens']:,}, longer GKD "
+        f"{found['longer_gkd_tokens']:,}: as many as both. The parent has "
+        f"{interval(found['rows'][0]['parent_bits_per_byte'])} bits per byte.",
         "",
-        "| library | tokens of global distillation | KL | bits per byte | over the parent's | same next token |",
-        "|---|---|---|---|---|---|",
+        "| child | KL | bits per byte | same next token |",
+        "|---|---|---|---|",
     ]
-    for row in results["library"]:
-        names = ("kl", "bits_per_byte", "bits_per_byte_ratio", "agreement")
-        shown = " | ".join(interval(row[name]) for name in names)
-        lines.append(f"| {row['library']} | {row['distilled_tokens']} | {shown} |")
-    return "\n".join(lines) + "\n"
+    for row in found["rows"]:
+        shown = " | ".join(interval(row[name]) for name in ("kl", "bits_per_byte", "agreement"))
+        lines.append(f"| {row['child']} | {shown} |")
+    lines += ["", "| paired difference | KL | bits per byte |", "|---|---|---|"]
+    for row in found["differences"]:
+        lines.append(f"| {row['of']} | {interval(row['kl'])} | {interval(row['bits_per_byte'])} |")
+    return lines
 
 
 def spread(values: list[float], form: str) -> str:
