@@ -4,6 +4,7 @@ One JSON file per device. Times are medians of accepted samples with the 90 % in
 says where it comes from. The reader refuses unknown fields and figures that cannot be.
 """
 
+import math
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -51,8 +52,9 @@ class TimeRow:
     origin: Origin
 
     def __post_init__(self) -> None:
-        if not 0 <= self.low_s <= self.time_s <= self.high_s:
-            raise ValueError(f"0 <= low_s <= time_s <= high_s for {self.part} {self.variant}")
+        # A part's time is a difference of two models' times, which may come out as nothing.
+        if not 0 <= self.low_s <= self.time_s <= self.high_s < math.inf:
+            raise ValueError(f"0 <= low_s <= time_s <= high_s, all of them finite, for {self.part} {self.variant}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,10 @@ class WholeRow:
     num_rejected: int
     origin: Origin
 
+    def __post_init__(self) -> None:
+        if not (0 <= self.low_s <= self.time_s <= self.high_s < math.inf and self.time_s > 0):
+            raise ValueError("0 <= low_s <= time_s <= high_s, time_s > 0, all of them finite, for a whole model")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryRow:
@@ -88,6 +94,10 @@ class MemoryRow:
     """What of it weights and caches are, by counting; the rest is the runtime's workspace."""
     origin: Origin
 
+    def __post_init__(self) -> None:
+        if self.peak_bytes < 1 or self.exact_bytes < 0:
+            raise ValueError("peak_bytes > 0 and exact_bytes >= 0")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ceilings:
@@ -99,6 +109,10 @@ class Ceilings:
     """A product of two 1024 × 1024 matrices."""
     reference_s: float
     """A small fixed piece of work at its best: slower, the machine is disturbed (`profiler/reference.py`)."""
+
+    def __post_init__(self) -> None:
+        if not all(0 < figure < math.inf for figure in (self.read_bytes_per_s, self.fp32_flop_per_s, self.reference_s)):
+            raise ValueError("finite ceilings above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
     from blockwright.pipeline.compile import CompileOrder, compile_checkpoint
+    from blockwright.pipeline.recipe import check_at_least, check_formats
 
+    check_formats("--format", [arguments.format])
+    check_at_least("--threads", arguments.threads, 1)
+    if arguments.context is not None:
+        check_at_least("--context", arguments.context, 1)
     order = CompileOrder(format=arguments.format, threads=arguments.threads, num_positions=arguments.context)
     engine = compile_checkpoint(arguments.checkpoint, order, arguments.out)
     print(f"{arguments.out}: {engine.format}, {engine.graph_bytes / 1e6:.2f} MB")

@@ -27,11 +27,15 @@ def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
     from blockwright.model.parent import open_parent
     from blockwright.pipeline.distill import DistillOrder, distill_child
+    from blockwright.pipeline.recipe import check_above_zero, check_at_least
 
+    check_at_least("--batch", arguments.batch, 1)
+    check_above_zero("--learning-rate", arguments.learning_rate)
+    check_at_least("--cosine-weight", arguments.cosine_weight, 0)
     order = DistillOrder(
         text=arguments.text,
         window_tokens=arguments.window,
-        tokens=read_tokens(arguments.tokens, "--tokens"),
+        tokens=read_tokens(arguments),
         batch_windows=arguments.batch,
         learning_rate=arguments.learning_rate,
         cosine_weight=arguments.cosine_weight,

@@ -1,6 +1,7 @@
 """Flags that several sub-commands share, and how they are read. Loads nothing heavy."""
 
 import argparse
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,21 +48,38 @@ def read_loads(texts: Sequence[str] | None) -> dict[str, Load]:
     loads: dict[str, Load] = {}
     for text in texts or [DEFAULT_LOAD]:
         match = _LOAD.fullmatch(text)
-        if not match or "0" in match.groups()[1:]:
+        if not match or not all(int(number) for number in match.groups()[1:]):
             raise InputError(
                 "--load",
                 got=repr(text),
                 expected=f"NAME=BATCHxPROMPT+NEW with numbers of at least 1, such as {DEFAULT_LOAD}",
                 remedy="Write it in this form.",
             )
+        if match[1] in loads:
+            raise InputError(
+                "--load", got=f"{match[1]} more than once", expected="a name of its own", remedy="Rename one of them."
+            )
         batch, prompt, new = (int(number) for number in match.groups()[1:])
         loads[match[1]] = Load(batch=batch, prompt_tokens=prompt, new_tokens=new)
     return loads
 
 
-def read_tokens(text: str, field: str) -> int:
-    """Reads a number of tokens such as ``64k`` or ``1B``."""
-    tokens = int(parse_quantity(text, "tokens", field))
-    if tokens < 1:
-        raise InputError(field, got=text, expected="at least one token", remedy="Ask for more tokens.")
-    return tokens
+def read_tokens(arguments: argparse.Namespace) -> int:
+    """Reads ``--tokens``, such as ``64k`` or ``1B``, and checks the flags that `add_text` adds.
+
+    Raises:
+        InputError: one of them cannot be, or the tokens are less than a window.
+    """
+    from blockwright.pipeline.recipe import LEAST_WINDOW_TOKENS, check_at_least, check_seed
+
+    check_at_least("--window", arguments.window, LEAST_WINDOW_TOKENS)
+    check_seed("--seed", arguments.seed)
+    tokens = parse_quantity(arguments.tokens, "tokens", "--tokens")
+    if not arguments.window <= tokens < math.inf:
+        raise InputError(
+            "--tokens",
+            got=arguments.tokens,
+            expected=f"at least the {arguments.window} of one window (--window)",
+            remedy="Ask for more tokens, or for a shorter window.",
+        )
+    return int(tokens)

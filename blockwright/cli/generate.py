@@ -26,7 +26,11 @@ def run(arguments: argparse.Namespace) -> None:
     from blockwright.compile.sampling import Sampling
     from blockwright.compile.session import Decoder
     from blockwright.errors import InputError
+    from blockwright.pipeline.recipe import check_at_least, check_seed
 
+    check_at_least("--tokens", arguments.tokens, 1)
+    check_at_least("--temperature", arguments.temperature, 0)
+    check_seed("--seed", arguments.seed)
     try:
         sampling = Sampling(
             temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p, seed=arguments.seed
@@ -36,8 +40,6 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(
             "--temperature, --top-k, --top-p", got=given, expected=str(error), remedy="Correct the value."
         ) from error
-    if arguments.tokens < 1:
-        raise InputError("--tokens", got=arguments.tokens, expected="at least 1", remedy="Ask for more tokens.")
     decoder, tokenizer = Decoder.open(arguments.engine), open_tokenizer(arguments.engine)
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     print(prompt, end="", flush=True)

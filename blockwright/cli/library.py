@@ -25,14 +25,17 @@ def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
     from blockwright.model.parent import open_parent
     from blockwright.pipeline.library import LibraryOrder, build_library
+    from blockwright.pipeline.recipe import check_above_zero, check_at_least
     from blockwright.pipeline.tables import print_library
     from blockwright.search.space import SpaceSettings
 
+    check_at_least("--batch", arguments.batch, 1)
+    check_above_zero("--learning-rate", arguments.learning_rate)
     order = LibraryOrder(
         space=SpaceSettings(),
         text=arguments.text,
         window_tokens=arguments.window,
-        tokens=read_tokens(arguments.tokens, "--tokens"),
+        tokens=read_tokens(arguments),
         batch_windows=arguments.batch,
         learning_rate=arguments.learning_rate,
         seed=arguments.seed,

@@ -24,13 +24,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
     from blockwright.pipeline.measure import check_promises_hold_here, measure_costs
+    from blockwright.pipeline.recipe import check_above_zero
     from blockwright.pipeline.tables import print_costs
     from blockwright.search.plan import read_plan
     from blockwright.strict import to_data
 
+    check_above_zero("--seconds", arguments.seconds)
     plan = read_plan(arguments.plan) if arguments.plan else None
     if plan is not None:
-        check_promises_hold_here(plan)
+        check_promises_hold_here(plan, arguments.engine)
     loads = plan.loads if plan else read_loads(arguments.load)
     costs = measure_costs((arguments.against, arguments.engine), loads, arguments.seconds)
     if arguments.json:

@@ -26,18 +26,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
+    from blockwright.hw_profiles.profile import Backend
     from blockwright.model.parent import open_parent
     from blockwright.pipeline.profile import ProfileOrder, profile_machine
+    from blockwright.pipeline.recipe import check_above_zero, check_at_least, check_distinct, check_formats
     from blockwright.pipeline.tables import print_profile
     from blockwright.search.space import SpaceSettings
 
+    loads = read_loads(arguments.load)
+    formats = tuple(arguments.format or ["fp32"])
+    check_formats("--format", formats)
+    backends: tuple[Backend, ...] = tuple(arguments.backend or ["onnxruntime"])
+    check_distinct("--backend", backends)
+    check_at_least("--threads", arguments.threads, 1)
+    check_above_zero("--seconds", arguments.seconds)
     order = ProfileOrder(
         parent=open_parent(arguments.parent).spec,
         space=SpaceSettings(),
-        loads=read_loads(arguments.load),
-        formats=tuple(arguments.format or ["fp32"]),
+        loads=loads,
+        formats=formats,
         threads=arguments.threads,
-        backends=tuple(arguments.backend or ["onnxruntime"]),
+        backends=backends,
         seconds_per_measurement=arguments.seconds,
     )
     print_profile(profile_machine(order, arguments.out))

@@ -43,4 +43,4 @@ def run(arguments: argparse.Namespace) -> None:
 
         print(json.dumps(run_to_data(result.folder, result.plan, result.measured), indent=1))
     else:
-        print_run(result.folder, result.plan, result.measured)
+        print_run(result.folder, result.plan, result.measured, arguments.profile)

@@ -27,11 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     from blockwright.pipeline.score import ScoreOrder, score_library
     from blockwright.pipeline.tables import print_scores
 
+    tokens = read_tokens(arguments)
+    order = ScoreOrder(text=arguments.text, window_tokens=arguments.window, tokens=tokens, seed=arguments.seed)
     parent = open_parent(arguments.parent or read_library(arguments.library).parent_folder)
-    order = ScoreOrder(
-        text=arguments.text,
-        window_tokens=arguments.window,
-        tokens=read_tokens(arguments.tokens, "--tokens"),
-        seed=arguments.seed,
-    )
     print_scores(score_library(parent, arguments.library, order, arguments.out))

@@ -30,9 +30,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
+    from blockwright.pipeline.recipe import check_above_zero, check_at_least, check_formats
     from blockwright.pipeline.search import SearchOrder, search_plan
     from blockwright.pipeline.tables import print_plan
 
+    check_formats("--format", [arguments.format])
+    check_above_zero("--time-limit", arguments.time_limit)
+    check_at_least("--frontier", arguments.frontier, 0)
     order = SearchOrder(
         loads=read_loads(arguments.load),
         budgets=tuple(arguments.budget),

@@ -17,7 +17,6 @@ from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -26,8 +25,6 @@ from transformers.utils import logging as hf_logging
 
 from blockwright.errors import InputError
 from blockwright.spec import Attention, Block, Family, Full, GatedFFN, Model, Rope, Window
-
-hf_logging.disable_progress_bar()
 
 ACTIVATIONS = ("silu",)
 """Activations of the gated ffn that every room can compute."""
@@ -51,6 +48,7 @@ def open_parent(name: str) -> Parent:
     Raises:
         InputError: there is no such checkpoint, a file of it is missing or broken, or it is no decoder we know.
     """
+    hf_logging.disable_progress_bar()  # of this process, for loading and saving children too: stages show their own
     folder = _local_folder(name)
     config = _read_config(folder)
     _check_weight_files(folder)
@@ -106,10 +104,16 @@ def load_tokenizer(parent: Parent) -> PreTrainedTokenizerFast:
 
 def load_tokenizer_of(folder: Path, vocab_size: int) -> PreTrainedTokenizerFast:
     """Loads a folder's tokenizer for a model of `vocab_size` embeddings; errors as `load_tokenizer`."""
+    if not (folder / "tokenizer.json").exists():  # engines take nothing else (`compile/engine.py`)
+        raise InputError(
+            f"{folder}: tokenizer",
+            got="no tokenizer.json",
+            expected="the tokenizer in the format of the tokenizers library",
+            remedy="Save it there with AutoTokenizer.from_pretrained(…).save_pretrained(…).",
+        )
     # tokenizer.json says everything; AutoTokenizer adds tokens of its own for some families (5.23: Qwen2).
-    loader = PreTrainedTokenizerFast if (folder / "tokenizer.json").exists() else AutoTokenizer
     try:
-        tokenizer = loader.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder}: tokenizer",

@@ -43,7 +43,7 @@ def compile_checkpoint(checkpoint: str, order: CompileOrder, output: Path, home:
     built = EngineOrder(
         model=source.spec,
         weights_format=weights,
-        num_positions=order.num_positions or source.spec.max_positions,
+        num_positions=source.spec.max_positions if order.num_positions is None else order.num_positions,
         session=SessionSettings(num_threads=order.threads),
         built_from=source.digest,
     )

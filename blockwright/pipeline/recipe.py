@@ -1,5 +1,7 @@
-"""A run as a small file. Every key is a field below; unknown keys are refused."""
+"""A run as a small file. Every key is a field below; unknown keys and values that no run can use are refused."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,7 +11,83 @@ from blockwright.cost import Load
 from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Backend
 from blockwright.search.space import SpaceSettings
+from blockwright.spec import FormatName, parse_format
 from blockwright.strict import from_data
+
+BUILDABLE: tuple[FormatName, ...] = ("fp32", "int8", "int4")
+"""Formats in which `compile/graph.py` stores weights; it would store any other as fp32 under a false name."""
+
+LEAST_WINDOW_TOKENS = 2
+"""One token to read and one to predict."""
+
+
+def check_at_least(field: str, got: float, least: float) -> None:
+    """Refuses a number below `least`, an endless one, and what is no number.
+
+    Raises:
+        InputError: names the field.
+    """
+    if not least <= got < math.inf:
+        raise InputError(field, got=got, expected=f"a finite number of at least {least}", remedy="Correct the value.")
+
+
+def check_above_zero(field: str, got: float) -> None:
+    """Refuses a number that is not above zero, an endless one, and what is no number.
+
+    Raises:
+        InputError: names the field.
+    """
+    if not 0 < got < math.inf:
+        raise InputError(field, got=got, expected="a finite number above 0", remedy="Correct the value.")
+
+
+def check_seed(field: str, got: int) -> None:
+    """Refuses a seed that not every generator takes.
+
+    Raises:
+        InputError: names the field.
+    """
+    if not 0 <= got < 2**32:
+        raise InputError(field, got=got, expected="a whole number from 0 to 2³² - 1", remedy="Correct the value.")
+
+
+def check_formats(field: str, texts: Sequence[str]) -> None:
+    """Refuses weight formats that cannot be built, or one that is named twice.
+
+    Raises:
+        InputError: names the field.
+    """
+    check_distinct(field, [_canonical(field, text) for text in texts])
+
+
+def check_distinct(field: str, names: Sequence[str]) -> None:
+    """Refuses an empty list, or one that names something twice.
+
+    Raises:
+        InputError: names the field.
+    """
+    if not names:
+        raise InputError(field, got="none", expected="at least one", remedy="Name one.")
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise InputError(
+            field, got=f"{', '.join(twice)} more than once", expected="each one once", remedy="Remove the repetition."
+        )
+
+
+def _canonical(field: str, text: str) -> str:
+    try:
+        weights = parse_format(text)
+    except InputError as error:
+        raise InputError(field, got=error.got, expected=error.expected, remedy=error.remedy) from error
+    if weights.name not in BUILDABLE:
+        raise InputError(
+            field,
+            got=repr(text),
+            expected="a format that an engine can be built in: fp32, int8-g32, int4-g32 or int4-g128",
+            remedy="Choose one of these.",
+        )
+    return str(weights)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +98,10 @@ class EngineSection:
     """Weight formats to build; budgets are about the first."""
     threads: int
 
+    def __post_init__(self) -> None:
+        check_formats("engine.formats", self.formats)
+        check_at_least("engine.threads", self.threads, 1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileSection:
@@ -29,6 +111,17 @@ class ProfileSection:
     backends: tuple[Backend, ...] = ("onnxruntime",)
     """Runtimes to time; budgets are about onnxruntime."""
 
+    def __post_init__(self) -> None:
+        check_above_zero("profile.seconds_per_measurement", self.seconds_per_measurement)
+        check_distinct("profile.backends", self.backends)
+        if "onnxruntime" not in self.backends:
+            raise InputError(
+                "profile.backends",
+                got=", ".join(self.backends),
+                expected="onnxruntime among them, for budgets are about it",
+                remedy="Add onnxruntime.",
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LibrarySection:
@@ -37,6 +130,10 @@ class LibrarySection:
     tokens: int
     batch_windows: int
     learning_rate: float
+
+    def __post_init__(self) -> None:
+        check_at_least("library.batch_windows", self.batch_windows, 1)
+        check_above_zero("library.learning_rate", self.learning_rate)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +150,10 @@ class SearchSection:
     time_limit_s: float
     frontier_points: int
 
+    def __post_init__(self) -> None:
+        check_above_zero("search.time_limit_s", self.time_limit_s)
+        check_at_least("search.frontier_points", self.frontier_points, 0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillSection:
@@ -62,6 +163,11 @@ class DistillSection:
     batch_windows: int
     learning_rate: float
     cosine_weight: float
+
+    def __post_init__(self) -> None:
+        check_at_least("distill.batch_windows", self.batch_windows, 1)
+        check_above_zero("distill.learning_rate", self.learning_rate)
+        check_at_least("distill.cosine_weight", self.cosine_weight, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +184,19 @@ class MeasureSection:
     """Length of a sample."""
     temperature: float
     """With which samples are drawn."""
+
+    def __post_init__(self) -> None:
+        check_above_zero("measure.seconds", self.seconds)
+        check_at_least("measure.new_tokens", self.new_tokens, 1)
+        check_at_least("measure.temperature", self.temperature, 0)
+        for index, prompt in enumerate(self.prompts):
+            if not prompt:
+                raise InputError(
+                    f"measure.prompts[{index}]",
+                    got="an empty prompt",
+                    expected="text to go on with",
+                    remedy="Write a prompt or remove it.",
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +220,22 @@ class Recipe:
     distill: DistillSection
     measure: MeasureSection
     space: SpaceSettings = field(default_factory=SpaceSettings)
+
+    def __post_init__(self) -> None:
+        check_seed("seed", self.seed)
+        check_at_least("window_tokens", self.window_tokens, LEAST_WINDOW_TOKENS)
+        for name, asked in (("loads", self.loads), ("budgets", self.budgets)):
+            if not asked:
+                raise InputError(name, got="none", expected="at least one", remedy="Write one; see recipes/demo.yaml.")
+        for name in ("library", "score", "distill", "measure"):
+            tokens = getattr(self, name).tokens
+            if tokens < self.window_tokens:
+                raise InputError(
+                    f"{name}.tokens",
+                    got=tokens,
+                    expected=f"at least the {self.window_tokens} of one window (window_tokens)",
+                    remedy="Ask for more tokens, or for a shorter window.",
+                )
 
 
 def read_recipe(path: Path, *, parent: str | None = None, text: str | None = None) -> Recipe:

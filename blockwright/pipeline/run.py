@@ -11,7 +11,7 @@ from blockwright.files import new_file
 from blockwright.hw_profiles.device import installed_software, this_device
 from blockwright.hw_profiles.profile import Profile, check_is_this_machine, read_profile
 from blockwright.measured import Measured
-from blockwright.model.parent import Parent, load_model, open_parent
+from blockwright.model.parent import Parent, load_model, load_tokenizer, open_parent
 from blockwright.pipeline.compile import CompileOrder, compile_checkpoint
 from blockwright.pipeline.console import say
 from blockwright.pipeline.distill import DistillOrder, distill_child
@@ -20,14 +20,13 @@ from blockwright.pipeline.library import LibraryOrder, build_library
 from blockwright.pipeline.measure import Made, MeasureOrder, measure_run
 from blockwright.pipeline.profile import ProfileOrder, profile_machine
 from blockwright.pipeline.realise import realise_plan
-from blockwright.pipeline.recipe import Recipe
+from blockwright.pipeline.recipe import MeasureSection, Recipe
 from blockwright.pipeline.report import report_run
 from blockwright.pipeline.score import ScoreOrder, score_library
 from blockwright.pipeline.search import SearchOrder, check_budgets, check_reachable, search_plan
 from blockwright.pipeline.stage import locked
 from blockwright.search.plan import Plan
 from blockwright.search.space import candidates
-from blockwright.spec import parse_format
 from blockwright.strict import to_data
 
 RECIPE, PROFILE, LIBRARY, SCORES, PLAN = "recipe.yaml", "profile.json", "library", "scores.parquet", "plan.json"
@@ -85,10 +84,9 @@ def check_recipe(recipe: Recipe) -> Parent:
         InputError: says what to mend.
     """
     check_budgets(recipe.loads, recipe.budgets)
-    for weights in recipe.engine.formats:
-        parse_format(weights)
     parent = open_parent(recipe.parent)
     _check_loads(recipe.loads, parent)
+    _check_prompts(recipe.measure, parent)
     text = read_text(recipe.text)
     windows_of(parent, text.held_out, length=recipe.window_tokens, num_tokens=recipe.window_tokens, seed=recipe.seed)
     some = windows_of(
@@ -189,6 +187,19 @@ def _check_loads(loads: dict[str, Load], parent: Parent) -> None:
                 got=f"{load.total_tokens} tokens, prompt and new ones together",
                 expected=f"at most the parent's context of {parent.spec.max_positions}",
                 remedy="Shorten the load.",
+            )
+
+
+def _check_prompts(measure: MeasureSection, parent: Parent) -> None:
+    tokenizer = load_tokenizer(parent).backend_tokenizer
+    for index, prompt in enumerate(measure.prompts):
+        num_tokens = len(tokenizer.encode(prompt).ids) + measure.new_tokens
+        if num_tokens > parent.spec.max_positions:
+            raise InputError(
+                f"measure.prompts[{index}]",
+                got=f"{num_tokens} tokens, with the {measure.new_tokens} of measure.new_tokens",
+                expected=f"at most the parent's context of {parent.spec.max_positions}",
+                remedy="Shorten the prompt or measure.new_tokens.",
             )
 
 

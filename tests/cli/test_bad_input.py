@@ -107,6 +107,15 @@ def test_a_tokenizer_with_more_tokens_than_the_parent_knows(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_parent_without_a_tokenizer_that_engines_take(
+    tmp_path: Path, parent_copy: Path, write_recipe: Callable[..., Path], refused: Callable[..., str]
+) -> None:
+    (parent_copy / "tokenizer.json").rename(parent_copy / "tokenizer.model")
+    message = refused("run", write_recipe(parent=str(parent_copy)), "-o", tmp_path / "run")
+    assert "tokenizer.json" in message and "save_pretrained" in message
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_tokenizer_of_another_model_of_the_same_size(
     tmp_path: Path, write_recipe: Callable[..., Path], refused: Callable[..., str]
 ) -> None:
@@ -172,6 +181,10 @@ def test_a_recipe_with_an_unknown_key(
         ({"window_tokens": 65}, "window_tokens"),
         ({"text": "no-such-folder"}, "no-such-folder"),
         ({"engine": {"formats": ["int3"], "threads": 1}}, "int3"),
+        ({"engine": {"formats": ["bf16"], "threads": 1}}, "engine.formats"),
+        ({"engine": {"formats": [], "threads": 1}}, "engine.formats"),
+        ({"window_tokens": 0}, "window_tokens"),
+        ({"score": {"tokens": 31}}, "score.tokens"),
     ],
 )
 def test_a_recipe_with_a_value_that_does_not_fit(
@@ -290,6 +303,57 @@ def test_broken_files_between_stages_are_named(tmp_path: Path, refused: Callable
         assert "missing" in refused(*command)
 
 
+_COMMANDS = {
+    "compile": ["none"],
+    "distill": ["none", "--teacher", "none", "--text", "python"],
+    "generate": ["none"],
+    "library": ["none", "--text", "python"],
+    "measure": ["none", "--against", "none"],
+    "profile": ["--for", "none"],
+    "score": ["none", "--text", "python"],
+    "search": ["--scores", "none", "--profile", "none", "--budget", "memory <= 1GB"],
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "values"),
+    [
+        ("compile", "--format", ["bf16", "fp16", "int3", ""]),
+        ("compile", "--threads", ["0", "-1"]),
+        ("compile", "--context", ["0", "-1"]),
+        *((command, "--window", ["-1", "0", "1"]) for command in ("distill", "library", "score")),
+        *((command, "--seed", ["-1", str(2**32)]) for command in ("distill", "generate", "library", "score")),
+        *((command, "--tokens", ["0", "-1", "nan", "255", "1e999"]) for command in ("distill", "library", "score")),
+        *((command, "--batch", ["0", "-1"]) for command in ("distill", "library")),
+        *((command, "--learning-rate", ["0", "-1", "nan", "inf"]) for command in ("distill", "library")),
+        ("distill", "--cosine-weight", ["-1", "nan", "inf"]),
+        ("generate", "--tokens", ["0", "-1"]),
+        ("generate", "--temperature", ["-1", "nan", "inf"]),
+        ("generate", "--top-k", ["-1"]),
+        ("generate", "--top-p", ["0", "-1", "nan", "2"]),
+        *((command, "--seconds", ["0", "-1", "nan", "inf"]) for command in ("measure", "profile")),
+        *((command, "--load", ["chat=0x1+1", "chat=1x00+1", "chat=-1x1+1"]) for command in ("measure", "profile")),
+        ("search", "--load", ["chat=0x1+1", "chat=1x00+1"]),
+        ("profile", "--format", ["fp16", "int3"]),
+        ("profile", "--threads", ["0", "-1"]),
+        ("search", "--format", ["bf16", "int3"]),
+        ("search", "--time-limit", ["0", "-1", "nan", "inf"]),
+        ("search", "--frontier", ["-1"]),
+    ],
+)
+def test_a_flag_with_a_value_that_cannot_be(
+    command: str, flag: str, values: list[str], refused: Callable[..., str]
+) -> None:
+    for value in values:
+        message = refused(command, *_COMMANDS[command], flag, value)
+        assert flag in message.splitlines()[0], message
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--format", "int4"), ("--backend", "torch"), ("--load", "chat=1x16+16")])
+def test_a_flag_that_says_the_same_twice(flag: str, value: str, refused: Callable[..., str]) -> None:
+    assert flag in refused("profile", *_COMMANDS["profile"], flag, value, flag, value)
+
+
 def test_flags_that_do_not_fit(tmp_path: Path, small_parent: Path, refused: Callable[..., str]) -> None:
     assert "--load" in refused("profile", "--for", small_parent, "--load", "chat=0x1+1")
     assert "format" in refused("compile", small_parent, "--format", "int3", "-o", tmp_path / "engine")
@@ -297,3 +361,10 @@ def test_flags_that_do_not_fit(tmp_path: Path, small_parent: Path, refused: Call
     with pytest.raises(SystemExit) as stop:
         main(["run"])
     assert stop.value.code == 2
+
+
+def test_a_prompt_that_leaves_no_room_to_write(tmp_path: Path, write_recipe: Callable[..., Path]) -> None:
+    recipe = yaml.safe_load(write_recipe().read_text())
+    long = write_recipe(measure=recipe["measure"] | {"prompts": ["the cat " * 40]})
+    message = refused("run", long, "--out", tmp_path / "run")
+    assert "measure.prompts[0]" in message and "context of 64" in message

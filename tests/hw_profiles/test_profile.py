@@ -10,9 +10,11 @@ from blockwright.errors import InputError
 from blockwright.hw_profiles.device import Device
 from blockwright.hw_profiles.profile import (
     Ceilings,
+    MemoryRow,
     Point,
     Profile,
     TimeRow,
+    WholeRow,
     check_is_this_machine,
     read_profile,
     shipped_profiles,
@@ -41,6 +43,29 @@ ROW = TimeRow(
     num_rejected=1,
     origin="measured",
 )
+WHOLE = WholeRow(
+    backend="onnxruntime",
+    format="fp32",
+    layers=(("attention-2", "ffn-128"),),
+    is_anchor=True,
+    point=ROW.point,
+    time_s=2e-4,
+    low_s=1e-4,
+    high_s=3e-4,
+    num_samples=30,
+    num_rejected=1,
+    origin="measured",
+)
+MEMORY = MemoryRow(
+    backend="onnxruntime",
+    format="fp32",
+    batch=1,
+    prompt_tokens=16,
+    new_tokens=16,
+    peak_bytes=2000,
+    exact_bytes=1000,
+    origin="measured",
+)
 PROFILE = Profile(
     schema_version=1,
     name="made-up",
@@ -67,8 +92,8 @@ PROFILE = Profile(
     ),
     ceilings=Ceilings(read_bytes_per_s=1e10, fp32_flop_per_s=1e11, reference_s=2e-4),
     times=(ROW,),
-    wholes=(),
-    memory=(),
+    wholes=(WHOLE,),
+    memory=(MEMORY,),
 )
 
 
@@ -102,6 +127,40 @@ def test_a_time_outside_its_interval_is_refused(tmp_path: Path) -> None:
     row = json.loads(_written(tmp_path, {}).read_text())["times"][0]
     with pytest.raises(InputError, match="low_s <= time_s"):
         read_profile(_written(tmp_path, {"times": [row | {"time_s": 9e-5}]}))
+
+
+@pytest.mark.parametrize(
+    ("rows", "change"),
+    [
+        ("times", {"time_s": float("nan")}),
+        ("times", {"low_s": -1e-5}),
+        ("times", {"high_s": float("inf")}),
+        ("wholes", {"time_s": float("nan")}),
+        ("wholes", {"low_s": float("nan")}),
+        ("wholes", {"high_s": float("inf")}),
+        ("wholes", {"low_s": -1e-4}),
+        ("wholes", {"time_s": 0.0, "low_s": 0.0}),
+        ("wholes", {"time_s": 9e-4}),
+        ("memory", {"peak_bytes": 0}),
+        ("memory", {"exact_bytes": -1}),
+    ],
+)
+def test_a_row_with_a_figure_that_cannot_be_is_refused(tmp_path: Path, rows: str, change: dict) -> None:
+    row = json.loads(_written(tmp_path, {}).read_text())[rows][0]
+    with pytest.raises(InputError, match=next(iter(change))):
+        read_profile(_written(tmp_path, {rows: [row | change]}))
+
+
+@pytest.mark.parametrize("figure", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["read_bytes_per_s", "fp32_flop_per_s", "reference_s"])
+def test_a_ceiling_that_cannot_be_is_refused(tmp_path: Path, name: str, figure: float) -> None:
+    ceilings = json.loads(_written(tmp_path, {}).read_text())["ceilings"]
+    with pytest.raises(InputError, match="finite ceilings above 0"):
+        read_profile(_written(tmp_path, {"ceilings": ceilings | {name: figure}}))
+
+
+def test_a_part_that_takes_no_measurable_time_is_no_mistake() -> None:
+    assert replace(ROW, time_s=0.0, low_s=0.0).time_s == 0
 
 
 def test_an_unknown_name_lists_those_that_ship(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A checkpoint is opened as what it is, or refused with what is wrong."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from blockwright.spec import Attention, Full, GatedFFN, Rope, Window
 
 Config = Callable[..., PreTrainedConfig]
 Build = Callable[[PreTrainedConfig], PreTrainedModel]
-REAL_MODEL = Path(__file__).parents[3] / "shared/data/models/stories260K"
+DATA = Path(os.environ.get("BLOCKWRIGHT_DATA") or Path(__file__).parents[3] / "shared" / "data")
+REAL_MODEL = DATA / "models/stories260K"
 
 
 @pytest.fixture
@@ -247,7 +249,10 @@ def test_a_child_is_no_parent_and_its_code_is_not_run(
     assert not marker.exists()
 
 
-@pytest.mark.skipif(not REAL_MODEL.exists(), reason="the checkpoint stories260K lies outside the repository")
+@pytest.mark.skipif(
+    not REAL_MODEL.exists(),
+    reason="no models/stories260K: neither in BLOCKWRIGHT_DATA nor in shared/data beside the checkout",
+)
 def test_a_checkpoint_made_by_others_continues_a_story_as_plain_transformers_does() -> None:
     parent = open_parent(str(REAL_MODEL))
     assert (parent.spec.hidden_size, len(parent.spec.layers), parent.spec.vocab_size) == (64, 5, 512)
