@@ -1,5 +1,6 @@
 """The command line as such: help, what it loads, and that the documented commands exist."""
 
+import argparse
 import re
 import shlex
 import subprocess
@@ -14,6 +15,44 @@ from blockwright.pipeline.recipe import read_recipe
 REPOSITORY = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "onnxruntime", "onnx", "numpy", "pandas", "ortools", "matplotlib")
 COMMANDS = [module.__name__.rpartition(".")[2] for module in cli._COMMANDS]
+
+FLAGS = {
+    "run": ["--budget", "--json", "--out", "--parent", "--profile", "--text", "-o"],
+    "profile": ["--backend", "--for", "--format", "--load", "--out", "--seconds", "--threads", "-o"],
+    "library": ["--batch", "--learning-rate", "--out", "--seed", "--text", "--tokens", "--window", "-o"],
+    "score": ["--out", "--parent", "--seed", "--text", "--tokens", "--window", "-o"],
+    "search": [
+        "--backend",
+        "--budget",
+        "--format",
+        "--frontier",
+        "--json",
+        "--load",
+        "--out",
+        "--profile",
+        "--scores",
+        "--time-limit",
+        "-o",
+    ],
+    "realise": ["--library", "--out", "--parent", "-o"],
+    "distill": [
+        "--batch",
+        "--cosine-weight",
+        "--learning-rate",
+        "--out",
+        "--seed",
+        "--teacher",
+        "--text",
+        "--tokens",
+        "--window",
+        "-o",
+    ],
+    "compile": ["--context", "--format", "--out", "--target", "--threads", "-o"],
+    "measure": ["--against", "--json", "--load", "--plan", "--seconds"],
+    "generate": ["--prompt", "--seed", "--temperature", "--tokens", "--top-k", "--top-p"],
+    "report": ["--out", "-o"],
+}
+"""Written out, so that a new flag is a decision: what a run is belongs in its recipe."""
 
 
 def test_help_names_every_stage_and_loads_nothing_heavy() -> None:
@@ -36,6 +75,15 @@ def test_every_command_teaches_by_help(command: str, capsys: pytest.CaptureFixtu
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert f"\n  blockwright {command} " in text, "no example"
+
+
+def test_commands_have_these_flags_and_no_others() -> None:
+    found: dict[str, list[str]] = {}
+    for command, module in zip(COMMANDS, cli._COMMANDS, strict=True):
+        parser = argparse.ArgumentParser(add_help=False)
+        module.add_flags(parser)
+        found[command] = sorted(parser._option_string_actions)
+    assert found == FLAGS
 
 
 def _documented_commands() -> list[str]:
