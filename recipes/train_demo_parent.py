@@ -12,6 +12,7 @@ of it, which a CPU does faster.
 import argparse
 import json
 import math
+import platform
 import time
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from blockwright.files import new_file, write_json
 from blockwright.train.muon import Muon
-from blockwright.train.text import PYTHON_SOURCES, Document, read_documents, split
+from blockwright.train.text import PYTHON_SOURCES, Document, digest, read_documents, split
 
 VOCABULARY = 2048
 CONTEXT = 512
@@ -76,19 +78,20 @@ def train_tokenizer(documents: list[Document]) -> PreTrainedTokenizerFast:
 
 
 def prepare(work: Path) -> None:
-    """Writes the tokenizer and the token streams of both parts."""
+    """Writes the tokenizer and the token streams of both parts; training.npy last, as the sign that all is there."""
     work.mkdir(parents=True, exist_ok=True)
     training, held_out = split(read_documents(PYTHON_SOURCES))
     tokenizer = train_tokenizer(training)
     tokenizer.save_pretrained(work / "tokenizer")
-    for name, documents in (("training", training), ("held_out", held_out)):
+    for name, documents in (("held_out", held_out), ("training", training)):
         order = np.random.default_rng(0).permutation(len(documents))
         ids = [[0, *tokenizer.encode(documents[i].text, add_special_tokens=False)] for i in order]
         tokens = np.concatenate([np.asarray(x, dtype=np.int16) for x in ids])
-        np.save(work / f"{name}.npy", tokens)
         num_bytes = sum(len(document.text.encode()) for document in documents)
         print(f"{name}: {len(documents)} files, {num_bytes:,} bytes, {len(tokens):,} tokens")
-        (work / f"{name}.json").write_text(json.dumps({"num_bytes": num_bytes, "num_tokens": len(tokens)}))
+        write_json(work / f"{name}.json", {"num_bytes": num_bytes, "num_tokens": len(tokens)})
+        with new_file(work / f"{name}.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, tokens)
 
 
 def learning_rate_factor(tokens: int, total: int) -> float:
@@ -192,6 +195,8 @@ def export(work: Path, out: Path) -> None:
     model = LlamaForCausalLM.from_pretrained(out, dtype=torch.float32)
     record = {
         "text": "the Python standard library's sources, less the held-out files of train/text.py",
+        "python": platform.python_version(),
+        "text_digest": digest(read_documents(PYTHON_SOURCES)),
         "training": json.loads((work / "training.json").read_text()),
         "held_out": json.loads((work / "held_out.json").read_text()),
         "num_parameters": sum(p.numel() for p in model.parameters()),
