@@ -16,7 +16,7 @@ export GOMP_SPINCOUNT ?= 0
 
 install: .venv/installed
 
-# torch goes first and by pip, which takes a CPU build where it is offered one.
+# torch goes first, so that what comes after it cannot choose another build.
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Blockwright needs Python 3.11 or later: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv .venv
