@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from blockwright.errors import InputError
 
 _NUMBER = re.compile(r"os error (\d+)")
 
@@ -28,3 +32,20 @@ def writing_tensors(path: Path) -> Iterator[None]:
         found = _NUMBER.search(str(error))
         number = int(found[1]) if found else errno.EIO
         raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file that Blockwright wrote.
+
+    Raises:
+        InputError: it is missing or broken.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            str(path),
+            got=str(error),
+            expected="a whole safetensors file",
+            remedy="Delete the folder that it is in, and run the stage that writes it again.",
+        ) from error

@@ -45,8 +45,8 @@ def parse_quantity(text: str, unit: str, field: str) -> float:
         raise InputError(
             field,
             got=repr(text),
-            expected=f"a number with one of the units {', '.join(_FACTORS[unit])}",
-            remedy="Write the unit: 20GB and 20GiB differ, and a bare number says neither.",
+            expected=f"a number above 0 with one of the units {', '.join(_FACTORS[unit])}",
+            remedy="Write both: 20GB and 20GiB differ, and a bare number says neither.",
         )
     return float(match[1]) * _FACTORS[unit][suffix]
 

@@ -173,6 +173,9 @@ class _Tensors(dict[str, np.ndarray]):
 def _save_graph(graph: onnx.ModelProto, path: Path) -> None:
     """Keeps the weights in a file of their own, which ONNX Runtime maps into memory instead of copying."""
     onnx.save_model(graph, path, save_as_external_data=True, location=DATA_FILE, size_threshold=_MIN_EXTERNAL_BYTES)
+    for file in (path, path.parent / DATA_FILE):
+        if file.exists():
+            file.chmod(0o644)  # onnx writes its data for the owner only
 
 
 def _size_of_graph(folder: Path) -> int:

@@ -100,7 +100,7 @@ def _variant_step(bench: Bench, variant: Mixer | FFN, point: Point) -> Step:
             )
         ]
 
-    name = f"{bench.backend} {bench.weights} {part} {variant_name(variant)} {point}"
+    name = f"{bench.backend} {bench.weights} {part} {variant_name(variant)}, {_where(point)}"
     return Step(name=name, measure=measure)
 
 
@@ -130,7 +130,7 @@ def _wholes_step(bench: Bench, request: Request, point: Point) -> Step:
             for index, (model, timing) in enumerate(zip(models, timings, strict=True))
         ]
 
-    return Step(name=f"{bench.backend} {bench.weights} whole models {point}", measure=measure)
+    return Step(name=f"{bench.backend} {bench.weights} whole models, {_where(point)}", measure=measure)
 
 
 def _memory_step(bench: Bench, request: Request, load: Load) -> Step:
@@ -139,7 +139,7 @@ def _memory_step(bench: Bench, request: Request, load: Load) -> Step:
         for seed, share in enumerate(_MEMORY_SHARES)
     ]
     return Step(
-        name=f"{bench.backend} {bench.weights} memory {load}",
+        name=f"{bench.backend} {bench.weights} memory, batch {load.batch}, {load.prompt_tokens}+{load.new_tokens}",
         measure=lambda: [_memory_row(bench, model, load) for model in models],
     )
 
@@ -165,6 +165,10 @@ def _memory_row(bench: Bench, model: Model, load: Load) -> MemoryRow:
         exact_bytes=int(exact_memory(model, load).of_model(model).value),
         origin="measured",
     )
+
+
+def _where(point: Point) -> str:
+    return f"batch {point.batch}, {point.new_tokens} new, {point.slots} slots"
 
 
 def mix(parent: Model, mixers: Sequence[Mixer], ffns: Sequence[FFN], own_share: float, seed: int) -> Model:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -11,6 +10,7 @@ from blockwright.errors import InputError
 from blockwright.library import Library
 from blockwright.model.child import build_child, load_weights, part_weights
 from blockwright.spec import Candidate, Model, NoOp, Part
+from blockwright.tensors import read_tensors
 
 
 def realise(model: PreTrainedModel, library: Library, folder: Path, child: Model) -> PreTrainedModel:
@@ -51,4 +51,4 @@ def _weights_of(
             expected="a trained candidate in the library",
             remedy="Build the library with a space that offers it.",
         )
-    return load_file(files[candidate])
+    return read_tensors(files[candidate])

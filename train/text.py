@@ -25,6 +25,8 @@ _SKIPPED_FOLDERS = {"site-packages", "encodings", "pydoc_data", "__pycache__"}  
 _MIN_FILES_TO_SPLIT_BY_FILE = 20
 _PIECE_CHARS = 8192
 _END_OF_TEXT = "<|endoftext|>"
+_MOST_BROKEN = 0.1
+"""Stray bytes are passed over."""
 _BREAK = re.compile(r"\n\s*\n")
 
 
@@ -48,6 +50,8 @@ def read_documents(source: str) -> list[Document]:
     files = _python_files() if source == PYTHON_SOURCES else _files_of(Path(source))
     named_texts = ((name, path.read_text(encoding="utf-8", errors="replace")) for name, path in files)
     documents = [Document(name=name, text=text) for name, text in named_texts if text.strip()]
+    for document in documents if source != PYTHON_SOURCES else ():
+        _check_is_text(source, document)
     if 0 < len(files) < _MIN_FILES_TO_SPLIT_BY_FILE:
         documents = [piece for document in documents for piece in _pieces(document)]
     if not documents:
@@ -93,6 +97,17 @@ def digest(documents: Sequence[Document]) -> str:
             data = part.encode()
             sha.update(len(data).to_bytes(8) + data)
     return sha.hexdigest()
+
+
+def _check_is_text(source: str, document: Document) -> None:
+    broken = document.text.count("\ufffd") + document.text.count("\0")
+    if broken > _MOST_BROKEN * len(document.text):
+        raise InputError(
+            "text",
+            got=f"{document.name} in {source}: {100 * broken / len(document.text):.0f} % of it no characters",
+            expected="text in UTF-8",
+            remedy="Convert the file, or take it away.",
+        )
 
 
 def _python_files() -> list[tuple[str, Path]]:

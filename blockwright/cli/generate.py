@@ -5,6 +5,8 @@ Example:
 """
 
 import argparse
+import io
+import itertools
 import sys
 from pathlib import Path
 
@@ -41,8 +43,27 @@ def run(arguments: argparse.Namespace) -> None:
             "--temperature, --top-k, --top-p", got=given, expected=str(error), remedy="Correct the value."
         ) from error
     decoder, tokenizer = Decoder.open(arguments.engine), open_tokenizer(arguments.engine)
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
-    print(prompt, end="", flush=True)
-    for piece in generate_text(decoder, tokenizer, prompt, arguments.tokens, sampling):
+    prompt = sys.stdin.buffer.read().decode(errors="surrogateescape") if arguments.prompt == "-" else arguments.prompt
+    check_is_text("--prompt", prompt)
+    room = decoder.engine.num_positions - len(tokenizer.encode(prompt).ids)
+    pieces = generate_text(decoder, tokenizer, prompt, max(1, min(arguments.tokens, room)), sampling)
+    first = next(pieces, "")  # refuses what cannot be gone on with, before anything is written
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack a character
+    for piece in itertools.chain((prompt, first), pieces):
         print(piece, end="", flush=True)
     print()
+
+
+def check_is_text(field: str, text: str) -> None:
+    """Refuses what was no UTF-8 before Python read it.
+
+    Raises:
+        InputError: it holds bytes that stand for no character.
+    """
+    from blockwright.errors import InputError
+
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(field, got=str(error), expected="text in UTF-8", remedy="Correct the prompt.") from error

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blockwright.compile.engine import Engine, EngineOrder, SessionSettings, build_engine, read_engine
+from blockwright.errors import InputError
 from blockwright.pipeline.console import progress
 from blockwright.pipeline.inputs import open_checkpoint
 from blockwright.pipeline.stage import Stage, running
@@ -32,14 +33,21 @@ def compile_checkpoint(checkpoint: str, order: CompileOrder, output: Path, home:
     """
     weights = parse_format(order.format)
     source = open_checkpoint(checkpoint)
+    if order.num_positions is not None and order.num_positions > source.spec.max_positions:
+        raise InputError(
+            "--context",
+            got=order.num_positions,
+            expected=f"at most the checkpoint's own, {source.spec.max_positions}",
+            remedy="Ask for a shorter one.",
+        )
     stage = Stage(
         name=f"compile-{output.name}",
         output=output,
         inputs={"order": to_data(order), "checkpoint": source.digest},
         home=home,
     )
-    if stage.is_done():
-        return read_engine(output)
+    if (before := stage.reuse(lambda: read_engine(output))) is not None:
+        return before
     built = EngineOrder(
         model=source.spec,
         weights_format=weights,

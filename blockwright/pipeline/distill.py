@@ -61,7 +61,7 @@ def distill_child(child_folder: Path, teacher: Parent, order: DistillOrder, outp
         "text": text.digest,
     }
     stage = Stage(name="distill", output=output, inputs=inputs)
-    if stage.is_done():
+    if stage.reuse(lambda: load_checkpoint(open_checkpoint(str(output)))) is not None:
         return
     windows = windows_of(
         teacher, text.training, length=order.window_tokens, num_tokens=order.tokens, seed=order.seed + _SEED_SHIFT

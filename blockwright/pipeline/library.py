@@ -38,8 +38,8 @@ def build_library(parent: Parent, order: LibraryOrder, output: Path) -> Library:
         output=output,
         inputs={"order": to_data(order), "parent": checkpoint_digest(parent.folder), "text": text.digest},
     )
-    if stage.is_done():
-        return read_library(output)
+    if (before := stage.reuse(lambda: read_library(output))) is not None:
+        return before
     length = order.window_tokens
     training = windows_of(parent, text.training, length=length, num_tokens=order.tokens, seed=order.seed)
     held_out_tokens = _HELD_OUT_WINDOWS * length

@@ -54,8 +54,8 @@ def profile_machine(order: ProfileOrder, output: Path) -> Profile:
         output=output,
         inputs={"order": to_data(order), "device": device.digest, "software": software},
     )
-    if stage.is_done():
-        return read_profile(output)
+    if (before := stage.reuse(lambda: read_profile(output))) is not None:
+        return before
     session = SessionSettings(num_threads=order.threads)
     with running(stage) as work:
         rows: list[Row] = []

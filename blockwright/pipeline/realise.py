@@ -6,7 +6,7 @@ from blockwright.files import digest_of, digest_of_files, new_folder
 from blockwright.library import INDEX, read_library
 from blockwright.model.child import save_child
 from blockwright.model.parent import Parent, load_model, load_tokenizer
-from blockwright.pipeline.inputs import checkpoint_digest
+from blockwright.pipeline.inputs import checkpoint_digest, load_checkpoint, open_checkpoint
 from blockwright.pipeline.stage import Stage, running
 from blockwright.search.plan import Plan, read_plan
 from blockwright.spec import FP32, Model, with_format
@@ -24,7 +24,7 @@ def realise_plan(parent: Parent, plan_path: Path, library_folder: Path, output: 
         "library": digest_of_files([library_folder / INDEX, *(library_folder / e.file for e in library.entries)]),
     }
     stage = Stage(name="realise", output=output, inputs=inputs)
-    if stage.is_done():
+    if stage.reuse(lambda: load_checkpoint(open_checkpoint(str(output)))) is not None:
         return
     with running(stage):
         child = realise(load_model(parent), library, library_folder, child_spec)

@@ -54,9 +54,10 @@ def run(recipe: Recipe, folder: Path, profile: str | None = None) -> Run:
         InputError: something about the input has to be mended; what can be checked early is.
     """
     parent = check_recipe(recipe)
+    ready = None if profile is None else _ready_profile(recipe, profile)
     with locked(folder):
         _write_recipe(recipe, folder / RECIPE)
-        hardware = _profile(recipe, parent, folder, profile)
+        hardware = ready or profile_machine(_profile_order(recipe, parent), folder / PROFILE)
         profile_file = profile or folder / PROFILE
         searched = search_order(recipe)
         check_reachable(parent.spec, candidates(parent.spec, recipe.space), hardware, searched)
@@ -144,19 +145,21 @@ def measure_order(recipe: Recipe) -> MeasureOrder:
     )
 
 
-def _profile(recipe: Recipe, parent: Parent, folder: Path, profile: str | None) -> Profile:
-    if profile is not None:
-        hardware = read_profile(profile)
-        check_is_this_machine(hardware, this_device(), installed_software())
-        if hardware.num_threads != recipe.engine.threads:
-            raise InputError(
-                f"profile {hardware.name}: threads",
-                got=hardware.num_threads,
-                expected=f"{recipe.engine.threads}, the recipe's engine.threads",
-                remedy="Profile again with as many threads as the engine will have.",
-            )
-        return hardware
-    order = ProfileOrder(
+def _ready_profile(recipe: Recipe, name: str) -> Profile:
+    hardware = read_profile(name)
+    check_is_this_machine(hardware, this_device(), installed_software())
+    if hardware.num_threads != recipe.engine.threads:
+        raise InputError(
+            f"profile {hardware.name}: threads",
+            got=hardware.num_threads,
+            expected=f"{recipe.engine.threads}, the recipe's engine.threads",
+            remedy="Profile again with as many threads as the engine will have.",
+        )
+    return hardware
+
+
+def _profile_order(recipe: Recipe, parent: Parent) -> ProfileOrder:
+    return ProfileOrder(
         parent=parent.spec,
         space=recipe.space,
         loads=recipe.loads,
@@ -164,7 +167,6 @@ def _profile(recipe: Recipe, parent: Parent, folder: Path, profile: str | None) 
         threads=recipe.engine.threads,
         **asdict(recipe.profile),
     )
-    return profile_machine(order, folder / PROFILE)
 
 
 def _engines(recipe: Recipe, parent: Parent, folder: Path, weights: str) -> tuple[Path, Path]:

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -20,6 +19,7 @@ from blockwright.search.scoring import replace_one_kl
 from blockwright.spec import Candidate
 from blockwright.statistics import Estimate, estimate_mean
 from blockwright.strict import to_data
+from blockwright.tensors import read_tensors
 
 _BATCH_WINDOWS = 8
 _SEED_SHIFT = 1
@@ -47,8 +47,8 @@ def score_library(parent: Parent, folder: Path, order: ScoreOrder, output: Path)
         "text": text.digest,
     }
     stage = Stage(name="score", output=output, inputs=inputs)
-    if stage.is_done():
-        return read_scores(output)
+    if (before := stage.reuse(lambda: read_scores(output))) is not None:
+        return before
     windows = windows_of(
         parent, text.training, length=order.window_tokens, num_tokens=order.tokens, seed=order.seed + _SEED_SHIFT
     )
@@ -79,7 +79,7 @@ def candidate_layers(model: PreTrainedModel, library: Library, folder: Path) -> 
     """The parent's layers with every candidate in place that is not the parent's own."""
     files = {entry.candidate: folder / entry.file for entry in library.entries}
     return {
-        c: layer_with(model, library.parent, c, load_file(files[c]) if c in files else {})
+        c: layer_with(model, library.parent, c, read_tensors(files[c]) if c in files else {})
         for c in library.candidates
         if c.variant != getattr(library.parent.layers[c.layer], c.part)
     }

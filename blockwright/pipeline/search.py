@@ -34,8 +34,8 @@ def search_plan(scores: Path, profile: str | Path, order: SearchOrder, output: P
     hardware = read_profile(profile)
     inputs = {"order": to_data(order), "scores": digest_of_files([scores]) if scores.exists() else None}
     stage = Stage(name="search", output=output, inputs=inputs | {"profile": digest_of(to_data(hardware))})
-    if stage.is_done():
-        return read_plan(output)
+    if (before := stage.reuse(lambda: read_plan(output))) is not None:
+        return before
     table = read_scores(scores)
     with running(stage):
         plan = choose(table, _order(order, hardware, order.frontier_points))

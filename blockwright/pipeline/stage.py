@@ -11,11 +11,11 @@ import functools
 import importlib.util
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -26,6 +26,8 @@ from blockwright.hw_profiles.device import installed_software
 from blockwright.pipeline.console import say
 
 MANIFEST = "manifest.json"
+Made = TypeVar("Made")
+"""What a stage makes."""
 _ROOMS = ("compile", "hw_profiles", "model", "profiler", "search", "train")
 LOCK = ".lock"
 
@@ -61,6 +63,20 @@ class Stage:
         entry = read_manifest(self.folder).get(self.name)
         return self.output.exists() and entry is not None and (entry["key"], entry["output"]) == (self.key, self.place)
 
+    def reuse(self, read: Callable[[], Made]) -> Made | None:
+        """What was made from these very inputs before; None where there is none, or it cannot be read any more.
+
+        Args:
+            read: reads the output, or raises InputError.
+        """
+        if not self.is_done():
+            return None
+        try:
+            return read()
+        except InputError as error:
+            say(f"{self.name:<9} made again: {error.field}: {error.got}")
+            return None
+
     @property
     def place(self) -> str:
         """The output, from the folder of the manifest."""
@@ -83,7 +99,12 @@ def running(stage: Stage) -> Iterator[Path]:
             if stale != stage.work:
                 shutil.rmtree(stale, ignore_errors=True)
         stage.work.mkdir(exist_ok=True)
-        yield stage.work
+        try:
+            yield stage.work
+        except BaseException:
+            with contextlib.suppress(OSError):
+                stage.work.rmdir()  # only where there is no work in it yet
+            raise
         seconds = time.monotonic() - started
         manifest = read_manifest(stage.folder)
         manifest[stage.name] = {
@@ -102,7 +123,15 @@ def running(stage: Stage) -> Iterator[Path]:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The stages that were done in a folder, by name."""
     path = folder / MANIFEST
-    return read_json(path) if path.exists() else {}
+    manifest = read_json(path) if path.exists() else {}
+    if not isinstance(manifest, dict) or not all(isinstance(entry, dict) for entry in manifest.values()):
+        raise InputError(
+            str(path),
+            got="no table of stages",
+            expected="what a run wrote",
+            remedy="Delete it: every stage runs again.",
+        )
+    return manifest
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ Report      {folder}/report.html
 Child       {folder}/child  (loads in plain transformers with trust_remote_code=True)
 Engine      {folder}/engine/onnxruntime/child-{plan.format}
 Plan        {folder}/plan.json
-Next        blockwright generate {folder}/engine/onnxruntime/child-{plan.format} --prompt 'def main('
+Next        blockwright generate {folder}/engine/onnxruntime/child-{plan.format} --prompt 'def main(' --temperature 0.8
             blockwright search --scores {folder}/scores.parquet --profile {profile or folder / "profile.json"} \\
                 --budget '{plan.budgets[0].quantity}@{plan.budgets[0].load} <= 80%' --format {plan.format} \\
                 {_load_flags(plan)}""")

@@ -363,7 +363,9 @@ def test_flags_that_do_not_fit(tmp_path: Path, small_parent: Path, refused: Call
     assert stop.value.code == 2
 
 
-def test_a_prompt_that_leaves_no_room_to_write(tmp_path: Path, write_recipe: Callable[..., Path]) -> None:
+def test_a_prompt_that_leaves_no_room_to_write(
+    refused: Callable[..., str], tmp_path: Path, write_recipe: Callable[..., Path]
+) -> None:
     recipe = yaml.safe_load(write_recipe().read_text())
     long = write_recipe(measure=recipe["measure"] | {"prompts": ["the cat " * 40]})
     message = refused("run", long, "--out", tmp_path / "run")

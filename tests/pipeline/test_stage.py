@@ -1,8 +1,13 @@
 """When a stage counts as done."""
 
+import contextlib
 from pathlib import Path
 
-from blockwright.pipeline.stage import Stage, running
+import pytest
+
+from blockwright.errors import InputError
+from blockwright.files import read_json
+from blockwright.pipeline.stage import Stage, read_manifest, running
 
 
 def _run(output: Path, **inputs: object) -> Stage:
@@ -42,3 +47,23 @@ def test_unfinished_work_with_other_inputs_is_not_gone_on_with(tmp_path: Path) -
     with running(Stage(name="library", output=tmp_path / "library", inputs={"tokens": 2})) as work:
         assert not list(work.iterdir())
     assert not first.work.exists()
+
+
+def test_an_output_that_cannot_be_read_is_made_again(tmp_path: Path) -> None:
+    stage = _run(tmp_path / "plan.json", budget=40)
+    assert stage.reuse(lambda: "read") == "read"
+    stage.output.write_text("broken")
+    assert stage.reuse(lambda: read_json(stage.output)) is None
+
+
+def test_a_stage_that_failed_before_it_did_anything_leaves_nothing(tmp_path: Path) -> None:
+    stage = Stage(name="search", output=tmp_path / "plan.json", inputs={})
+    with contextlib.suppress(ValueError), running(stage):
+        raise ValueError
+    assert {path.name for path in tmp_path.iterdir()} <= {".lock"}
+
+
+def test_a_manifest_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(InputError, match="no table of stages"):
+        read_manifest(tmp_path)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from blockwright.errors import InputError
@@ -91,3 +92,9 @@ def test_the_digest_changes_with_names_texts_and_where_one_ends() -> None:
         [Document(name="a", text="b")],
     ]
     assert len({digest(each) for each in documents}) == len(documents)
+
+
+def test_files_that_hold_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(np.random.default_rng(0).bytes(4096))
+    with pytest.raises(InputError, match=r"a\.txt"):
+        read_documents(str(tmp_path))
