@@ -48,7 +48,8 @@ def print_run(folder: Path, plan: Plan, measured: Measured, profile: str | None 
             f"at {cost.load} and keeps {percent_interval(measured.distilled.agreement)} of its next tokens."
         )
     console.print(f"The plan is {_certificate(plan)}.")
-    console.print(f"""
+    console.print(
+        f"""
 Report      {folder}/report.html
 Child       {folder}/child  (loads in plain transformers with trust_remote_code=True)
 Engine      {folder}/engine/onnxruntime/child-{plan.format}
@@ -56,7 +57,9 @@ Plan        {folder}/plan.json
 Next        blockwright generate {folder}/engine/onnxruntime/child-{plan.format} --prompt 'def main(' --temperature 0.8
             blockwright search --scores {folder}/scores.parquet --profile {profile or folder / "profile.json"} \\
                 --budget '{plan.budgets[0].quantity}@{plan.budgets[0].load} <= 80%' --format {plan.format} \\
-                {_load_flags(plan)}""")
+                {_load_flags(plan)}""",
+        soft_wrap=True,
+    )
 
 
 def run_to_data(folder: Path, plan: Plan, measured: Measured) -> dict[str, Any]:
