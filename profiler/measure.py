@@ -8,6 +8,8 @@ from pathlib import Path
 
 from blockwright.compile.engine import EngineOrder, SessionSettings, write_engine
 from blockwright.cost import Load
+from blockwright.count import parameters
+from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Backend, MemoryRow, Point, TimeRow, WholeRow
 from blockwright.profiler import onnx_blocks, torch_blocks
 from blockwright.profiler.bench import Bench
@@ -16,6 +18,7 @@ from blockwright.profiler.cost_model import decode_points, exact_memory, prefill
 from blockwright.profiler.memory import peak_bytes
 from blockwright.profiler.synthetic import random_weights
 from blockwright.spec import FFN, FP32, Block, Format, Mixer, Model, NoOp, V, stored_as, variant_name, with_format
+from blockwright.units import format_bytes
 
 Row = TimeRow | WholeRow | MemoryRow
 
@@ -24,6 +27,8 @@ _HELD_OUT_SHARES = (0.7, 0.3, 0.1)
 """Whole models are random mixes in which a layer's part is the parent's own with this chance."""
 _MEMORY_SHARES = (1.0, 0.6, 0.3, 0.0)
 """The same for memory."""
+_MOST_GRAPH_BYTES = 2**31 - 2**24
+"""A protobuf message is shorter than 2 GiB; some of it is the graph itself."""
 _TIME_VARIANT: dict[Backend, Callable[[Bench, Mixer | FFN, Point], Timing]] = {
     "onnxruntime": onnx_blocks.time_variant,
     "torch": torch_blocks.time_variant,
@@ -58,7 +63,12 @@ class Step:
 
 
 def steps(request: Request) -> Iterator[Step]:
-    """Everything to measure, in order."""
+    """Everything to measure, in order.
+
+    Raises:
+        InputError: the parent is too large to be measured as one graph.
+    """
+    _check_fits(request.parent)
     points = {p: None for load in request.loads for p in (*decode_points(load), *prefill_points(load))}
     for backend in request.backends:
         for weights in request.formats if backend == "onnxruntime" else (FP32,):
@@ -77,6 +87,17 @@ def steps(request: Request) -> Iterator[Step]:
             if backend == "onnxruntime":
                 for load in request.loads:
                     yield _memory_step(bench, request, load)
+
+
+def _check_fits(parent: Model) -> None:
+    size = 4 * parameters(parent)
+    if size >= _MOST_GRAPH_BYTES:
+        raise InputError(
+            "parent",
+            got=f"{format_bytes(size)} of weights in fp32",
+            expected=f"less than {format_bytes(_MOST_GRAPH_BYTES)}: this version measures one graph",
+            remedy="Take a smaller parent.",
+        )
 
 
 def _variant_step(bench: Bench, variant: Mixer | FFN, point: Point) -> Step:

@@ -3,8 +3,11 @@
 import re
 from dataclasses import replace
 
+import pytest
+
 from blockwright.compile.engine import SessionSettings
 from blockwright.cost import Load
+from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Backend, MemoryRow, TimeRow, WholeRow
 from blockwright.profiler.ceilings import measure_ceilings
 from blockwright.profiler.clock import Effort
@@ -87,3 +90,9 @@ def test_ceilings_are_those_of_a_machine_of_this_century() -> None:
     assert ceilings.reference_s == reference.least_s
     assert 5e8 < ceilings.read_bytes_per_s < 1e13
     assert 5e8 < ceilings.fp32_flop_per_s < 1e14
+
+
+def test_a_parent_beyond_one_graph_is_refused_before_anything_is_measured() -> None:
+    huge = replace(MODEL, vocab_size=1 << 20, hidden_size=1 << 10)
+    with pytest.raises(InputError, match=r"4\.\d+ GB of weights"):
+        next(iter(steps(replace(_request("onnxruntime"), parent=huge))))
