@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from blockwright.errors import InputError
-
 NUM_RESAMPLES = 10_000
+LEAST_VALUES = 2
+"""Of fewer no interval can be told."""
 _RESAMPLES_AT_ONCE = 500
 
 
@@ -33,18 +33,8 @@ def estimate_mean(values: np.ndarray, groups: np.ndarray | None = None) -> Estim
 
 
 def estimate_ratio(numerators: np.ndarray, denominators: np.ndarray, groups: np.ndarray | None = None) -> Estimate:
-    """The ratio of two paired means and its percentile bootstrap interval; arguments as in `estimate_mean`.
-
-    Raises:
-        InputError: there is but one value, of which no interval can be told.
-    """
-    if len(numerators) < 2:
-        raise InputError(
-            "text",
-            got=f"{len(numerators)} window(s) to measure on",
-            expected="at least 2, for an interval",
-            remedy="Give more text or tokens, or a shorter window.",
-        )
+    """The ratio of two paired means and its percentile bootstrap interval; arguments as in `estimate_mean`."""
+    assert len(numerators) >= LEAST_VALUES
     units = np.arange(len(numerators)) if groups is None else np.unique(groups, return_inverse=True)[1]
     if units.max() == 0:
         units = np.arange(len(numerators))

@@ -13,6 +13,7 @@ from blockwright.files import digest_of_files
 from blockwright.model.child import load_child, spec_of_child
 from blockwright.model.parent import Parent, load_model, load_tokenizer, open_parent
 from blockwright.spec import Model
+from blockwright.statistics import LEAST_VALUES
 from blockwright.train.text import Document, digest, read_documents, split
 from blockwright.train.windows import Windows, cut_windows
 
@@ -96,6 +97,25 @@ def windows_of(parent: Parent, documents: list[Document], *, length: int, num_to
         )
     num_windows = max(1, num_tokens // length)
     return cut_windows(documents, load_tokenizer(parent), length=length, num_windows=num_windows, seed=seed)
+
+
+def windows_to_judge_by(
+    parent: Parent, documents: list[Document], *, length: int, num_tokens: int, seed: int
+) -> Windows:
+    """`windows_of`, and enough of them for an interval.
+
+    Raises:
+        InputError: as there, or there is but one window.
+    """
+    windows = windows_of(parent, documents, length=length, num_tokens=num_tokens, seed=seed)
+    if len(windows.ids_NT) < LEAST_VALUES:
+        raise InputError(
+            "text and tokens",
+            got=f"one window of {length} tokens to judge by",
+            expected=f"at least {LEAST_VALUES} in each part, for an interval",
+            remedy="Give more text or tokens, or a shorter window.",
+        )
+    return windows
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ from blockwright.pipeline.inputs import (
     load_checkpoint,
     open_checkpoint,
     read_text,
-    windows_of,
+    windows_to_judge_by,
 )
 from blockwright.pipeline.stage import Stage, running
 from blockwright.profiler.clock import Timing
@@ -90,7 +90,7 @@ def measure_run(made: Made, order: MeasureOrder, output: Path) -> Measured:
     stage = Stage(name="measure", output=output, inputs=inputs)
     if (before := stage.reuse(lambda: read_measured(output))) is not None:
         return before
-    windows = windows_of(
+    windows = windows_to_judge_by(
         made.parent, text.held_out, length=order.window_tokens, num_tokens=order.tokens, seed=order.seed
     )
     num_steps = _STEPS_PER_LOAD * len(order.loads) * len(made.engines) + 2 + len(order.prompts)

@@ -12,6 +12,7 @@ from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Backend
 from blockwright.search.space import SpaceSettings
 from blockwright.spec import FormatName, parse_format
+from blockwright.statistics import LEAST_VALUES
 from blockwright.strict import from_data
 
 BUILDABLE: tuple[FormatName, ...] = ("fp32", "int8", "int4")
@@ -227,13 +228,13 @@ class Recipe:
         for name, asked in (("loads", self.loads), ("budgets", self.budgets)):
             if not asked:
                 raise InputError(name, got="none", expected="at least one", remedy="Write one; see recipes/demo.yaml.")
-        for name in ("library", "score", "distill", "measure"):
+        for name, least in (("library", 1), ("score", LEAST_VALUES), ("distill", 1), ("measure", LEAST_VALUES)):
             tokens = getattr(self, name).tokens
-            if tokens < self.window_tokens:
+            if tokens < least * self.window_tokens:
                 raise InputError(
                     f"{name}.tokens",
                     got=tokens,
-                    expected=f"at least the {self.window_tokens} of one window (window_tokens)",
+                    expected=f"at least the {least * self.window_tokens} of {least} window(s) (window_tokens)",
                     remedy="Ask for more tokens, or for a shorter window.",
                 )
 

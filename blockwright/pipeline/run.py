@@ -15,7 +15,7 @@ from blockwright.model.parent import Parent, load_model, load_tokenizer, open_pa
 from blockwright.pipeline.compile import CompileOrder, compile_checkpoint
 from blockwright.pipeline.console import say
 from blockwright.pipeline.distill import DistillOrder, distill_child
-from blockwright.pipeline.inputs import check_text_suits, read_text, windows_of
+from blockwright.pipeline.inputs import check_text_suits, read_text, windows_to_judge_by
 from blockwright.pipeline.library import LibraryOrder, build_library
 from blockwright.pipeline.measure import Made, MeasureOrder, measure_run
 from blockwright.pipeline.profile import ProfileOrder, profile_machine
@@ -27,6 +27,7 @@ from blockwright.pipeline.search import SearchOrder, check_budgets, check_reacha
 from blockwright.pipeline.stage import locked
 from blockwright.search.plan import Plan
 from blockwright.search.space import candidates
+from blockwright.statistics import LEAST_VALUES
 from blockwright.strict import to_data
 
 RECIPE, PROFILE, LIBRARY, SCORES, PLAN = "recipe.yaml", "profile.json", "library", "scores.parquet", "plan.json"
@@ -88,12 +89,11 @@ def check_recipe(recipe: Recipe) -> Parent:
     parent = open_parent(recipe.parent)
     _check_loads(recipe.loads, parent)
     _check_prompts(recipe.measure, parent)
-    text = read_text(recipe.text)
-    windows_of(parent, text.held_out, length=recipe.window_tokens, num_tokens=recipe.window_tokens, seed=recipe.seed)
-    some = windows_of(
-        parent, text.training, length=recipe.window_tokens, num_tokens=2 * recipe.window_tokens, seed=recipe.seed
-    )
-    check_text_suits(load_model(parent), some)
+    text, model = read_text(recipe.text), load_model(parent)
+    length, some_tokens = recipe.window_tokens, LEAST_VALUES * recipe.window_tokens
+    for documents in (text.held_out, text.training):
+        some = windows_to_judge_by(parent, documents, length=length, num_tokens=some_tokens, seed=recipe.seed)
+        check_text_suits(model, some)
     say(f"parent    {recipe.parent}: {len(parent.spec.layers)} layers, {recipe.text} as text")
     return parent
 

@@ -12,7 +12,7 @@ from blockwright.library import INDEX, Library, read_library
 from blockwright.model.child import layer_with
 from blockwright.model.parent import Parent, load_model
 from blockwright.pipeline.console import progress
-from blockwright.pipeline.inputs import check_text_suits, checkpoint_digest, read_text, windows_of
+from blockwright.pipeline.inputs import check_text_suits, checkpoint_digest, read_text, windows_to_judge_by
 from blockwright.pipeline.stage import Stage, running
 from blockwright.search.scores import Score, ScoreTable, read_scores, write_scores
 from blockwright.search.scoring import replace_one_kl
@@ -49,7 +49,7 @@ def score_library(parent: Parent, folder: Path, order: ScoreOrder, output: Path)
     stage = Stage(name="score", output=output, inputs=inputs)
     if (before := stage.reuse(lambda: read_scores(output))) is not None:
         return before
-    windows = windows_of(
+    windows = windows_to_judge_by(
         parent, text.training, length=order.window_tokens, num_tokens=order.tokens, seed=order.seed + _SEED_SHIFT
     )
     model = load_model(parent)

@@ -370,3 +370,15 @@ def test_a_prompt_that_leaves_no_room_to_write(
     long = write_recipe(measure=recipe["measure"] | {"prompts": ["the cat " * 40]})
     message = refused("run", long, "--out", tmp_path / "run")
     assert "measure.prompts[0]" in message and "context of 64" in message
+
+
+def test_text_of_a_single_window_gives_no_interval(
+    tmp_path: Path, write_recipe: Callable[..., Path], refused: Callable[..., str]
+) -> None:
+    text = tmp_path / "short"
+    text.mkdir()
+    for index in range(40):
+        (text / f"{index}.txt").write_text("the cat sat on a mat " * 4)
+    message = refused("run", write_recipe(text=str(text), window_tokens=60), "-o", tmp_path / "run")
+    assert "one window of 60 tokens" in message
+    assert not (tmp_path / "run").exists()

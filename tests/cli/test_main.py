@@ -98,9 +98,10 @@ def test_the_readme_documents_the_main_job() -> None:
 @pytest.mark.parametrize("line", _documented_commands())
 def test_commands_in_the_readme_are_accepted(line: str) -> None:
     words = shlex.split(line, comments=True)[1:]
-    arguments = cli._parser().parse_args(words)
+    arguments = cli._parser().parse_args(words)  # ends the test where a flag is unknown
+    assert arguments.action.__module__ == f"blockwright.cli.{words[0]}"
     if words[0] == "run":
-        read_recipe(REPOSITORY / arguments.recipe)
+        assert read_recipe(REPOSITORY / arguments.recipe).name
 
 
 def test_every_recipe_is_read() -> None:

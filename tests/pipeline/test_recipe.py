@@ -46,6 +46,7 @@ def demo_with(tmp_path: Path) -> Write:
         *(("profile.seconds_per_measurement", value) for value in (-1.0, 0, NAN, INF)),
         *(("profile.backends", value) for value in ([], ["torch"], ["onnxruntime", "onnxruntime"])),
         *((f"{section}.tokens", value) for section in ("library", "score", "distill", "measure") for value in (0, 255)),
+        *((f"{section}.tokens", 511) for section in ("score", "measure")),
         *((f"{section}.tokens", -(2**20)) for section in ("library", "score", "distill", "measure")),
         *((f"{section}.batch_windows", value) for section in ("library", "distill") for value in (-1, 0)),
         *((f"{section}.learning_rate", value) for section in ("library", "distill") for value in (-1e-3, 0, NAN, INF)),
@@ -83,7 +84,8 @@ def test_a_share_outside_0_to_1_is_refused_by_its_section(key: str, share: float
     [
         ("engine.formats", ["int8-g64", "int4-g128"]),
         ("search.frontier_points", 0),
-        ("score.tokens", 256),
+        ("score.tokens", 512),
+        ("library.tokens", 256),
         ("distill.cosine_weight", 0),
         ("measure.temperature", 0),
         ("measure.prompts", []),
@@ -91,4 +93,6 @@ def test_a_share_outside_0_to_1_is_refused_by_its_section(key: str, share: float
     ],
 )
 def test_a_value_on_the_edge_is_accepted(key: str, value: Any, demo_with: Write) -> None:
-    read_recipe(demo_with(key, value))
+    section, _, name = key.partition(".")
+    found = getattr(getattr(read_recipe(demo_with(key, value)), section), name)
+    assert found == (tuple(value) if isinstance(value, list) else value)
