@@ -33,7 +33,6 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from blockwright.cost import Load
 from blockwright.hw_profiles.device import installed_software, this_device
 from blockwright.hw_profiles.profile import Profile, read_profile
 from blockwright.library import read_library
@@ -46,15 +45,15 @@ from blockwright.pipeline.realise import realise_plan
 from blockwright.pipeline.recipe import Recipe, read_recipe
 from blockwright.pipeline.run import distill_order, library_order, score_order, search_order
 from blockwright.pipeline.score import score_library
-from blockwright.pipeline.search import search_plan
-from blockwright.profiler.cost_model import part_costs
+from blockwright.pipeline.search import full_order, search_plan
 from blockwright.search.baselines import equal_per_layer, greedy, random_feasible, uniform
-from blockwright.search.budget import parse_budget
-from blockwright.search.choose import Order, build_problem, child_of
+from blockwright.search.build import build_problem
+from blockwright.search.choose import candidates_of, child_of
 from blockwright.search.plan import read_plan
+from blockwright.search.problem import Choice, Problem
 from blockwright.search.scores import read_scores
-from blockwright.search.solve import Choice, Optimal, Problem, solve
-from blockwright.spec import FP32, Model, parse_format, with_format
+from blockwright.search.solve import Optimal, solve
+from blockwright.spec import FP32, with_format
 from blockwright.statistics import estimate_mean
 from blockwright.train.quality import PerWindow, compare_windows
 from blockwright.train.realise import realise
@@ -197,7 +196,7 @@ def compare_plans(bench: Bench) -> list[dict[str, Any]]:
         if chosen is None:
             rows.append({"plan": name, "sum_of_scores": None, "kl": None, "more_than_solver": None})
             continue
-        child = with_format(child_of(table.parent, [choice.candidate for choice in chosen]), FP32)
+        child = with_format(child_of(table.parent, candidates_of(chosen)), FP32)
         kl_N = bench.compare(realise(bench.model, library, folder / "library", child)).kl_N
         solver_kl_N = kl_N if name == "solver" else solver_kl_N
         rows.append(
@@ -213,22 +212,8 @@ def compare_plans(bench: Bench) -> list[dict[str, Any]]:
 
 def problem_of(bench: Bench, folder: Path) -> Problem:
     """The demo's problem, as its search stage puts it."""
-    recipe, table = bench.recipe, read_scores(folder / "scores.parquet")
-    weights = parse_format(recipe.engine.formats[0])
-    budgets = [parse_budget(text, recipe.loads) for text in recipe.budgets]
-    order = Order(
-        profile=bench.profile,
-        backend="onnxruntime",
-        weights=weights,
-        loads=recipe.loads,
-        budgets=budgets,
-        time_limit_s=recipe.search.time_limit_s,
-        frontier_points=0,
-    )
-    parent: Model = with_format(table.parent, weights)
-    loads: dict[str, Load] = recipe.loads
-    costs = [part_costs(bench.profile, parent, loads[b.load], b.quantity) for b in budgets]
-    return build_problem(table, order, costs)
+    order = full_order(search_order(bench.recipe), {bench.profile.name: bench.profile})
+    return build_problem(read_scores(folder / "scores.parquet"), order)
 
 
 def compare_libraries(bench: Bench) -> dict[str, Any]:
@@ -240,7 +225,7 @@ def compare_libraries(bench: Bench) -> dict[str, Any]:
     untrained = replace(library_order(recipe), learning_rate=0.0)
     build_library(bench.parent, untrained, folder / "library")
     score_library(bench.parent, folder / "library", score_order(recipe), folder / "scores.parquet")
-    search_plan(folder / "scores.parquet", demo / "profile.json", search_order(recipe), folder / "plan.json")
+    search_plan(folder / "scores.parquet", [demo / "profile.json"], search_order(recipe), folder / "plan.json")
     realise_plan(bench.parent, folder / "plan.json", folder / "library", folder / "realised")
     children["no BLD"] = folder / "realised"
     for name, order in (("no BLD + GKD", distilled), ("no BLD + longer GKD", longer)):

@@ -9,15 +9,41 @@ Origin = Literal["measured", "interpolated", "transferred", "modelled"]
 
 ORIGINS: tuple[Origin, ...] = ("measured", "interpolated", "transferred", "modelled")
 
-Quantity = Literal["time_per_token", "time_to_first_token", "memory", "parameters"]
-"""What a budget may bound: seconds, seconds, bytes, a count."""
+Quantity = Literal[
+    "time_per_token",
+    "time_to_first_token",
+    "request_latency",
+    "throughput",
+    "energy",
+    "memory",
+    "disk",
+    "parameters",
+]
+"""What a budget may bound.
+
+time_per_token       writing one token of every sequence of a batch
+time_to_first_token  reading the prompts of a batch
+request_latency      a whole batch: time to first token, then (new tokens − 1) × time per token
+throughput           new tokens of a batch by its request_latency; the only one of which more is better
+energy               what the device draws during a request_latency, by the sequences of the batch
+memory               weights, caches and what the runtime takes
+disk                 all weights as they are stored
+parameters           a count
+"""
 
 UNIT_OF: dict[Quantity, str] = {
     "time_per_token": "s",
     "time_to_first_token": "s",
+    "request_latency": "s",
+    "throughput": "tokens/s",
+    "energy": "J",
     "memory": "bytes",
+    "disk": "bytes",
     "parameters": "parameters",
 }
+
+MEASURED_QUANTITIES: tuple[Quantity, ...] = ("time_per_token", "time_to_first_token", "memory", "parameters")
+"""What `measure` measures of finished engines; the others follow from these or are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,4 +96,16 @@ def total(costs: Iterable[Cost]) -> Cost:
         low=sum(part.low for part in parts),
         high=sum(part.high for part in parts),
         origin=ORIGINS[rank],
+    )
+
+
+def product(first: Cost, second: Cost) -> Cost:
+    """One cost times another. The interval holds every product of the two intervals; the origin is the worst one's."""
+    corners = [a * b for a in (first.low, first.high) for b in (second.low, second.high)]
+    value = first.value * second.value
+    return Cost(
+        value=value,
+        low=min(value, *corners),  # rounding may put the value beyond a corner by a digit
+        high=max(value, *corners),
+        origin=ORIGINS[max(ORIGINS.index(cost.origin) for cost in (first, second))],
     )

@@ -107,6 +107,18 @@ def ffn_weight_bytes(model: Model, ffn: FFN) -> int:
     return matrices + 4 * ffn_vectors(model, ffn)
 
 
+def shared_weight_bytes(model: Model) -> int:
+    """Bytes of the weights outside the layers as stored: the embedding, the head and the last norm.
+
+    The embedding is a table in fp32. A tied head is that table too, except where the head is quantised: then it is
+    stored a second time.
+    """
+    embedding = 4 * model.vocab_size * model.hidden_size
+    is_shared = model.has_tied_embeddings and model.embedding_weights.group_size is None
+    head = 0 if is_shared else matrix_bytes(model.hidden_size, model.vocab_size, model.embedding_weights)
+    return embedding + head + 4 * model.hidden_size
+
+
 def kv_bytes_per_slot(model: Model, mixer: Mixer, bytes_per_value: int = 4) -> int:
     """Bytes that one token of one sequence keeps in this layer's key-value cache."""
     match mixer:

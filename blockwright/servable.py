@@ -4,12 +4,15 @@ From the loaders' own code: vLLM 0.33 ``nemotron_nas.py``, SGLang ``nemotron_nas
 ``modeling_nemotron_nas.py``, llama.cpp's ``deci`` architecture and its converter (read 2026-08).
 """
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
+from blockwright.errors import InputError
 from blockwright.spec import Attention, Full, GatedFFN, LinearFFN, LinearMixer, Model, NoOp
 
 Engine = Literal["transformers", "vllm", "sglang", "tensorrt-llm", "llama.cpp"]
+
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 FFN_MULTIPLE = 256
 """nemotron-nas readers round ffn widths up to a multiple of this."""
@@ -29,19 +32,33 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
+def parse_engines(names: Sequence[str], field: str) -> tuple[Engine, ...]:
+    """Reads engines' names; empty ones are passed over.
+
+    Raises:
+        InputError: one of them is unknown.
+    """
+    known: dict[str, Engine] = {engine: engine for engine in ENGINES}
+    wanted = [name.strip() for name in names if name.strip()]
+    for name in wanted:
+        if name not in known:
+            raise InputError(field, got=repr(name), expected="one of " + ", ".join(known), remedy="Correct the name.")
+    return tuple(known[name] for name in dict.fromkeys(wanted))
+
+
 def engine_obstacles(model: Model) -> dict[Engine, list[str]]:
     """For each engine the reasons why it cannot load the model as it is; an empty list where it can."""
-    shape = _shape_obstacles(model)
     return {
-        "transformers": [],
-        "vllm": shape + _layers_with(model, _vllm_obstacle),
-        "sglang": shape + _layers_with(model, _vllm_obstacle) + _layers_with(model, _width_obstacle),
-        "tensorrt-llm": shape + _layers_with(model, _width_obstacle),
-        "llama.cpp": shape + _layers_with(model, _width_obstacle) + _layers_with(model, _llama_cpp_obstacle),
+        engine: shape_obstacles(model, engine)
+        + [f"layer {i}: {reason}" for i in range(len(model.layers)) for reason in layer_obstacles(model, i, engine)]
+        for engine in ENGINES
     }
 
 
-def _shape_obstacles(model: Model) -> list[str]:
+def shape_obstacles(model: Model, engine: Engine) -> list[str]:
+    """What stands in the way whatever the layers are, and where there is no attention at all."""
+    if engine == "transformers":
+        return []
     obstacles = []
     if model.has_qk_norm:
         obstacles.append("its loader has no norms on queries and keys")
@@ -51,12 +68,12 @@ def _shape_obstacles(model: Model) -> list[str]:
         obstacles.append("its loader derives the head size from the hidden size, and here they differ")
     if not any(isinstance(block.mixer, Attention) for block in model.layers):
         obstacles.append("no layer has attention")
-    return obstacles + _layers_with(model, _reach_obstacle)
+    return obstacles
 
 
-def _layers_with(model: Model, obstacle_of: Callable[[Model, int], str | None]) -> list[str]:
-    obstacles = ((index, obstacle_of(model, index)) for index in range(len(model.layers)))
-    return [f"layer {index}: {obstacle}" for index, obstacle in obstacles if obstacle]
+def layer_obstacles(model: Model, index: int, engine: Engine) -> list[str]:
+    """What stands in the way of one layer, whatever the others are."""
+    return [reason for rule in _LAYER_RULES[engine] if (reason := rule(model, index)) is not None]
 
 
 def _vllm_obstacle(model: Model, index: int) -> str | None:
@@ -89,3 +106,12 @@ def _reach_obstacle(model: Model, index: int) -> str | None:
     if isinstance(mixer, Attention) and not isinstance(mixer.reach, Full):
         return "a sliding window is not read"
     return None
+
+
+_LAYER_RULES: dict[Engine, tuple[Callable[[Model, int], str | None], ...]] = {
+    "transformers": (),
+    "vllm": (_reach_obstacle, _vllm_obstacle),
+    "sglang": (_reach_obstacle, _vllm_obstacle, _width_obstacle),
+    "tensorrt-llm": (_reach_obstacle, _width_obstacle),
+    "llama.cpp": (_reach_obstacle, _width_obstacle, _llama_cpp_obstacle),
+}

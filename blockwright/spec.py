@@ -226,6 +226,13 @@ def with_format(model: Model, weights: Format) -> Model:
     return replace(model, layers=layers, embedding_weights=head)
 
 
+def format_of_model(model: Model) -> str:
+    """The format of all layers, or ``mixed``; where nothing has one, the embedding's."""
+    parts = (part for block in model.layers for part in (block.mixer, block.ffn))
+    formats = {str(part.weights) for part in parts if not isinstance(part, NoOp)} or {str(model.embedding_weights)}
+    return formats.pop() if len(formats) == 1 else "mixed"
+
+
 def model_to_data(model: Model) -> dict[str, Any]:
     """The model as JSON data, with the version of this schema."""
     return {"schema_version": SCHEMA_VERSION} | to_data(model)

@@ -17,10 +17,20 @@ _FACTORS = {
         "GiB": 2.0**30,
         "TiB": 2.0**40,
     },
+    "tokens/s": {"tok/s": 1.0, "ktok/s": 1e3},
+    "J": {"J": 1.0, "mJ": 1e-3, "kJ": 1e3},
     "parameters": {"K": 1e3, "M": 1e6, "B": 1e9},
     "tokens": {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9},
 }
-_NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*([a-zA-Zµ%]*)\s*")
+_COUNTED_IN = {
+    "s": "a time",
+    "bytes": "a size",
+    "tokens/s": "a rate of tokens",
+    "J": "an energy",
+    "parameters": "a number of parameters",
+    "tokens": "a number of tokens",
+}
+_NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*([a-zA-Zµ%/]*)\s*")
 
 
 def parse_quantity(text: str, unit: str, field: str) -> float:
@@ -28,7 +38,7 @@ def parse_quantity(text: str, unit: str, field: str) -> float:
 
     Args:
         text: what the user wrote.
-        unit: the base unit wanted: ``s``, ``bytes``, ``parameters`` or ``tokens``.
+        unit: the base unit wanted: ``s``, ``bytes``, ``tokens/s``, ``J``, ``parameters`` or ``tokens``.
         field: where it stood, for messages.
 
     Returns:
@@ -46,9 +56,17 @@ def parse_quantity(text: str, unit: str, field: str) -> float:
             field,
             got=repr(text),
             expected=f"a number above 0 with one of the units {', '.join(_FACTORS[unit])}",
-            remedy="Write both: 20GB and 20GiB differ, and a bare number says neither.",
+            remedy=_remedy(suffix, unit),
         )
     return float(match[1]) * _FACTORS[unit][suffix]
+
+
+def _remedy(suffix: str, unit: str) -> str:
+    """Names what a unit of another quantity stands for."""
+    other = next((name for name, factors in _FACTORS.items() if suffix in factors), None)
+    if other is None or other == unit:
+        return "Write both: 20GB and 20GiB differ, and a bare number says neither."
+    return f"{suffix} is a unit of {_COUNTED_IN[other]}, and {_COUNTED_IN[unit]} is wanted."
 
 
 def parse_percent(text: str) -> float | None:
@@ -86,5 +104,24 @@ def _digits(value: float) -> str:
 
 
 def format_quantity(value: float, unit: str) -> str:
-    """Writes an amount of ``s``, ``bytes`` or ``parameters``."""
-    return {"s": format_time, "bytes": format_bytes, "parameters": format_count}[unit](value)
+    """Writes an amount of ``s``, ``bytes``, ``tokens/s``, ``J`` or ``parameters``."""
+    writers = {
+        "s": format_time,
+        "bytes": format_bytes,
+        "tokens/s": _format_rate,
+        "J": _format_energy,
+        "parameters": format_count,
+    }
+    return writers[unit](value)
+
+
+def _format_rate(tokens_per_s: float) -> str:
+    is_large = abs(tokens_per_s) >= 1e3
+    return f"{_digits(tokens_per_s / 1e3)} ktok/s" if is_large else f"{_digits(tokens_per_s)} tok/s"
+
+
+def _format_energy(energy_j: float) -> str:
+    for factor, name in ((1e3, "kJ"), (1.0, "J")):
+        if abs(energy_j) >= factor:
+            return f"{_digits(energy_j / factor)} {name}"
+    return f"{_digits(energy_j / 1e-3)} mJ"

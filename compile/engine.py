@@ -14,7 +14,7 @@ import blockwright
 from blockwright.compile.decoder import Weights, decoder_graph
 from blockwright.errors import InputError
 from blockwright.files import new_folder, read_json, write_json
-from blockwright.spec import Format, Model, with_format
+from blockwright.spec import Format, Model, format_of_model, with_format
 from blockwright.strict import from_data, to_data
 
 ENGINE_FILE = "engine.json"
@@ -41,6 +41,7 @@ class Engine:
     schema_version: Literal[1]
     target: Literal["onnxruntime"]
     format: str
+    """Of the layers; ``mixed`` where they differ, as `model` says."""
     model: Model
     num_positions: int
     """Longest sequence, prompt and new tokens together."""
@@ -58,7 +59,8 @@ class EngineOrder:
     """What to build."""
 
     model: Model
-    weights_format: Format
+    weights_format: Format | None
+    """Of all layers, with a head that suits it; None to store everything as the model says."""
     num_positions: int
     session: SessionSettings
     built_from: str
@@ -90,12 +92,13 @@ def write_engine(
     order: EngineOrder, weights: Weights, folder: Path, stop_ids: tuple[int, ...] = (), start_id: int | None = None
 ) -> Engine:
     """Writes an engine without a tokenizer into an existing folder: all that running it on token ids needs."""
-    model = with_format(order.model, order.weights_format)
+    weights_format = order.weights_format
+    model = order.model if weights_format is None else with_format(order.model, weights_format)
     _save_graph(decoder_graph(model, weights, order.num_positions), folder / GRAPH_FILE)
     engine = Engine(
         schema_version=SCHEMA_VERSION,
         target="onnxruntime",
-        format=str(order.weights_format),
+        format=format_of_model(model) if weights_format is None else str(weights_format),
         model=model,
         num_positions=order.num_positions,
         stop_ids=stop_ids,

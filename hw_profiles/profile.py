@@ -100,6 +100,23 @@ class MemoryRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PowerRow:
+    """The power that the device draws while whole models run on it, as its counters tell."""
+
+    power_w: float
+    low_w: float
+    high_w: float
+    num_samples: int
+    origin: Origin
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low_w <= self.power_w <= self.high_w < math.inf:
+            raise ValueError("0 < low_w <= power_w <= high_w, all of them finite")
+        if self.num_samples < 1:
+            raise ValueError("num_samples > 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ceilings:
     """The most that the runtime got out of the device, with the profile's threads."""
 
@@ -132,6 +149,8 @@ class Profile:
     times: tuple[TimeRow, ...]
     wholes: tuple[WholeRow, ...]
     memory: tuple[MemoryRow, ...]
+    power: PowerRow | None = None
+    """None where no counter tells it: energy is then unknown, not nothing."""
 
 
 def write_profile(profile: Profile, path: Path) -> None:

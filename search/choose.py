@@ -1,64 +1,102 @@
-"""From scores, a profile and budgets to a plan."""
+"""From scores, profiles and budgets to a plan."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
-import numpy as np
-
-from blockwright.cost import UNIT_OF, Cost, Load, Quantity
+from blockwright.cost import UNIT_OF, Load, Quantity
 from blockwright.errors import InputError
-from blockwright.hw_profiles.profile import Backend, Profile
-from blockwright.profiler.cost_model import PartCosts, all_part_costs, part_costs
-from blockwright.search.budget import Budget
-from blockwright.search.plan import SCHEMA_VERSION, BudgetLine, FrontierPoint, Plan, Promise
+from blockwright.profiler.cost_model import all_part_costs, throughput_of
+from blockwright.search.budget import Amount, Budget
+from blockwright.search.build import Order, build_problem, decision_of
+from blockwright.search.explain import Clash, explain_clash, is_binding, is_shut_by_rules, prices
+from blockwright.search.frontier import frontier
+from blockwright.search.plan import SCHEMA_VERSION, BudgetLine, FrontierPoint, Plan, PoolPlan, Promise, Rival
+from blockwright.search.pool import pool
+from blockwright.search.problem import Choice, Limit, Problem, holds, score_of, spent
+from blockwright.search.rivals import attempts
 from blockwright.search.scores import ScoreTable
-from blockwright.search.solve import Choice, Feasible, Infeasible, Limit, NothingFound, Optimal, Problem, solve, spent
-from blockwright.spec import (
-    Attention,
-    Candidate,
-    Format,
-    GatedFFN,
-    LinearFFN,
-    LinearMixer,
-    Model,
-    NoOp,
-    stored_as,
-    with_candidate,
-    with_format,
-)
+from blockwright.search.solve import Answer, Feasible, Infeasible, NothingFound, Optimal, solve
+from blockwright.spec import Candidate, Model, format_of_model, with_candidate, with_format
+from blockwright.strict import to_data
 from blockwright.units import format_quantity
+
+_EXPLAIN_S = 30.0
+"""To find out why there is no plan."""
+
+
+class InfeasibleError(InputError):
+    """No child is within the budgets."""
+
+    def __init__(self, clash: Clash, words: Sequence[str]) -> None:
+        super().__init__(
+            "budgets",
+            got="; ".join(words),
+            expected="budgets that some child of this library meets",
+            remedy="Loosen what is named here, or offer cheaper candidates in the space.",
+        )
+        self.clash = clash
+
+    def to_data(self) -> dict[str, Any]:
+        """The explanation as plain data."""
+        return {"status": "infeasible"} | to_data(self.clash)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What is asked for."""
+class Steps:
+    """What to call while a plan is made."""
 
-    profile: Profile
-    backend: Backend
-    weights: Format
-    loads: Mapping[str, Load]
-    budgets: Sequence[Budget]
-    time_limit_s: float
-    frontier_points: int
+    on_point: Callable[[], None] = lambda: None
+    """After each point of the frontier."""
+    on_found: Callable[[], None] = lambda: None
+    """After each plan of the pool."""
+    on_rival: Callable[[], None] = lambda: None
+    """After each simpler way to choose."""
 
 
-def choose(table: ScoreTable, order: Order) -> Plan:
+def choose(table: ScoreTable, order: Order, steps: Steps | None = None) -> Plan:
     """Finds the best child within the budgets.
 
     Raises:
-        InputError: a cost or score is missing, or no child is within the budgets; the error says which budget
-            cannot be met and the least that can be reached.
+        InfeasibleError: no child is within the budgets; it says which clash, what can be reached and what would fit.
+        InputError: a cost or score is missing, or there was no time to find a plan.
     """
-    parent = with_format(table.parent, order.weights)
-    costs = [part_costs(order.profile, parent, order.loads[b.load], b.quantity, order.backend) for b in order.budgets]
-    problem = build_problem(table, order, costs)
-    answer = solve(problem, order.time_limit_s)
+    problem = build_problem(table, order)
+    answer = answer_of(problem, order)
+    return plan_of(answer, problem, table, order, steps or Steps())
+
+
+def answer_of(problem: Problem, order: Order) -> Optimal | Feasible:
+    """The best choice.
+
+    Raises:
+        InfeasibleError: there is none.
+        InputError: there was no time to find one.
+    """
+    return checked(solve(problem, order.time_limit_s, order.tolerance), problem, order)
+
+
+def checked(answer: Answer, problem: Problem, order: Order) -> Optimal | Feasible:
+    """The answer where it is a choice.
+
+    Raises:
+        InfeasibleError: there is none.
+        InputError: there was no time to find one.
+    """
     match answer:
         case Optimal() | Feasible():
-            return _plan_of(answer, problem, table, order)
+            return answer
         case Infeasible():
-            raise _infeasible_error(answer, problem, order)
+            if is_shut_by_rules(problem, _EXPLAIN_S):
+                raise InputError(
+                    "rules",
+                    got="no child that keeps all of them, whatever the budgets",
+                    expected="rules that some child of this library keeps",
+                    remedy="Ask for more shapes, drop --contiguous, or change what is forbidden, forced or kept.",
+                )
+            clash = explain_clash(problem, _EXPLAIN_S)
+            raise InfeasibleError(clash, clash_words(clash, order))
         case NothingFound():
             raise InputError(
                 "time limit",
@@ -68,71 +106,22 @@ def choose(table: ScoreTable, order: Order) -> Plan:
             )
 
 
-def build_problem(table: ScoreTable, order: Order, costs: Sequence[PartCosts]) -> Problem:
-    """The problem in the solver's words: a group of choices for each layer's mixers and ffns.
-
-    A choice costs the upper end of its interval, so that budgets hold there too.
-    """
-    parent = with_format(table.parent, order.weights)
-    parent_costs = [cost.of_model(parent) for cost in costs]
-    by_group: dict[tuple[int, str], list[Choice]] = {}
-    for score in table.scores:
-        candidate = replace(score.candidate, variant=stored_as(score.candidate.variant, order.weights))
-        choice = Choice(
-            candidate=candidate,
-            score=max(0.0, score.estimate.value),
-            costs=tuple(_cost_of(cost, candidate).high for cost in costs),
-        )
-        by_group.setdefault((candidate.layer, candidate.part), []).append(choice)
-    limits = tuple(
-        Limit(text=budget.text, fixed=cost.fixed.high, limit=budget.limit_for(parent_cost))
-        for budget, cost, parent_cost in zip(order.budgets, costs, parent_costs, strict=True)
-    )
-    return Problem(groups=tuple(tuple(group) for _, group in sorted(by_group.items())), limits=limits)
-
-
 def child_of(parent: Model, candidates: Sequence[Candidate]) -> Model:
     """The parent with the candidates in place."""
     return reduce(with_candidate, candidates, parent)
 
 
-def frontier(problem: Problem, points: int, time_limit_s: float) -> list[FrontierPoint]:
-    """The best score at evenly spaced limits of the first budget, from the least that is reachable to no limit."""
-    first = problem.limits[0]
-    least = first.fixed + sum(min(c.costs[0] for c in group) for group in problem.groups)
-    most = first.fixed + sum(min(group, key=lambda c: c.score).costs[0] for group in problem.groups)
-    found: list[FrontierPoint] = []
-    for limit in np.linspace(least, max(most, first.limit), points):
-        moved = replace(problem, limits=(replace(first, limit=float(limit)), *problem.limits[1:]))
-        answer = solve(moved, time_limit_s)
-        if isinstance(answer, Optimal | Feasible):
-            cost = spent(moved, answer.chosen)[0]
-            found.append(FrontierPoint(limit=float(limit), spent=cost, score=answer.score, bound=answer.bound))
-    return found
+def candidates_of(chosen: Sequence[Choice]) -> list[Candidate]:
+    """All candidates of a choice."""
+    return [candidate for choice in chosen for candidate in choice.candidates]
 
 
-def _plan_of(answer: Optimal | Feasible, problem: Problem, table: ScoreTable, order: Order) -> Plan:
-    parent = with_format(table.parent, order.weights)
-    child = child_of(parent, [choice.candidate for choice in answer.chosen])
-    promises = [
-        Promise(quantity=quantity, load=name, parent=costs.of_model(parent), child=costs.of_model(child))
-        for name, load in order.loads.items()
-        for quantity, costs in all_part_costs(order.profile, parent, load, order.backend).items()
-    ]
-    lines = [
-        BudgetLine(
-            text=limit.text,
-            quantity=budget.quantity,
-            load=budget.load,
-            limit=limit.limit,
-            share=budget.share,
-            spent=cost,
-            is_binding=_is_binding(problem, index, answer, order.time_limit_s),
-        )
-        for index, (limit, budget, cost) in enumerate(
-            zip(problem.limits, order.budgets, spent(problem, answer.chosen), strict=True)
-        )
-    ]
+def plan_of(answer: Optimal | Feasible, problem: Problem, table: ScoreTable, order: Order, steps: Steps) -> Plan:
+    """The plan behind an answer, with what it costs, what binds, its frontier and its pool."""
+    parent = with_format(table.parent, order.formats[0])
+    child = child_of(parent, candidates_of(answer.chosen))
+    loads = {device: decided_loads(order, device, answer.decided) for device in order.devices}
+    first = next(iter(order.devices))
     return Plan(
         schema_version=SCHEMA_VERSION,
         status="optimal" if isinstance(answer, Optimal) else "feasible",
@@ -140,50 +129,165 @@ def _plan_of(answer: Optimal | Feasible, problem: Problem, table: ScoreTable, or
         child=child,
         score=answer.score,
         bound=answer.bound,
-        profile=order.profile.name,
+        metric=order.metric,
+        profile=order.devices[first].name,
+        devices={name: profile.name for name, profile in order.devices.items()},
         backend=order.backend,
-        format=str(order.weights),
-        loads=dict(order.loads),
-        promises=tuple(promises),
-        budgets=tuple(lines),
-        frontier=tuple(frontier(problem, order.frontier_points, order.time_limit_s)) if problem.limits else (),
+        format=format_of_model(child),
+        loads=loads[first],
+        batches={name: int(batch) for name, batch in answer.decided.items()},
+        promises=tuple(p for device in order.devices for p in _promises(parent, child, device, loads[device], order)),
+        budgets=tuple(_lines(answer, problem, order, table.parent)),
+        frontier=tuple(_frontier(problem, order, steps)),
+        pool=tuple(_pool(answer, problem, parent, order, steps)) if order.pool_size > 1 else (),
+        rivals=tuple(_rivals(problem, parent, table, order, steps)) if order.compares else (),
     )
 
 
-def _is_binding(problem: Problem, index: int, answer: Optimal | Feasible, time_limit_s: float) -> bool:
-    limits = problem.limits[:index] + problem.limits[index + 1 :]
-    groups = tuple(
-        tuple(replace(c, costs=c.costs[:index] + c.costs[index + 1 :]) for c in group) for group in problem.groups
-    )
-    freed = solve(Problem(groups=groups, limits=limits), time_limit_s)
-    return isinstance(freed, Optimal | Feasible) and freed.score < answer.score * (1 - 1e-9)
+def decided_loads(order: Order, device: str, decided: Mapping[str, str]) -> dict[str, Load]:
+    """Each load with the batch decided on; where nothing hangs on it, the first."""
+    found = {}
+    for name, loads in order.loads.items():
+        batch = decided.get(decision_of(name, device))
+        found[name] = next((load for load in loads if str(load.batch) == batch), loads[0])
+    return found
 
 
-def _infeasible_error(answer: Infeasible, problem: Problem, order: Order) -> InputError:
-    out_of_reach = [
-        f"{limit.text}: allows {_text(limit.limit, budget.quantity)}, "
-        f"the least that any child costs is {_text(least, budget.quantity)}"
-        for limit, budget, least in zip(problem.limits, order.budgets, answer.reachable, strict=True)
-        if least > limit.most
-    ]
-    together = "each alone can be met, but not all together: " + "; ".join(limit.text for limit in problem.limits)
-    return InputError(
-        "budgets",
-        got="; ".join(out_of_reach) or together,
-        expected="budgets that some child of this library meets",
-        remedy="Loosen the budget named here, or offer cheaper candidates in the space.",
-    )
+def clash_words(clash: Clash, order: Order) -> list[str]:
+    """Why there is no plan, in sentences."""
+    budgets = {budget.text: budget for budget in order.budgets}
+
+    def show(text: str, limit: float) -> str:
+        return _text(limit, budgets[text]) if text in budgets else f"{limit:.4g}"
+
+    words = []
+    for move in clash.moves:
+        is_short = move.alone < move.limit if move.is_least else move.alone > move.limit
+        if is_short:
+            end = "most" if move.is_least else "least"
+            words.append(
+                f"{move.text}: {'asks for' if move.is_least else 'allows'} {show(move.text, move.limit)}, the {end} "
+                f"that any child costs is {show(move.text, move.alone)}"
+            )
+    if not words:
+        together = clash.clashing or tuple(move.text for move in clash.moves)
+        words.append("each alone can be met, but not all together: " + "; ".join(together))
+    for move in clash.moves:
+        if move.needed is not None and move.text in (clash.clashing or (move.text,)):
+            words.append(f"with the others kept, {move.text} would have to be {show(move.text, move.needed)}")
+    if clash.loosening is not None:
+        words.append(f"all of them loosened by {100 * clash.loosening:.2g} % would fit")
+    return words
 
 
-def _text(value: float, quantity: Quantity) -> str:
+def _text(value: float, budget: Budget) -> str:
+    quantity: Quantity = "request_latency" if budget.quantity == "throughput" else budget.quantity
     return format_quantity(value, UNIT_OF[quantity])
 
 
-def _cost_of(costs: PartCosts, candidate: Candidate) -> Cost:
-    match candidate.variant:
-        case Attention() | LinearMixer() as mixer:
-            return costs.of_mixer(mixer)
-        case GatedFFN() | LinearFFN() as ffn:
-            return costs.of_ffn(ffn)
-        case NoOp() as nothing:
-            return costs.of_mixer(nothing) if candidate.part == "mixer" else costs.of_ffn(nothing)
+def _promises(parent: Model, child: Model, device: str, loads: Mapping[str, Load], order: Order) -> list[Promise]:
+    """What runs measure, and what budgets are about."""
+    found: dict[tuple[Quantity, str], Promise] = {}
+    for name, load in loads.items():
+        known = all_part_costs(
+            order.devices[device],
+            parent,
+            load,
+            order.backend,
+            formats=order.formats,
+            may_extrapolate=order.may_extrapolate,
+        )
+        asked: list[Quantity] = [b.quantity for b in order.budgets if (b.device, b.load) == (device, name)]
+        wanted: list[Quantity] = list(dict.fromkeys([*known, *asked]))
+        for quantity in wanted:
+            additive: Quantity = "request_latency" if quantity == "throughput" else quantity
+            costs = known.get(additive) or order.costs(parent, device, load, additive)
+            before, after = costs.of_model(parent), costs.of_model(child)
+            if quantity == "throughput":
+                before, after = throughput_of(load, before), throughput_of(load, after)
+            found[quantity, name] = Promise(quantity=quantity, device=device, load=name, parent=before, child=after)
+    return list(found.values())
+
+
+def _lines(answer: Optimal | Feasible, problem: Problem, order: Order, parent: Model) -> list[BudgetLine]:
+    """The limits that hold, in the quantities that budgets were written in."""
+    costs, worth = spent(problem, answer.chosen), prices(problem, answer.decided)
+    budgets = {budget.text: budget for budget in order.budgets}
+    lines = []
+    for index, limit in enumerate(problem.limits):
+        budget = budgets.get(limit.text)
+        if budget is None or not holds(limit, answer.decided):
+            continue
+        amount = _amount_of(budget, limit)
+        load = decided_loads(order, budget.device, answer.decided)[budget.load]
+        ends, price, is_least = (limit.limit, costs[index]), worth[index], limit.is_least
+        if budget.quantity == "throughput":
+            tokens = load.batch * load.new_tokens
+            price *= limit.limit**2 / tokens  # dt = t²/tokens · dT
+            ends, is_least = (tokens / ends[0], tokens / ends[1]), not is_least
+        lines.append(
+            BudgetLine(
+                text=budget.text,
+                quantity=budget.quantity,
+                device=budget.device,
+                load=budget.load,
+                limit=ends[0],
+                is_least=is_least,
+                share=None if amount is None else amount.share,
+                spent=ends[1],
+                is_binding=is_binding(problem, index, answer, order.time_limit_s),
+                price=price,
+            )
+        )
+    return lines
+
+
+def _amount_of(budget: Budget, limit: Limit) -> Amount | None:
+    is_from_below = limit.is_least != (budget.quantity == "throughput")
+    return budget.least if is_from_below else budget.most
+
+
+def _frontier(problem: Problem, order: Order, steps: Steps) -> list[FrontierPoint]:
+    """Along the first budget from above; none where there is none, or batches are to be decided."""
+    along = next((i for i, limit in enumerate(problem.limits) if not limit.is_least), None)
+    if along is None or problem.decisions or not order.frontier_points:
+        return []
+    points = frontier(
+        problem,
+        along,
+        order.frontier_points,
+        tolerance=order.tolerance,
+        time_limit_s=order.time_limit_s,
+        on_point=steps.on_point,
+    )
+    return [FrontierPoint(limit=p.limit, spent=p.spent, score=p.value, bound=p.bound) for p in points]
+
+
+def _pool(answer: Optimal | Feasible, problem: Problem, parent: Model, order: Order, steps: Steps) -> list[PoolPlan]:
+    answers = pool(
+        problem,
+        order.pool_size,
+        order.min_layers_differ,
+        time_limit_s=order.time_limit_s,
+        tolerance=order.tolerance,
+        first=answer,
+        on_found=lambda answer: steps.on_found(),
+    )
+    found, child = [], child_of(parent, candidates_of(answer.chosen))
+    for answer in answers:
+        other = child_of(parent, candidates_of(answer.chosen))
+        differ = sum(a != b for a, b in zip(other.layers, child.layers, strict=True))
+        found.append(PoolPlan(child=other, score=answer.score, bound=answer.bound, layers_differ=differ))
+    return found
+
+
+def _rivals(problem: Problem, parent: Model, table: ScoreTable, order: Order, steps: Steps) -> list[Rival]:
+    found = []
+    for attempt in attempts(problem, parent, table.influence, order.time_limit_s):
+        score = child = None
+        if attempt.chosen is not None:
+            score = score_of(problem, attempt.chosen)
+            child = child_of(parent, candidates_of(attempt.chosen))
+        found.append(Rival(name=attempt.name, score=score, child=child, reason=attempt.reason))
+        steps.on_rival()
+    return found

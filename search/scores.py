@@ -1,8 +1,9 @@
-"""The table of scores: one row per candidate, what the parent loses by it, and how well that is known."""
+"""The table of scores: one row per candidate and metric, what the parent loses, and how well that is known."""
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,12 +12,16 @@ import pyarrow.parquet as pq
 
 from blockwright.errors import InputError
 from blockwright.files import new_file
-from blockwright.spec import Candidate, Model, model_from_data, model_to_data, variant_name
+from blockwright.spec import Candidate, Model, NoOp, model_from_data, model_to_data, variant_name
 from blockwright.statistics import Estimate
 from blockwright.strict import from_data, to_data
 
 _PARENT_KEY = b"blockwright.parent"
+_EFFORT_KEY = b"blockwright.effort"
+_INFLUENCE_KEY = b"blockwright.influence"
 _COLUMNS = ["layer", "part", "name", "metric", "value", "low", "high", "num_windows", "candidate"]
+_FORMAT_COLUMN = "format"
+"""For readers of the table; tables written before it came say it within ``candidate`` alone, as this one does too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +30,18 @@ class Score:
 
     candidate: Candidate
     metric: str
-    """``kl``: mean KL(parent ‖ child) in nats per token."""
+    """``kl``: mean KL(parent ‖ child) in nats per token; ``lm_loss``: nats per token on the true next tokens, the
+    child's less the parent's, which may be below 0; ``task``: what the right choice's −ln share grows by; or the name
+    of a function of the user's, the child's value less the parent's."""
     estimate: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """What scoring took, in windows of one candidate each: those run, and those that all candidates would have had."""
+
+    spent: int
+    offered: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +50,47 @@ class ScoreTable:
 
     parent: Model
     scores: tuple[Score, ...]
+    effort: Effort | None = None
+    """None where it is not known."""
+    influence: tuple[float, ...] | None = None
+    """Of each layer of the parent: one less the mean cosine between the hidden states that enter and leave it
+    (ShortGPT, arXiv 2403.03853). None where it was not measured."""
+
+    def __post_init__(self) -> None:
+        if self.influence is not None and len(self.influence) != len(self.parent.layers):
+            raise ValueError(f"an influence for each of the {len(self.parent.layers)} layers")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that candidates were scored by, in the table's order."""
+        return tuple(dict.fromkeys(score.metric for score in self.scores))
+
+    def of_metric(self, name: str) -> tuple[Score, ...]:
+        """All candidates' scores by one metric, in the table's order.
+
+        Raises:
+            InputError: nothing was scored by it.
+        """
+        found = tuple(score for score in self.scores if score.metric == name)
+        if not found:
+            raise InputError(
+                "metric",
+                got=repr(name),
+                expected=f"one of the table's: {', '.join(self.metrics) or 'it has none'}",
+                remedy="Name one of these, or score by this metric: see `blockwright score --help`.",
+            )
+        return found
 
 
 def write_scores(table: ScoreTable, path: Path) -> None:
-    """Writes the table as Parquet; the parent's spec stands in the file's metadata."""
+    """Writes the table as Parquet; what is about no candidate stands in the file's metadata."""
     frame = to_frame(table.scores)
     arrow = pa.Table.from_pandas(frame, preserve_index=False)
     metadata = {**(arrow.schema.metadata or {}), _PARENT_KEY: json.dumps(model_to_data(table.parent)).encode()}
+    if table.effort is not None:
+        metadata[_EFFORT_KEY] = json.dumps(to_data(table.effort)).encode()
+    if table.influence is not None:
+        metadata[_INFLUENCE_KEY] = json.dumps(table.influence).encode()
     with new_file(path) as temporary:
         pq.write_table(arrow.replace_schema_metadata(metadata), temporary)
 
@@ -53,6 +102,7 @@ def to_frame(scores: Sequence[Score]) -> pd.DataFrame:
             "layer": score.candidate.layer,
             "part": score.candidate.part,
             "name": variant_name(score.candidate.variant),
+            _FORMAT_COLUMN: format_of(score.candidate),
             "metric": score.metric,
             "value": score.estimate.value,
             "low": score.estimate.low,
@@ -62,20 +112,31 @@ def to_frame(scores: Sequence[Score]) -> pd.DataFrame:
         }
         for score in scores
     ]
-    return pd.DataFrame(rows, columns=_COLUMNS)
+    return pd.DataFrame(rows, columns=[*_COLUMNS[:3], _FORMAT_COLUMN, *_COLUMNS[3:]])
+
+
+def format_of(candidate: Candidate) -> str:
+    """How a candidate's weights are stored; empty for a no-op, which has none."""
+    return "" if isinstance(candidate.variant, NoOp) else str(candidate.variant.weights)
 
 
 def read_scores(path: Path) -> ScoreTable:
     """Reads the table.
 
     Raises:
-        InputError: the file is missing or broken, or a score is missing or no number.
+        InputError: the file is missing or broken, or a score is missing, no number or endless.
     """
     try:
         arrow = pq.read_table(path)
         parent = model_from_data(json.loads(arrow.schema.metadata[_PARENT_KEY]), f"{path}: parent")
         frame = arrow.to_pandas()[_COLUMNS]
         candidates = [from_data(Candidate, json.loads(text), f"{path}: candidate") for text in frame["candidate"]]
+        effort = arrow.schema.metadata.get(_EFFORT_KEY)
+        effort = None if effort is None else from_data(Effort, json.loads(effort), f"{path}: effort")
+        influence = arrow.schema.metadata.get(_INFLUENCE_KEY)
+        if influence is not None:
+            influence = from_data(tuple[float, ...], json.loads(influence), f"{path}: influence")
+        empty = ScoreTable(parent=parent, scores=(), effort=effort, influence=influence)
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -85,17 +146,23 @@ def read_scores(path: Path) -> ScoreTable:
             expected="the Parquet file that `blockwright score` writes",
             remedy="Run `blockwright score` again.",
         ) from error
+    rows = frame.to_dict("records")
+    for row in rows:
+        _check_is_finite(row, path)
+    return replace(empty, scores=tuple(map(_score_of, candidates, rows)))
+
+
+def _check_is_finite(row: dict, path: Path) -> None:
     for column in ("value", "low", "high"):
-        if frame[column].isna().any():
-            row = frame[frame[column].isna()].iloc[0]
+        number = row[column]
+        if not isinstance(number, int | float) or not math.isfinite(number):
+            shown = "nothing" if number is None or number != number else repr(number)
             raise InputError(
                 f"{path}: {column}",
-                got=f"nothing for {row['name']} as the {row['part']} of layer {row['layer']}",
-                expected="a number for every candidate",
+                got=f"{shown} for {row['name']} as the {row['part']} of layer {row['layer']}, by {row['metric']}",
+                expected="a finite number for every candidate and metric",
                 remedy="Run `blockwright score` again.",
             )
-    rows = frame.to_dict("records")
-    return ScoreTable(parent=parent, scores=tuple(map(_score_of, candidates, rows)))
 
 
 def _score_of(candidate: Candidate, row: dict) -> Score:

@@ -1,81 +1,27 @@
-"""Exactly one mixer and one ffn in every layer, the least sum of scores, within every budget.
+"""The best choice there is, with its proof.
 
-Data
-    groups g = 1 … 2L      the mixers of each layer, and the ffns of each layer
-    choices c ∈ g          with score s_c ≥ 0 and, for every budget b, cost a_bc ≥ 0
-    f_b, l_b               what the model costs apart from its layers, and the limit
-
-Variables
-    x_c ∈ {0, 1}           whether choice c is taken
-
-Objective
-    minimise  Σ_c s_c · x_c
-
-Constraints
-    (1)  Σ_{c ∈ g} x_c = 1                   for every group g
-    (2)  f_b + Σ_c a_bc · x_c ≤ l_b + ε      for every budget b, ε = 10^-9 · l_b
-
-Without ε a budget of 100 % would shut out the parent itself, for the last digits of a sum depend on its order.
-CP-SAT works in whole numbers: scores and costs are scaled so that the largest sum of scores and the room for
-each cost become 10^12. Costs are rounded up, by less than ε in all, so every plan within the budgets is considered
-and none exceeds one by more than ε. Sums of the plan are taken again in floating point. The reported bound allows
-for the rounding of scores.
+Without pairs and rules on blocks the problem is handed to `enumerate.py`, over prices from `relaxation.py`; with them,
+to CP-SAT (`general.py`). A decision is taken by trying its alternatives, the one with the best bound first, and
+dropping those whose bound is no better than what was found. Every choice found is summed and checked again here, in
+the order of the problem and with its tolerance.
 """
 
-import math
+import itertools
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ortools.sat.python import cp_model
+import numpy as np
 
-from blockwright.errors import InputError
+from blockwright.search.arrays import Arrays
+from blockwright.search.enumerate import Found, find_best
+from blockwright.search.general import Structure, find_with_structure
+from blockwright.search.problem import Choice, Problem, holds, is_within, score_of
+from blockwright.search.relaxation import Relaxation, relax
 from blockwright.spec import Candidate
 
-_SCALE = 10**12
-_SLACK = 1e-9
-"""ε as a share of a limit."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """One candidate, what it loses, and what it costs under each budget."""
-
-    candidate: Candidate
-    score: float
-    costs: tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limit:
-    """One budget: what is spent in any case, and what may be spent in all."""
-
-    text: str
-    fixed: float
-    limit: float
-
-    @property
-    def most(self) -> float:
-        """What a sum in floating point may come to and still count as within the limit: l_b + ε."""
-        return self.limit * (1 + _SLACK)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """What to choose from, and within what."""
-
-    groups: tuple[tuple[Choice, ...], ...]
-    limits: tuple[Limit, ...]
-
-    def __post_init__(self) -> None:
-        for group in self.groups:
-            for choice in group:
-                numbers = (choice.score, *choice.costs)
-                if not all(math.isfinite(number) and number >= 0 for number in numbers):
-                    raise InputError(
-                        f"layer {choice.candidate.layer}, {choice.candidate.part}, {choice.candidate.name}",
-                        got=f"score {choice.score}, costs {choice.costs}",
-                        expected="finite numbers that are not negative",
-                        remedy="Score or profile this candidate again.",
-                    )
+_UNREACHABLE = 1e-9
+"""Scaled room below the least from which on a row alone shuts everything out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,24 +31,27 @@ class Optimal:
     chosen: tuple[Choice, ...]
     score: float
     bound: float
-    """No choice within the budgets has a lower score than this."""
+    """No choice within the limits has a lower score than this, to the last digits of floating point."""
+    decided: dict[str, str]
+    """The alternative that each decision takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feasible:
-    """A choice within the budgets that the time limit left unproven."""
+    """A choice within the limits that the time limit, or the tolerance asked for, left unproven."""
 
     chosen: tuple[Choice, ...]
     score: float
     bound: float
+    decided: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Infeasible:
-    """No choice is within all budgets."""
+    """No choice is within all limits."""
 
     reachable: tuple[float, ...]
-    """For each budget the least that any choice costs, the other budgets left aside."""
+    """For each limit the best that any choice reaches, the others left aside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,71 +62,194 @@ class NothingFound:
 Answer = Optimal | Feasible | Infeasible | NothingFound
 
 
-def solve(problem: Problem, time_limit_s: float = 60.0) -> Answer:
+def solve(problem: Problem, time_limit_s: float = 60.0, tolerance: float = 0.0) -> Answer:
     """Solves the problem.
 
     Args:
         problem: what to choose from.
         time_limit_s: seconds after which the best choice so far is given as `Feasible`.
+        tolerance: a score that is known to be within this of the least will do, and is given as `Feasible`.
     """
-    reachable = tuple(_least_costs(problem))
-    if any(least > limit.most for least, limit in zip(reachable, problem.limits, strict=True)):
-        return Infeasible(reachable=reachable)
-    score_unit = sum(max(c.score for c in group) for group in problem.groups) / _SCALE or 1.0 / _SCALE
-    model = cp_model.CpModel()
-    taken = [[model.new_bool_var("") for _ in group] for group in problem.groups]
-    for group in taken:
-        model.add_exactly_one(group)  # (1)
-    for index, limit in enumerate(problem.limits):
-        weights = [[_share_of(c.costs[index], limit) for c in group] for group in problem.groups]
-        model.add(_weighted_sum(taken, weights) <= _SCALE)  # (2)
-    model.minimize(_weighted_sum(taken, [[round(c.score / score_unit) for c in group] for group in problem.groups]))
-    solver = cp_model.CpSolver()
-    solver.parameters.num_workers = 1  # the same plan every time; no slower than two on problems of this size
-    solver.parameters.random_seed = 0
-    solver.parameters.max_time_in_seconds = time_limit_s
-    status = solver.solve(model)
-    if status == cp_model.INFEASIBLE:
-        return Infeasible(reachable=reachable)
-    if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        return NothingFound()
-    chosen = tuple(
-        choice
-        for group, variables in zip(problem.groups, taken, strict=True)
-        for choice, variable in zip(group, variables, strict=True)
-        if solver.boolean_value(variable)
+    return solve_prepared(prepare(problem), time.monotonic() + time_limit_s, tolerance)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A problem and its arrays, to solve variants of it without making them anew."""
+
+    problem: Problem
+    arrays: Arrays
+    """Every limit as a row that bounds from above, not scaled; rows of pools after them."""
+    structure: Structure | None
+
+
+def prepare(problem: Problem) -> Prepared:
+    """Turns a problem into arrays."""
+    choices = [choice for group in problem.groups for choice in group]
+    sign_R = np.array([-1.0 if limit.is_least else 1.0 for limit in problem.limits])
+    costs_CR = np.array([choice.costs for choice in choices], dtype=np.float64).reshape(len(choices), len(sign_R))
+    arrays = Arrays(
+        scores_C=np.array([choice.score for choice in choices], dtype=np.float64),
+        costs_CR=costs_CR * sign_R,
+        room_R=sign_R * np.array([limit.end - limit.fixed for limit in problem.limits]),
+        group_C=np.repeat(np.arange(len(problem.groups)), [len(group) for group in problem.groups]),
     )
-    score = sum(choice.score for choice in chosen)
-    rounding = 0.5 * len(problem.groups) * score_unit
-    bound = min(score, solver.best_objective_bound * score_unit - rounding)
-    return (Optimal if status == cp_model.OPTIMAL else Feasible)(chosen=chosen, score=score, bound=max(0.0, bound))
+    return Prepared(problem=problem, arrays=arrays, structure=_structure(problem, choices))
 
 
-def spent(problem: Problem, chosen: tuple[Choice, ...]) -> list[float]:
-    """What a choice costs under each budget."""
-    return [limit.fixed + sum(c.costs[i] for c in chosen) for i, limit in enumerate(problem.limits)]
+@dataclass(slots=True, kw_only=True)
+class Memory:
+    """What was learnt from problems of the kind: those that differ in the room of a row, or by further rows."""
+
+    prices_R: np.ndarray | None = None
+    learnt_MR: np.ndarray | None = None
+    floor: float = -np.inf
+    """No choice has a lower score; set by the caller, who knows how the problems differ."""
+
+    def with_row(self) -> None:
+        """Makes place for one more row, which has no price yet."""
+        if self.prices_R is not None and self.learnt_MR is not None:
+            self.prices_R = np.append(self.prices_R, 0.0)
+            self.learnt_MR = np.column_stack([self.learnt_MR, np.zeros(len(self.learnt_MR))])
 
 
-def is_within(problem: Problem, chosen: tuple[Choice, ...]) -> bool:
-    """Whether a choice is within every budget."""
-    return all(cost <= limit.most for cost, limit in zip(spent(problem, chosen), problem.limits, strict=True))
+def solve_prepared(
+    prepared: Prepared,
+    deadline: float,
+    tolerance: float = 0.0,
+    best: Found | None = None,
+    memory: Memory | None = None,
+) -> Answer:
+    """As `solve`, until a deadline on `time.monotonic`.
+
+    Args:
+        prepared: the problem.
+        deadline: when to stop.
+        tolerance: as `solve`.
+        best: a choice that is within all limits, if one is known; none where there are decisions.
+        memory: read, and written for the next problem; used where there are no decisions.
+    """
+    problem = prepared.problem
+    bound, decided = np.inf, {}
+    memory = Memory() if memory is None or problem.decisions else memory
+    gain = sum(min(0.0, pair.score) for pair in problem.pairs)  # which relaxations leave out
+    for alternative in sorted(_alternatives(prepared, memory), key=lambda alternative: alternative.relaxation.bound):
+        if best is not None and alternative.relaxation.bound + gain >= best.score - tolerance:
+            bound = min(bound, alternative.relaxation.bound + gain)
+            continue
+        found = _find(prepared, alternative, deadline, tolerance, best, memory)
+        bound = min(bound, found.bound)
+        if found.columns_G is not None and (best is None or found.score < best.score):
+            best, decided = found, alternative.decided
+    if best is None:
+        return Infeasible(reachable=reachable(problem)) if np.isinf(bound) and bound > 0 else NothingFound()
+    chosen = chosen_of(problem, best)
+    score = score_of(problem, chosen)
+    precision = 1e-11 * max(1e-300, float(np.abs(prepared.arrays.scores_C).max(initial=0.0))) * len(problem.groups)
+    is_proven = bound >= score - precision
+    return (Optimal if is_proven else Feasible)(
+        chosen=chosen, score=score, bound=score if is_proven else bound, decided=decided
+    )
 
 
-def _least_costs(problem: Problem) -> list[float]:
-    return [
-        limit.fixed + sum(min(choice.costs[index] for choice in group) for group in problem.groups)
-        for index, limit in enumerate(problem.limits)
+def reachable(problem: Problem) -> tuple[float, ...]:
+    """For each limit the least that any choice costs, or the most where the limit is a least; rules left aside."""
+    ends = []
+    for index, limit in enumerate(problem.limits):
+        pick = max if limit.is_least else min
+        ends.append(limit.fixed + sum(pick(choice.costs[index] for choice in group) for group in problem.groups))
+    return tuple(ends)
+
+
+def chosen_of(problem: Problem, found: Found) -> tuple[Choice, ...]:
+    """The choices behind columns."""
+    assert found.columns_G is not None
+    starts = np.cumsum([0, *(len(group) for group in problem.groups)])
+    return tuple(group[c - start] for group, c, start in zip(problem.groups, found.columns_G, starts, strict=False))
+
+
+def columns_of(problem: Problem, chosen: Sequence[Choice]) -> np.ndarray:
+    """The columns of choices."""
+    starts = np.cumsum([0, *(len(group) for group in problem.groups)])
+    pairs = zip(problem.groups, chosen, starts, strict=False)
+    return np.array([start + group.index(choice) for group, choice, start in pairs])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Alternative:
+    """One way to take all decisions."""
+
+    decided: dict[str, str]
+    arrays: Arrays
+    """Scaled, with the rows that hold."""
+    relaxation: Relaxation
+
+
+def _alternatives(prepared: Prepared, memory: Memory) -> Iterator[_Alternative]:
+    """Every way to take the decisions whose relaxation has a solution."""
+    decisions, limits = prepared.problem.decisions, prepared.problem.limits
+    extra = list(range(len(limits), len(prepared.arrays.room_R)))
+    for taken in itertools.product(*decisions.values()):
+        decided = dict(zip(decisions, taken, strict=True))
+        kept = [index for index, limit in enumerate(limits) if holds(limit, decided)] + extra
+        arrays, _ = prepared.arrays.with_rows(kept).scaled()
+        if (arrays.least_R() > arrays.room_R + _UNREACHABLE).any():
+            continue
+        relaxation = relax(arrays, memory.prices_R)
+        if relaxation is not None:
+            yield _Alternative(decided=decided, arrays=arrays, relaxation=relaxation)
+
+
+def _find(
+    prepared: Prepared,
+    alternative: _Alternative,
+    deadline: float,
+    tolerance: float,
+    best: Found | None,
+    memory: Memory,
+) -> Found:
+    problem = prepared.problem
+
+    def accept(columns_G: np.ndarray) -> bool:
+        chosen = chosen_of(problem, Found(columns_G=columns_G, score=0.0, bound=0.0))
+        return is_within(problem, chosen, alternative.decided)
+
+    if prepared.structure is not None:
+        return find_with_structure(
+            alternative.arrays, prepared.structure, deadline=deadline, tolerance=tolerance, accept=accept
+        )
+    found = find_best(
+        alternative.arrays,
+        alternative.relaxation,
+        deadline=deadline,
+        tolerance=tolerance,
+        best=best,
+        accept=accept,
+        floor=memory.floor,
+        learnt_MR=memory.learnt_MR,
+    )
+    if not problem.decisions:
+        memory.prices_R, memory.learnt_MR = alternative.relaxation.prices_R, found.prices_MR
+    return found
+
+
+def _structure(problem: Problem, choices: Sequence[Choice]) -> Structure | None:
+    if not problem.pairs and problem.most_shapes is None and not problem.is_contiguous:
+        return None
+    columns: dict[Candidate, list[int]] = {}
+    for index, choice in enumerate(choices):
+        for candidate in choice.candidates:
+            columns.setdefault(candidate, []).append(index)
+    pairs = [
+        (first, second, pair.score)
+        for pair in problem.pairs
+        for first in columns.get(pair.first, [])
+        for second in columns.get(pair.second, [])
     ]
-
-
-def _share_of(cost: float, limit: Limit) -> int:
-    """A cost in units of the room for it / 10^12, rounded up; whatever exceeds the room alone is just too much."""
-    capacity = limit.most - limit.fixed
-    if cost == 0:
-        return 0
-    return math.ceil(cost / capacity * _SCALE) if cost <= capacity else _SCALE + 1
-
-
-def _weighted_sum(taken: list[list[cp_model.IntVar]], weights: list[list[int]]) -> cp_model.LinearExprT:
-    variables = [variable for group in taken for variable in group]
-    return cp_model.LinearExpr.weighted_sum(variables, [weight for group in weights for weight in group])
+    numbers = {shape: n for n, shape in enumerate(dict.fromkeys(c.shape for c in choices if not c.is_removed))}
+    return Structure(
+        pairs=tuple(pairs),
+        shape_C=np.array([-1 if choice.is_removed else numbers[choice.shape] for choice in choices]),
+        most_shapes=problem.most_shapes,
+        is_contiguous=problem.is_contiguous,
+    )

@@ -5,10 +5,14 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from blockwright.cost import Load
 from blockwright.errors import InputError
 from blockwright.units import parse_quantity
+
+if TYPE_CHECKING:
+    from blockwright.search.build import Rules
 
 _LOAD = re.compile(r"([\w.-]+)=(\d+)x(\d+)\+(\d+)")
 DEFAULT_LOAD = "chat=1x128+128"
@@ -36,6 +40,85 @@ def add_loads(parser: argparse.ArgumentParser) -> None:
         default=None,
         metavar="NAME=BATCHxPROMPT+NEW",
         help=f"a load: sequences at once, tokens of the prompt, new tokens; repeatable (default: {DEFAULT_LOAD})",
+    )
+
+
+def add_search_loads(parser: argparse._ActionsContainer) -> None:
+    """The flag for loads of which some may leave the batch open."""
+    parser.add_argument(
+        "--load",
+        action="append",
+        default=None,
+        metavar="NAME=BATCH[,BATCH…]xPROMPT+NEW",
+        help="a load: sequences at once, or several numbers to choose from, tokens of the prompt, new tokens; "
+        f"repeatable (default: {DEFAULT_LOAD})",
+    )
+
+
+def read_search_loads(texts: Sequence[str] | None) -> dict[str, tuple[Load, ...]]:
+    """Reads loads as `add_search_loads` describes them.
+
+    Raises:
+        InputError: one of them has another form.
+    """
+    found: dict[str, tuple[Load, ...]] = {}
+    for text in texts or [DEFAULT_LOAD]:
+        match = re.fullmatch(r"([\w.-]+)=(\d+(?:,\d+)*)x(\d+\+\d+)", text)
+        if match and match[1] in found:
+            raise InputError(
+                "--load", got=f"{match[1]} more than once", expected="a name of its own", remedy="Rename one of them."
+            )
+        batches = dict.fromkeys(match[2].split(",")) if match else {}
+        parts = [f"{match[1]}={batch}x{match[3]}" for batch in batches] if match else [text]
+        loads = [load for part in parts for load in read_loads([part]).items()]
+        found[loads[0][0]] = tuple(load for _, load in loads)
+    return found
+
+
+def add_rules(parser: argparse.ArgumentParser) -> None:
+    """The flags for what a child must look like beside its budgets."""
+    rules = parser.add_argument_group("rules", "What the child must look like beside its budgets.")
+    rules.add_argument(
+        "--servable-by",
+        default="",
+        metavar="ENGINE[,ENGINE…]",
+        help="engines that must load it as it is: transformers, vllm, sglang, tensorrt-llm, llama.cpp",
+    )
+    rules.add_argument("--shapes", type=int, metavar="K", help="at most so many kinds of block, removed ones aside")
+    rules.add_argument("--homogeneous", action="store_true", help="one kind of block: the same as --shapes 1")
+    rules.add_argument("--contiguous", action="store_true", help="removed layers stand next to each other")
+    rules.add_argument("--keep-first", type=int, default=0, metavar="N", help="first layers that stay as they are")
+    rules.add_argument("--keep-last", type=int, default=0, metavar="N", help="last layers that stay as they are")
+    rules.add_argument(
+        "--forbid", action="append", default=[], metavar="PATTERN", help="candidates, such as 'layer-0?-ffn-none'"
+    )
+    rules.add_argument(
+        "--force", action="append", default=[], metavar="PATTERN", help="where one fits, a fitting one is taken"
+    )
+
+
+def read_rules(arguments: argparse.Namespace) -> "Rules":
+    """Reads the flags that `add_rules` adds.
+
+    Raises:
+        InputError: an engine is unknown, or a number is out of range.
+    """
+    from blockwright.pipeline.recipe import check_at_least
+    from blockwright.search.build import Rules
+    from blockwright.servable import parse_engines
+
+    for field in ("keep_first", "keep_last"):
+        check_at_least(f"--{field.replace('_', '-')}", getattr(arguments, field), 0)
+    if arguments.shapes is not None:
+        check_at_least("--shapes", arguments.shapes, 1)
+    return Rules(
+        servable_by=parse_engines(arguments.servable_by.split(","), "--servable-by"),
+        most_shapes=1 if arguments.homogeneous else arguments.shapes,
+        removes_contiguously=arguments.contiguous,
+        keep_first=arguments.keep_first,
+        keep_last=arguments.keep_last,
+        forbidden=tuple(arguments.forbid),
+        forced=tuple(arguments.force),
     )
 
 

@@ -15,6 +15,7 @@ from blockwright.cli import (
     measure,
     profile,
     realise,
+    refine,
     report,
     run,
     score,
@@ -22,7 +23,7 @@ from blockwright.cli import (
 )
 from blockwright.errors import InputError
 
-_COMMANDS = (run, profile, library, score, search, realise, distill, compile, measure, generate, report)
+_COMMANDS = (run, profile, library, score, search, refine, realise, distill, compile, measure, generate, report)
 
 _DESCRIPTION = """\
 Fits a language model to a piece of hardware: finds the child of a parent model that keeps most of its quality

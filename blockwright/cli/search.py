@@ -1,29 +1,54 @@
 """Choose the blocks: the least loss of quality within the budgets, proven optimal.
 
-Reads scores and a profile, loads no torch, and writes plan.json: the blocks, what they are promised to cost, and the
-certificate. A budget bounds time_per_token, time_to_first_token, memory or parameters at a load, in its unit or as a
-share of the parent's cost.
+Reads scores and profiles, loads no torch, and writes plan.json: the blocks, what they are promised to cost, what each
+budget is worth, and the certificate.
+
+A budget bounds time_to_first_token (ttft), time_per_token (tpot), request_latency, throughput, memory, disk, energy or
+parameters, at a load on a device, in its unit or as a share of the parent's cost, from above, from below or both:
 
   blockwright search --scores scores.parquet --profile profile.json \\
       --budget 'time_per_token@chat <= 60%' --budget 'memory@chat <= 12MB'
+
+Several devices and loads at once; a load with several batches leaves the batch to the search:
+
+  blockwright search --scores scores.parquet --profile server=a.json --profile edge=b.json \\
+      --load chat=1x128+128 --load serve=1,4,16x512+128 \\
+      --budget 'memory@server:serve <= 20GB' --budget 'throughput@server:serve >= 100tok/s' \\
+      --budget 'time_per_token@edge:chat <= 25ms' --servable-by vllm,llama.cpp --pool 16 --differ 2
 """
 
 import argparse
+import json
 from pathlib import Path
 
-from blockwright.cli.flags import add_loads, add_out, read_loads
+from blockwright.cli.flags import add_out, add_rules, add_search_loads, read_rules, read_search_loads
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the sub-command's flags."""
     parser.add_argument("--scores", type=Path, required=True, help="the table that `blockwright score` wrote")
-    parser.add_argument("--profile", required=True, help="a profile's file, or the name of one that ships")
+    parser.add_argument(
+        "--profile",
+        action="append",
+        required=True,
+        metavar="[NAME=]PROFILE",
+        help="a profile's file, or the name of one that ships; repeatable: the first is the main device",
+    )
     parser.add_argument("--budget", action="append", required=True, help="such as 'memory@chat <= 12MB'; repeatable")
-    add_loads(parser)
-    parser.add_argument("--format", default="fp32", help="weight format (default: fp32)")
+    add_search_loads(parser)
+    parser.add_argument("--format", action="append", help="that layers may be stored in; repeatable (default: fp32)")
     parser.add_argument("--backend", default="onnxruntime", choices=("onnxruntime", "torch"))
+    parser.add_argument("--metric", default="kl", help="which scores to go by (default: kl)")
+    add_rules(parser)
+    parser.add_argument("--extrapolate", action="store_true", help="allow loads beyond what was measured, less certain")
+    parser.add_argument("--tolerance", type=float, default=0.0, metavar="SCORE", help="stop this near to the best")
     parser.add_argument("--time-limit", type=float, default=60.0, metavar="SECONDS", help="of a solve (default: 60)")
     parser.add_argument("--frontier", type=int, default=16, metavar="POINTS", help="of the frontier (default: 16)")
+    parser.add_argument("--pool", type=int, default=1, metavar="PLANS", help="so many good plans (default: 1)")
+    parser.add_argument(
+        "--differ", type=int, default=1, metavar="LAYERS", help="any two in so many layers (default: 1)"
+    )
+    parser.add_argument("--compare", action="store_true", help="put simpler ways to choose beside the plan")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON instead of a table")
     add_out(parser, "plan.json", "the plan")
 
@@ -33,19 +58,34 @@ def run(arguments: argparse.Namespace) -> None:
     from blockwright.pipeline.recipe import check_above_zero, check_at_least, check_formats
     from blockwright.pipeline.search import SearchOrder, search_plan
     from blockwright.pipeline.tables import print_plan
+    from blockwright.search.choose import InfeasibleError
 
-    check_formats("--format", [arguments.format])
+    formats = arguments.format or ["fp32"]
+    check_formats("--format", formats)
     check_above_zero("--time-limit", arguments.time_limit)
-    check_at_least("--frontier", arguments.frontier, 0)
+    for field, least in (("frontier", 0), ("pool", 1), ("differ", 1), ("tolerance", 0)):
+        check_at_least(f"--{field.replace('_', '-')}", getattr(arguments, field), least)
     order = SearchOrder(
-        loads=read_loads(arguments.load),
+        loads=read_search_loads(arguments.load),
         budgets=tuple(arguments.budget),
-        format=arguments.format,
+        formats=tuple(formats),
         backend=arguments.backend,
         time_limit_s=arguments.time_limit,
         frontier_points=arguments.frontier,
+        metric=arguments.metric,
+        rules=read_rules(arguments),
+        may_extrapolate=arguments.extrapolate,
+        tolerance=arguments.tolerance,
+        pool_size=arguments.pool,
+        min_layers_differ=arguments.differ,
+        compares=arguments.compare,
     )
-    plan = search_plan(arguments.scores, arguments.profile, order, arguments.out)
+    try:
+        plan = search_plan(arguments.scores, arguments.profile, order, arguments.out)
+    except InfeasibleError as error:
+        if arguments.json:
+            print(json.dumps(error.to_data(), indent=1))
+        raise
     if arguments.json:
         print(arguments.out.read_text(), end="")
     else:

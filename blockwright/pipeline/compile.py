@@ -1,14 +1,18 @@
 """Stage: compile a checkpoint into an engine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blockwright.compile.engine import Engine, EngineOrder, SessionSettings, build_engine, read_engine
 from blockwright.errors import InputError
+from blockwright.files import digest_of
 from blockwright.pipeline.console import progress
-from blockwright.pipeline.inputs import open_checkpoint
+from blockwright.pipeline.inputs import Checkpoint, open_checkpoint
+from blockwright.pipeline.realise import checkpoint_spec
+from blockwright.pipeline.recipe import check_formats
 from blockwright.pipeline.stage import Stage, running
-from blockwright.spec import parse_format
+from blockwright.search.plan import Plan
+from blockwright.spec import FP32, Block, Format, Model, NoOp, parse_format, variant_name, with_format
 from blockwright.strict import to_data
 
 
@@ -16,13 +20,16 @@ from blockwright.strict import to_data
 class CompileOrder:
     """What to build."""
 
-    format: str
+    format: str | None
+    """Of all layers; None where a plan says how each is stored."""
     threads: int
     num_positions: int | None = None
     """Longest sequence; None for the checkpoint's own context."""
 
 
-def compile_checkpoint(checkpoint: str, order: CompileOrder, output: Path, home: Path | None = None) -> Engine:
+def compile_checkpoint(
+    checkpoint: str, order: CompileOrder, output: Path, home: Path | None = None, plan: Plan | None = None
+) -> Engine:
     """Builds an ONNX Runtime engine, or reads the one that was built before from the same inputs.
 
     Args:
@@ -30,9 +37,13 @@ def compile_checkpoint(checkpoint: str, order: CompileOrder, output: Path, home:
         order: what to build.
         output: the engine's folder.
         home: where the manifest stands; beside the output if None.
+        plan: says how each layer is stored, where the order names no format.
+
+    Raises:
+        InputError: the checkpoint is broken, the context longer than its own, or the plan is not of its blocks.
     """
-    weights = parse_format(order.format)
     source = open_checkpoint(checkpoint)
+    weights, model = _stored(source, order, plan)
     if order.num_positions is not None and order.num_positions > source.spec.max_positions:
         raise InputError(
             "--context",
@@ -43,13 +54,13 @@ def compile_checkpoint(checkpoint: str, order: CompileOrder, output: Path, home:
     stage = Stage(
         name=f"compile-{output.name}",
         output=output,
-        inputs={"order": to_data(order), "checkpoint": source.digest},
+        inputs={"order": to_data(order), "checkpoint": source.digest, "stored": digest_of(to_data(model))},
         home=home,
     )
     if (before := stage.reuse(lambda: read_engine(output))) is not None:
         return before
     built = EngineOrder(
-        model=source.spec,
+        model=model,
         weights_format=weights,
         num_positions=source.spec.max_positions if order.num_positions is None else order.num_positions,
         session=SessionSettings(num_threads=order.threads),
@@ -59,3 +70,36 @@ def compile_checkpoint(checkpoint: str, order: CompileOrder, output: Path, home:
         engine = build_engine(built, source.folder, output)
         advance()
     return engine
+
+
+def _stored(source: Checkpoint, order: CompileOrder, plan: Plan | None) -> tuple[Format | None, Model]:
+    """The format of all layers, or none and a model whose layers say theirs."""
+    if plan is None:
+        assert order.format is not None, "a format, or a plan that says it"
+        return parse_format(order.format), source.spec
+    _check_is_of(source, plan)
+    parts = (part for block in plan.child.layers for part in (block.mixer, block.ffn))
+    formats = {part.weights for part in parts if not isinstance(part, NoOp)} | {plan.child.embedding_weights}
+    check_formats("plan: child", sorted(map(str, formats)))
+    return None, plan.child
+
+
+def _check_is_of(source: Checkpoint, plan: Plan) -> None:
+    """Refuses a plan whose child has other blocks than the checkpoint, whatever they are stored in."""
+    has, wanted = with_format(source.spec, FP32), checkpoint_spec(plan)
+    if has == wanted:
+        return
+    got = "the child of another parent"
+    if replace(has, layers=wanted.layers) == wanted and len(has.layers) == len(wanted.layers):
+        layer = next(i for i, (a, b) in enumerate(zip(has.layers, wanted.layers, strict=True)) if a != b)
+        got = f"{_words(wanted.layers[layer])} as layer {layer}, where the checkpoint has {_words(has.layers[layer])}"
+    raise InputError(
+        "plan: child",
+        got=got,
+        expected=f"the blocks of {source.folder}",
+        remedy="Name the plan that this checkpoint was realised from, or compile the one that was.",
+    )
+
+
+def _words(block: Block) -> str:
+    return f"{variant_name(block.mixer)} and {variant_name(block.ffn)}"

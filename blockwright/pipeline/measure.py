@@ -179,7 +179,7 @@ def check_promises_hold_here(plan: Plan, engine: Path) -> None:
             "plan: format and backend",
             got=f"{plan.format} on {plan.backend}",
             expected=f"the engine's, {built.format} on {built.target}",
-            remedy="Compile the child in the plan's format, or search again for this one.",
+            remedy="Compile the child as the plan says, with --plan, or search again for this one.",
         )
     if plan.profile != here.name:
         raise InputError(

@@ -10,6 +10,7 @@ import yaml
 from blockwright.cost import Load
 from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Backend
+from blockwright.search.build import NO_RULES, Rules
 from blockwright.search.space import SpaceSettings
 from blockwright.spec import FormatName, parse_format
 from blockwright.statistics import LEAST_VALUES
@@ -142,6 +143,18 @@ class ScoreSection:
     """Replace-one-block scores."""
 
     tokens: int
+    metrics: tuple[str, ...] = ("kl",)
+    """``kl``, ``lm_loss``, or a function of yours as ``path/to/file.py:function``."""
+    task: str | None = None
+    """A file of multiple-choice items for the metric ``task``."""
+    formats: tuple[str, ...] = ("fp32",)
+    """Weight formats to score every candidate in."""
+    races: bool = False
+    """Whether more text is spent only on candidates that the plan still hangs on; `tokens` are the most for one."""
+
+    def __post_init__(self) -> None:
+        check_distinct("score.metrics", self.metrics)
+        check_formats("score.formats", self.formats)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,10 +163,45 @@ class SearchSection:
 
     time_limit_s: float
     frontier_points: int
+    metric: str = "kl"
+    """Which of the scores to go by."""
+    rules: Rules = NO_RULES
+    """What the child must look like beside its budgets."""
+    tolerance: float = 0.0
+    """In units of the score: stop this near to the best."""
+    pool_size: int = 1
+    min_layers_differ: int = 1
+    """In which any two plans of the pool differ."""
+    compares: bool = False
+    """Whether simpler ways to choose stand beside the plan."""
 
     def __post_init__(self) -> None:
+        check_at_least("search.tolerance", self.tolerance, 0)
+        check_at_least("search.pool_size", self.pool_size, 1)
+        check_at_least("search.min_layers_differ", self.min_layers_differ, 1)
         check_above_zero("search.time_limit_s", self.time_limit_s)
         check_at_least("search.frontier_points", self.frontier_points, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefineSection:
+    """Beyond sums of scores: whole plans are measured, and candidates scored again around the best."""
+
+    tokens: int
+    """To measure a plan on, and what each candidate changes in it."""
+    rounds: int
+    pool_size: int
+    """Plans to begin with."""
+    pairs: int = 0
+    """Pairs of candidates to measure, for one more plan to begin with."""
+    heal_tokens: int = 0
+    """To distil the last plans for while choosing among them; 0 for none."""
+
+    def __post_init__(self) -> None:
+        check_at_least("refine.rounds", self.rounds, 0)
+        check_at_least("refine.pool_size", self.pool_size, 1)
+        check_at_least("refine.pairs", self.pairs, 0)
+        check_at_least("refine.heal_tokens", self.heal_tokens, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,6 +269,8 @@ class Recipe:
     distill: DistillSection
     measure: MeasureSection
     space: SpaceSettings = field(default_factory=SpaceSettings)
+    refine: RefineSection | None = None
+    """None to stay with the best sum of scores."""
 
     def __post_init__(self) -> None:
         check_seed("seed", self.seed)
@@ -228,8 +278,15 @@ class Recipe:
         for name, asked in (("loads", self.loads), ("budgets", self.budgets)):
             if not asked:
                 raise InputError(name, got="none", expected="at least one", remedy="Write one; see recipes/demo.yaml.")
-        for name, least in (("library", 1), ("score", LEAST_VALUES), ("distill", 1), ("measure", LEAST_VALUES)):
-            tokens = getattr(self, name).tokens
+        for name, least in (
+            ("library", 1),
+            ("score", LEAST_VALUES),
+            ("refine", LEAST_VALUES),
+            ("distill", 1),
+            ("measure", LEAST_VALUES),
+        ):
+            section = getattr(self, name)
+            tokens = math.inf if section is None else section.tokens
             if tokens < least * self.window_tokens:
                 raise InputError(
                     f"{name}.tokens",

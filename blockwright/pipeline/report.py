@@ -30,9 +30,10 @@ def report_run(folder: Path, output: Path) -> None:
             expected="the folder of a run",
             remedy="Name a folder that `blockwright run` wrote.",
         )
-    manifest, plan = read_manifest(folder), read_plan(folder / "plan.json")
-    _check_belong_together(folder, plan, manifest)
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    plan_file = "plan.json" if recipe.get("refine") is None else "refined.json"
+    manifest, plan = read_manifest(folder), read_plan(folder / plan_file)
+    _check_belong_together(folder, plan, manifest)
     report = Report(
         name=recipe["name"],
         parent_name=recipe["parent"],
@@ -62,7 +63,7 @@ def _check_belong_together(folder: Path, plan: Plan, manifest: dict[str, Any]) -
         if not is_of_this_plan:
             raise InputError(
                 str(folder / file),
-                got="missing, or made for another plan than plan.json",
+                got="missing, or made for another plan than the run's",
                 expected="a finished run",
                 remedy="Run it to its end: blockwright run RECIPE --out " + str(folder),
             )

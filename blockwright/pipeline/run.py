@@ -1,6 +1,6 @@
 """All stages in order: from a recipe to a report."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import yaml
@@ -19,10 +19,12 @@ from blockwright.pipeline.inputs import check_text_suits, read_text, windows_to_
 from blockwright.pipeline.library import LibraryOrder, build_library
 from blockwright.pipeline.measure import Made, MeasureOrder, measure_run
 from blockwright.pipeline.profile import ProfileOrder, profile_machine
+from blockwright.pipeline.race import race_for
 from blockwright.pipeline.realise import realise_plan
-from blockwright.pipeline.recipe import MeasureSection, Recipe
+from blockwright.pipeline.recipe import MeasureSection, Recipe, RefineSection
+from blockwright.pipeline.refine import RefineOrder, refine_plan
 from blockwright.pipeline.report import report_run
-from blockwright.pipeline.score import ScoreOrder, score_library
+from blockwright.pipeline.score import ScoreOrder, read_yardsticks, score_library
 from blockwright.pipeline.search import SearchOrder, check_budgets, check_reachable, search_plan
 from blockwright.pipeline.stage import locked
 from blockwright.search.plan import Plan
@@ -31,6 +33,7 @@ from blockwright.statistics import LEAST_VALUES
 from blockwright.strict import to_data
 
 RECIPE, PROFILE, LIBRARY, SCORES, PLAN = "recipe.yaml", "profile.json", "library", "scores.parquet", "plan.json"
+REFINED = "refined.json"
 REALISED, CHILD, ENGINES, MEASURED, REPORT = "realised", "child", "engine/onnxruntime", "measured.json", "report.html"
 
 
@@ -58,14 +61,20 @@ def run(recipe: Recipe, folder: Path, profile: str | None = None) -> Run:
     ready = None if profile is None else _ready_profile(recipe, profile)
     with locked(folder):
         _write_recipe(recipe, folder / RECIPE)
-        hardware = ready or profile_machine(_profile_order(recipe, parent), folder / PROFILE)
+        hardware = ready or profile_machine(profile_order(recipe, parent), folder / PROFILE)
         profile_file = profile or folder / PROFILE
         searched = search_order(recipe)
-        check_reachable(parent.spec, candidates(parent.spec, recipe.space), hardware, searched)
+        offered = candidates(parent.spec, recipe.space)
+        check_reachable(parent.spec, offered, {hardware.name: hardware}, searched)
         build_library(parent, library_order(recipe), folder / LIBRARY)
-        score_library(parent, folder / LIBRARY, score_order(recipe), folder / SCORES)
-        plan = search_plan(folder / SCORES, profile_file, searched, folder / PLAN)
-        realise_plan(parent, folder / PLAN, folder / LIBRARY, folder / REALISED)
+        _score(recipe, parent, hardware, folder)
+        plan = search_plan(folder / SCORES, [profile_file], searched, folder / PLAN)
+        chosen = folder / PLAN
+        if recipe.refine is not None:
+            chosen = folder / REFINED
+            paths = {"library": folder / LIBRARY, "scores": folder / SCORES, "output": chosen}
+            plan = refine_plan(parent, paths, [profile_file], searched, refine_order(recipe, recipe.refine))
+        realise_plan(parent, chosen, folder / LIBRARY, folder / REALISED)
         distill_child(folder / REALISED, parent, distill_order(recipe), folder / CHILD)
         made = Made(
             parent=parent,
@@ -87,6 +96,7 @@ def check_recipe(recipe: Recipe) -> Parent:
     """
     check_budgets(recipe.loads, recipe.budgets)
     parent = open_parent(recipe.parent)
+    read_yardsticks(score_order(recipe), parent)
     _check_loads(recipe.loads, parent)
     _check_prompts(recipe.measure, parent)
     text, model = read_text(recipe.text), load_model(parent)
@@ -111,19 +121,31 @@ def library_order(recipe: Recipe) -> LibraryOrder:
 
 def score_order(recipe: Recipe) -> ScoreOrder:
     """What the recipe says about scoring."""
-    return ScoreOrder(
-        text=recipe.text, window_tokens=recipe.window_tokens, seed=recipe.seed, tokens=recipe.score.tokens
+    settings = {name: value for name, value in asdict(recipe.score).items() if name != "races"}
+    return ScoreOrder(text=recipe.text, window_tokens=recipe.window_tokens, seed=recipe.seed, **settings)
+
+
+def refine_order(recipe: Recipe, section: RefineSection) -> RefineOrder:
+    """What the recipe says about going beyond sums of scores."""
+    return RefineOrder(
+        text=recipe.text,
+        window_tokens=recipe.window_tokens,
+        seed=recipe.seed,
+        batch_windows=recipe.distill.batch_windows,
+        learning_rate=recipe.distill.learning_rate,
+        cosine_weight=recipe.distill.cosine_weight,
+        **asdict(section),
     )
 
 
 def search_order(recipe: Recipe) -> SearchOrder:
     """What the recipe says about the search."""
     return SearchOrder(
-        loads=recipe.loads,
+        loads={name: (load,) for name, load in recipe.loads.items()},
         budgets=recipe.budgets,
-        format=recipe.engine.formats[0],
+        formats=recipe.engine.formats[:1],
         backend="onnxruntime",
-        **asdict(recipe.search),
+        **{field.name: getattr(recipe.search, field.name) for field in fields(recipe.search)},
     )
 
 
@@ -145,6 +167,14 @@ def measure_order(recipe: Recipe) -> MeasureOrder:
     )
 
 
+def _score(recipe: Recipe, parent: Parent, hardware: Profile, folder: Path) -> None:
+    order, decide = score_order(recipe), None
+    if recipe.score.races:
+        race, decide = race_for(search_order(recipe), {hardware.name: hardware})
+        order = replace(order, race=race)
+    score_library(parent, folder / LIBRARY, order, folder / SCORES, decide)
+
+
 def _ready_profile(recipe: Recipe, name: str) -> Profile:
     hardware = read_profile(name)
     check_is_this_machine(hardware, this_device(), installed_software())
@@ -158,7 +188,8 @@ def _ready_profile(recipe: Recipe, name: str) -> Profile:
     return hardware
 
 
-def _profile_order(recipe: Recipe, parent: Parent) -> ProfileOrder:
+def profile_order(recipe: Recipe, parent: Parent) -> ProfileOrder:
+    """What the recipe says about profiling."""
     return ProfileOrder(
         parent=parent.spec,
         space=recipe.space,

@@ -2,26 +2,25 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from torch import nn
-from transformers import PreTrainedModel
-
-from blockwright.files import digest_of_files, read_json, write_json
-from blockwright.library import INDEX, Library, read_library
-from blockwright.model.child import layer_with
-from blockwright.model.parent import Parent, load_model
-from blockwright.pipeline.console import progress
+from blockwright.errors import InputError
+from blockwright.files import digest_of_files
+from blockwright.library import INDEX, read_library
+from blockwright.model.parent import Parent, load_model, load_tokenizer
+from blockwright.pipeline.candidates import candidate_layers, candidates_in
 from blockwright.pipeline.inputs import check_text_suits, checkpoint_digest, read_text, windows_to_judge_by
+from blockwright.pipeline.recipe import check_distinct, check_formats
+from blockwright.pipeline.rounds import Race, Undecided, Yardsticks, score_in_rounds
 from blockwright.pipeline.stage import Stage, running
-from blockwright.search.scores import Score, ScoreTable, read_scores, write_scores
-from blockwright.search.scoring import replace_one_kl
-from blockwright.spec import Candidate
-from blockwright.statistics import Estimate, estimate_mean
+from blockwright.search.metrics import TextMetrics, load_function
+from blockwright.search.scores import ScoreTable, read_scores, write_scores
+from blockwright.search.task import Question, read_questions
+from blockwright.spec import parse_format
 from blockwright.strict import to_data
-from blockwright.tensors import read_tensors
 
-_BATCH_WINDOWS = 8
+TASK = "task"
+_BUILT_IN = ("kl", "lm_loss")
 _SEED_SHIFT = 1
 """Scores come from other places of the training text than the library's windows."""
 
@@ -34,17 +33,43 @@ class ScoreOrder:
     window_tokens: int
     tokens: int
     seed: int
+    metrics: tuple[str, ...] = ("kl",)
+    """``kl``, ``lm_loss``, or a function as ``path/to/file.py:function``; see `search/metrics.py`."""
+    task: str | None = None
+    """A file of multiple-choice items for the metric ``task``; see `search/task.py`."""
+    formats: tuple[str, ...] = ("fp32",)
+    """How weights are stored: every candidate is scored in each."""
+    race: dict[str, Any] | None = None
+    """All that decides who stays in a race, as plain data; None for no race."""
 
 
-def score_library(parent: Parent, folder: Path, order: ScoreOrder, output: Path) -> ScoreTable:
-    """Scores all candidates, or reads the scores that were made before from the same inputs."""
+def score_library(
+    parent: Parent, folder: Path, order: ScoreOrder, output: Path, undecided: Undecided | None = None
+) -> ScoreTable:
+    """Scores all candidates, or reads the scores that were made before from the same inputs.
+
+    Args:
+        parent: the library's.
+        folder: the library.
+        order: how to score.
+        output: the table to write.
+        undecided: chooses after each round who goes on; `order.race` must say all that it depends on beside the
+            scores. None for no race: all candidates on all windows.
+
+    Raises:
+        InputError: the library, the text, a metric or the items have to be mended, or a score is no finite number.
+    """
+    assert (undecided is None) == (order.race is None), "what decides a race is part of the stage's key"
     library = read_library(folder)
     text = read_text(order.text)
+    yardsticks = read_yardsticks(order, parent)
+    files = [Path(metric.rpartition(":")[0]) for metric in order.metrics if metric not in _BUILT_IN]
     inputs = {
         "order": to_data(order),
         "parent": checkpoint_digest(parent.folder),
         "library": digest_of_files([folder / INDEX, *(folder / entry.file for entry in library.entries)]),
         "text": text.digest,
+        "metrics": digest_of_files(files + ([] if order.task is None else [Path(order.task)])),
     }
     stage = Stage(name="score", output=output, inputs=inputs)
     if (before := stage.reuse(lambda: read_scores(output))) is not None:
@@ -54,39 +79,47 @@ def score_library(parent: Parent, folder: Path, order: ScoreOrder, output: Path)
     )
     model = load_model(parent)
     check_text_suits(model, windows)
+    candidates = candidates_in(library, [parse_format(weights) for weights in order.formats])
     with running(stage) as work:
-        layers = candidate_layers(model, library, folder)
-        values: dict[str, list[float]] = {candidate.name: [] for candidate in layers}
-        batches = windows.ids_NT.split(_BATCH_WINDOWS)
-        paths = [work / f"batch-{index:04d}.json" for index in range(len(batches))]
-        resumed = sum(path.exists() for path in paths) * len(layers)
-        with progress("score", len(batches) * len(layers), done=resumed) as advance:
-            for ids_BT, path in zip(batches, paths, strict=True):
-                if not path.exists():
-                    kl = replace_one_kl(model, layers, ids_BT, on_candidate=advance)
-                    write_json(path, {candidate.name: kl_B.tolist() for candidate, kl_B in kl.items()})
-                for name, kl_B in read_json(path).items():
-                    values[name] += kl_B
-        scores = [
-            _score_of(c, library, np.array(values.get(c.name, [])), windows.document_N) for c in library.candidates
-        ]
-        table = ScoreTable(parent=library.parent, scores=tuple(scores))
+        race = Race(
+            parent=library.parent,
+            model=model,
+            candidates=candidates,
+            layers=candidate_layers(model, library, folder, candidates),
+            yardsticks=yardsticks,
+            windows=windows,
+            undecided=undecided,
+        )
+        table = score_in_rounds(race, work)
         write_scores(table, output)
     return table
 
 
-def candidate_layers(model: PreTrainedModel, library: Library, folder: Path) -> dict[Candidate, nn.Module]:
-    """The parent's layers with every candidate in place that is not the parent's own."""
-    files = {entry.candidate: folder / entry.file for entry in library.entries}
-    return {
-        c: layer_with(model, library.parent, c, read_tensors(files[c]) if c in files else {})
-        for c in library.candidates
-        if c.variant != getattr(library.parent.layers[c.layer], c.part)
-    }
+def read_yardsticks(order: ScoreOrder, parent: Parent) -> Yardsticks:
+    """Loads the metrics, so that a mistake in them is found before any work.
 
-
-def _score_of(candidate: Candidate, library: Library, kl_N: np.ndarray, document_N: np.ndarray) -> Score:
-    is_own = candidate.variant == getattr(library.parent.layers[candidate.layer], candidate.part)
-    # The parent's own part changes nothing, so its divergence is 0 exactly.
-    estimate = Estimate(value=0.0, low=0.0, high=0.0, num_values=0) if is_own else estimate_mean(kl_N, document_N)
-    return Score(candidate=candidate, metric="kl", estimate=estimate)
+    Raises:
+        InputError: names the metric, or the file and line of the item, that has to be mended.
+    """
+    check_formats("score.formats", order.formats)
+    functions = tuple(load_function(metric) for metric in order.metrics if metric not in _BUILT_IN)
+    for name, _ in functions:
+        if name in (*_BUILT_IN, TASK):
+            raise InputError(
+                "score.metrics",
+                got=f"a function named {name}",
+                expected="a name that no metric of ours has",
+                remedy="Rename the function.",
+            )
+    names = [metric.rpartition(":")[2] for metric in order.metrics]
+    check_distinct("score.metrics", names)
+    questions: list[Question] = []
+    if order.task is not None:
+        questions = read_questions(Path(order.task), load_tokenizer(parent), parent.spec.max_positions)
+    return Yardsticks(
+        metrics=(*names, *[TASK] * (order.task is not None)),
+        of_windows=TextMetrics(
+            has_kl="kl" in order.metrics, has_lm_loss="lm_loss" in order.metrics, functions=functions
+        ),
+        questions=tuple(questions),
+    )

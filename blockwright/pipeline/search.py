@@ -1,18 +1,23 @@
 """Stage: choose the blocks. Loads no torch."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blockwright.cost import Load
+from blockwright.errors import InputError
 from blockwright.files import digest_of, digest_of_files
 from blockwright.hw_profiles.profile import Backend, Profile, read_profile
+from blockwright.pipeline.console import progress
 from blockwright.pipeline.stage import Stage, running
 from blockwright.search.budget import parse_budget
-from blockwright.search.choose import Order, choose
+from blockwright.search.build import NO_RULES, Order, Rules, build_problem
+from blockwright.search.choose import Steps, checked, choose
+from blockwright.search.explain import fits
 from blockwright.search.plan import Plan, read_plan, write_plan
+from blockwright.search.rivals import NUM_WAYS
 from blockwright.search.scores import Score, ScoreTable, read_scores
-from blockwright.spec import Candidate, Model, parse_format
+from blockwright.spec import Candidate, Model, parse_format, stored_as
 from blockwright.statistics import Estimate
 from blockwright.strict import to_data
 
@@ -21,40 +26,102 @@ from blockwright.strict import to_data
 class SearchOrder:
     """What to choose for."""
 
-    loads: dict[str, Load]
+    loads: dict[str, tuple[Load, ...]]
+    """Each with one batch, or several to choose from."""
     budgets: tuple[str, ...]
-    format: str
+    formats: tuple[str, ...]
+    """That each layer may be stored in."""
     backend: Backend
     time_limit_s: float
     frontier_points: int
+    metric: str = "kl"
+    rules: Rules = NO_RULES
+    may_extrapolate: bool = False
+    tolerance: float = 0.0
+    pool_size: int = 1
+    min_layers_differ: int = 1
+    compares: bool = False
+    """Whether simpler ways to choose stand beside the plan."""
 
 
-def search_plan(scores: Path, profile: str | Path, order: SearchOrder, output: Path) -> Plan:
-    """Chooses the child, or reads the plan that was made before from the same inputs."""
-    hardware = read_profile(profile)
-    inputs = {"order": to_data(order), "scores": digest_of_files([scores]) if scores.exists() else None}
-    stage = Stage(name="search", output=output, inputs=inputs | {"profile": digest_of(to_data(hardware))})
+def search_plan(scores: Path, profiles: Sequence[str | Path], order: SearchOrder, output: Path) -> Plan:
+    """Chooses the child, or reads the plan that was made before from the same inputs.
+
+    Args:
+        scores: the table.
+        profiles: a profile's file or name for each device, or NAME=FILE; the first is the one that runs measure on.
+        order: what to choose for.
+        output: the plan.
+    """
+    devices = read_devices(profiles)
+    inputs = {
+        "order": to_data(order),
+        "scores": digest_of_files([scores]) if scores.exists() else None,
+        "profiles": {name: digest_of(to_data(profile)) for name, profile in devices.items()},
+    }
+    stage = Stage(name="search", output=output, inputs=inputs)
     if (before := stage.reuse(lambda: read_plan(output))) is not None:
         return before
     table = read_scores(scores)
-    with running(stage):
-        plan = choose(table, _order(order, hardware, order.frontier_points))
+    check_pool(order, table.parent)
+    asked = full_order(order, devices)
+    num_steps = order.frontier_points + order.pool_size + NUM_WAYS * order.compares
+    with running(stage), progress("search", num_steps) as advance:
+        steps = Steps(
+            on_point=lambda: advance("frontier"),
+            on_found=lambda: advance("pool"),
+            on_rival=lambda: advance("simpler ways to choose"),
+        )
+        plan = choose(table, asked, steps)
         write_plan(plan, output)
     return plan
 
 
-def check_reachable(parent: Model, offered: Sequence[Candidate], hardware: Profile, order: SearchOrder) -> None:
+def read_devices(profiles: Sequence[str | Path]) -> dict[str, Profile]:
+    """Profiles by the names of their devices.
+
+    Raises:
+        InputError: one of them is none, or two devices have one name.
+    """
+    devices: dict[str, Profile] = {}
+    for text in profiles:
+        name, separator, file = str(text).rpartition("=") if not Path(text).exists() else ("", "", text)
+        profile = read_profile(file)
+        name = name if separator else profile.name
+        if name in devices:
+            raise InputError(
+                "--profile",
+                got=f"two devices of the name {name}",
+                expected="a name of its own for each",
+                remedy="Name one of them: --profile NAME=FILE.",
+            )
+        devices[name] = profile
+    return devices
+
+
+def check_reachable(
+    parent: Model, offered: Sequence[Candidate], devices: Mapping[str, Profile], order: SearchOrder
+) -> None:
     """Finds out whether any child is within the budgets, before its library is trained.
 
     Raises:
-        InputError: none is; the error says which budget cannot be met and the least that can be reached.
+        InputError: none is; the error says which budgets clash, what can be reached and what would fit.
     """
+    check_pool(order, parent)
     nothing = Estimate(value=0.0, low=0.0, high=0.0, num_values=1)
-    scores = tuple(Score(candidate=candidate, metric="none", estimate=nothing) for candidate in offered)
-    choose(ScoreTable(parent=parent, scores=scores), _order(order, hardware, frontier_points=0))
+    formats = [parse_format(text) for text in order.formats]
+    scores = tuple(
+        Score(candidate=candidate, metric=order.metric, estimate=nothing)
+        for candidate in dict.fromkeys(
+            replace(c, variant=stored_as(c.variant, weights)) for c in offered for weights in formats
+        )
+    )
+    asked = full_order(order, devices)
+    problem = build_problem(ScoreTable(parent=parent, scores=scores), asked)
+    checked(fits(problem, order.time_limit_s), problem, asked)
 
 
-def check_budgets(loads: dict[str, Load], budgets: Sequence[str]) -> None:
+def check_budgets(loads: Mapping[str, Load], budgets: Sequence[str]) -> None:
     """Reads budgets and drops them, so that a mistake is found before hours of work and not after.
 
     Raises:
@@ -64,13 +131,41 @@ def check_budgets(loads: dict[str, Load], budgets: Sequence[str]) -> None:
         parse_budget(text, loads)
 
 
-def _order(order: SearchOrder, hardware: Profile, frontier_points: int) -> Order:
+def check_pool(order: SearchOrder, parent: Model) -> None:
+    """Refuses a pool whose plans cannot differ as asked.
+
+    Raises:
+        InputError: they would have to differ in more layers than there are.
+    """
+    if order.pool_size > 1 and not 1 <= order.min_layers_differ <= len(parent.layers):
+        raise InputError(
+            "--differ",
+            got=order.min_layers_differ,
+            expected=f"from 1 to the {len(parent.layers)} layers of the parent",
+            remedy="Correct the value.",
+        )
+
+
+def full_order(order: SearchOrder, devices: Mapping[str, Profile]) -> Order:
+    """The order with its texts read.
+
+    Raises:
+        InputError: a budget or a format is none.
+    """
+    firsts = {name: loads[0] for name, loads in order.loads.items()}
     return Order(
-        profile=hardware,
+        devices=devices,
         backend=order.backend,
-        weights=parse_format(order.format),
+        formats=tuple(parse_format(text) for text in order.formats),
         loads=order.loads,
-        budgets=[parse_budget(text, order.loads) for text in order.budgets],
+        budgets=[parse_budget(text, firsts, list(devices)) for text in order.budgets],
+        metric=order.metric,
+        rules=order.rules,
+        may_extrapolate=order.may_extrapolate,
         time_limit_s=order.time_limit_s,
-        frontier_points=frontier_points,
+        tolerance=order.tolerance,
+        frontier_points=order.frontier_points,
+        pool_size=order.pool_size,
+        min_layers_differ=order.min_layers_differ,
+        compares=order.compares,
     )

@@ -13,18 +13,23 @@ from blockwright.library import Library
 from blockwright.measured import Measured, MeasuredCost
 from blockwright.report.facts import (
     QUANTITY_NAMES,
+    RIVALS_CAPTION,
     CostLine,
+    budget_words,
     cost_lines,
     drift_words,
     interval,
+    measured_promises,
     percent_interval,
+    price_words,
     quality_rows,
+    rival_rows,
     show,
     speedup,
 )
 from blockwright.search.plan import Plan
-from blockwright.search.scores import ScoreTable
-from blockwright.spec import variant_name
+from blockwright.search.scores import ScoreTable, format_of
+from blockwright.spec import FFN, Candidate, Mixer, NoOp, stored_as, variant_name
 from blockwright.strict import to_data
 from blockwright.units import format_time
 
@@ -47,13 +52,15 @@ def print_run(folder: Path, plan: Plan, measured: Measured, profile: str | None 
             f"The child writes {faster.value:.2f} times as fast as its parent ({faster.low:.2f} to {faster.high:.2f}) "
             f"at {cost.load} and keeps {percent_interval(measured.distilled.agreement)} of its next tokens."
         )
+    if plan.rivals:
+        _print_rivals(console, plan)
     console.print(f"The plan is {_certificate(plan)}.")
     console.print(
         f"""
 Report      {folder}/report.html
 Child       {folder}/child  (loads in plain transformers with trust_remote_code=True)
 Engine      {folder}/engine/onnxruntime/child-{plan.format}
-Plan        {folder}/plan.json
+Plan        {folder}/{"plan.json" if plan.whole is None else "refined.json"}
 Next        blockwright generate {folder}/engine/onnxruntime/child-{plan.format} --prompt 'def main(' --temperature 0.8
             blockwright search --scores {folder}/scores.parquet --profile {profile or folder / "profile.json"} \\
                 --budget '{plan.budgets[0].quantity}@{plan.budgets[0].load} <= 80%' --format {plan.format} \\
@@ -76,35 +83,69 @@ def run_to_data(folder: Path, plan: Plan, measured: Measured) -> dict[str, Any]:
 
 
 def print_plan(plan: Plan) -> None:
-    """A plan: what is promised, and which blocks."""
+    """A plan: what is promised, what budgets are worth, and which blocks."""
     console = _console()
-    costs = _table("cost", "load", "asked", "parent", "promised", "interval", title=f"{plan.format} on {plan.profile}")
-    limits = {(line.quantity, line.load): line for line in plan.budgets}
-    for promise in plan.promises:
-        line = limits.get((promise.quantity, promise.load))
-        asked = "" if line is None else f"≤ {show(line.limit, promise.quantity)}{' (binds)' * line.is_binding}"
-        ends = (show(promise.child.low, promise.quantity), show(promise.child.high, promise.quantity))
-        costs.add_row(
-            QUANTITY_NAMES[promise.quantity],
-            promise.load,
-            asked,
-            show(promise.parent.value, promise.quantity),
-            show(promise.child.value, promise.quantity),
-            "" if ends[0] == ends[1] else " to ".join(ends),
-        )
-    console.print(costs)
+    for device, profile in plan.devices.items():
+        title = f"{plan.format} on {device}" + ("" if device == profile else f" ({profile})")
+        costs = _table("cost", "load", "asked", "parent", "promised", "interval", title=title)
+        for promise in (p for p in plan.promises if p.device == device):
+            place = (promise.quantity, promise.device, promise.load)
+            lines = [line for line in plan.budgets if (line.quantity, line.device, line.load) == place]
+            binds = any(line.is_binding for line in lines)
+            ends = (show(promise.child.low, promise.quantity), show(promise.child.high, promise.quantity))
+            costs.add_row(
+                QUANTITY_NAMES[promise.quantity],
+                promise.load,
+                budget_words(lines) + " (binds)" * binds,
+                show(promise.parent.value, promise.quantity),
+                show(promise.child.value, promise.quantity),
+                "" if ends[0] == ends[1] else " to ".join(ends),
+            )
+        console.print(costs)
+    for name, batch in plan.batches.items():
+        console.print(f"The {name} is {batch}.")
+    for sentence in price_words(plan):
+        console.print(sentence)
     blocks = _table("layer", "mixer", "ffn")
     for index, (own, new) in enumerate(zip(plan.parent.layers, plan.child.layers, strict=True)):
-        mixer = "as the parent" if new.mixer == own.mixer else variant_name(new.mixer)
-        ffn = "as the parent" if new.ffn == own.ffn else variant_name(new.ffn)
-        blocks.add_row(str(index), mixer, ffn)
+        blocks.add_row(str(index), _part(new.mixer, own.mixer, plan), _part(new.ffn, own.ffn, plan))
     console.print(blocks)
+    if plan.pool:
+        _print_pool(console, plan)
+    if plan.rivals:
+        _print_rivals(console, plan)
     console.print(f"The plan is {_certificate(plan)}.")
+
+
+def _print_pool(console: Console, plan: Plan) -> None:
+    pool = _table("plan", "sum of scores", "above the best", "layers that differ", title="The pool")
+    for index, other in enumerate(plan.pool):
+        above = other.score - plan.score
+        pool.add_row(str(index + 1), f"{other.score:.4f}", f"{above:.4f}", str(other.layers_differ))
+    console.print(pool)
+
+
+def _print_rivals(console: Console, plan: Plan) -> None:
+    rivals = _table("chosen by", "sum of scores", "times the plan's", title="The plan beside simpler ways to choose")
+    for row in rival_rows(plan):
+        rivals.add_row(row["name"], row["score"], row["times"])
+    console.print(rivals)
+    console.print(RIVALS_CAPTION)
+
+
+def _part(new: Mixer | FFN, own: Mixer | FFN, plan: Plan) -> str:
+    name = "as the parent" if with_own_format(new, own) == own else variant_name(new)
+    return name if plan.format != "mixed" or isinstance(new, NoOp) else f"{name}, {new.weights}"
+
+
+def with_own_format(new: Mixer | FFN, own: Mixer | FFN) -> Mixer | FFN:
+    """The new part as if it were stored like the parent's own."""
+    return new if isinstance(new, NoOp) or isinstance(own, NoOp) else stored_as(new, own.weights)
 
 
 def print_costs(costs: Sequence[MeasuredCost], plan: Plan | None) -> None:
     """Measured costs of two engines, beside a plan's promises where there is one."""
-    promises = {} if plan is None else {(p.quantity, p.load): p.child for p in plan.promises}
+    promises = {} if plan is None else {(p.quantity, p.load): p.child for p in measured_promises(plan)}
     table = _table("cost", "load", "against", "engine", "ratio", *(["promised", "off by"] if plan else []))
     for cost in costs:
         promised = promises.get((cost.quantity, cost.load))
@@ -162,12 +203,15 @@ def print_library(library: Library) -> None:
 
 def print_scores(table: ScoreTable) -> None:
     """What the parent loses by each candidate."""
-    shown = _table("layer", "part", "candidate", "KL, nats per token (95 %)")
+    headings = {"kl": "KL, nats per token (95 %)", "lm_loss": "lm_loss, nats per token (95 %)"}
+    metrics = [headings.get(metric, f"{metric} (95 %)") for metric in table.metrics]
+    shown = _table("layer", "part", "candidate", "format", *metrics)
+    by_candidate: dict[Candidate, list[str]] = {}
     for score in table.scores:
-        candidate = score.candidate
-        shown.add_row(
-            str(candidate.layer), candidate.part, variant_name(candidate.variant), interval(score.estimate, 4)
-        )
+        by_candidate.setdefault(score.candidate, []).append(interval(score.estimate, 4))
+    for candidate, values in by_candidate.items():
+        name = variant_name(candidate.variant)
+        shown.add_row(str(candidate.layer), candidate.part, name, format_of(candidate), *values)
     _console().print(shown)
 
 
@@ -189,6 +233,12 @@ def _print_cost_lines(console: Console, lines: Sequence[CostLine], title: str) -
 
 
 def _certificate(plan: Plan) -> str:
+    if plan.whole is not None:
+        kl, best_sum_kl = interval(plan.whole.kl, 3), interval(plan.whole.best_sum_kl, 3)
+        return (
+            f"the best of {plan.whole.plans_measured} whole children measured: it loses {kl} before distillation, "
+            f"the one with the best sum of scores {best_sum_kl}"
+        )
     if plan.status == "optimal":
         return f"proven optimal: no other choice within the budgets has a sum of scores below {plan.score:.4f}"
     return f"the best found in the time limit, at most {100 * plan.gap:.1f} % from optimal"

@@ -1,10 +1,11 @@
 """What the page says, as plain text and numbers: everything is formatted here and only laid out in the template."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
-from blockwright.cost import UNIT_OF, Cost, Quantity
+from blockwright.cost import MEASURED_QUANTITIES, UNIT_OF, Cost, Quantity
 from blockwright.measured import Measured, MeasuredCost, Quality
 from blockwright.search.plan import BudgetLine, Plan, Promise
 from blockwright.servable import engine_obstacles
@@ -14,10 +15,18 @@ from blockwright.units import format_quantity
 
 _NOTABLE_DRIFT = 0.05
 
+RIVALS_CAPTION = (
+    "Sums of scores, which add up what each block alone was measured to lose; whole models were not measured for this."
+)
+
 QUANTITY_NAMES: dict[Quantity, str] = {
     "time_per_token": "Time per token",
     "time_to_first_token": "Time to first token",
+    "request_latency": "Request latency",
+    "throughput": "Throughput",
+    "energy": "Energy",
     "memory": "Memory",
+    "disk": "Disk",
     "parameters": "Parameters",
 }
 
@@ -72,9 +81,48 @@ def show(value: float, quantity: Quantity) -> str:
 
 def cost_lines(plan: Plan, measured: Measured) -> list[CostLine]:
     """All promises beside their measurements, those with a budget first."""
-    limits: dict[tuple[Quantity, str], BudgetLine] = {(line.quantity, line.load): line for line in plan.budgets}
-    lines = [_cost_line(p, measured.cost(plan.format, p.quantity, p.load), limits) for p in plan.promises]
+    lines = [_cost_line(p, measured.cost(plan.format, p.quantity, p.load), plan) for p in measured_promises(plan)]
     return sorted(lines, key=lambda line: not line.asked)
+
+
+def measured_promises(plan: Plan) -> list[Promise]:
+    """The promises that a run measures: those about its own device, of what can be measured there."""
+    return [p for p in plan.promises if p.device == plan.device and p.quantity in MEASURED_QUANTITIES]
+
+
+def budget_words(lines: Sequence[BudgetLine]) -> str:
+    """``≤ 60 %``, ``≥ 100 tok/s``; both ends of a range."""
+    return ", ".join(f"{'≥' if line.is_least else '≤'} {_limit(line)}" for line in lines)
+
+
+def price_words(plan: Plan) -> list[str]:
+    """What each budget that presses is worth, in sentences."""
+    sentences = []
+    for line in plan.budgets:
+        if line.price > 0:
+            step = _round_step(line)
+            sentences.append(
+                f"{line.text}: {show(step, line.quantity)} {'less' if line.is_least else 'more'} would be worth about "
+                f"{line.price * step:.3g} of the score{'' if line.is_binding else ', as far as shares of blocks go'}."
+            )
+    return sentences
+
+
+def _round_step(line: BudgetLine) -> float:
+    """A tenth of a limit, cut to a power of ten."""
+    return 10.0 ** math.floor(math.log10(abs(line.limit) / 10)) if line.limit else 1.0
+
+
+def rival_rows(plan: Plan) -> list[dict[str, str]]:
+    """The plan and every simpler way to choose: its sum of scores, and how many times the plan's that is."""
+    rows = [{"name": "the plan", "score": f"{plan.score:.4f}", "times": ""}]
+    for rival in plan.rivals:
+        score, times = rival.reason, ""
+        if rival.score is not None:
+            score = f"{rival.score:.4f}"
+            times = f"{rival.score / plan.score:.2f} ×" if plan.score > 0 else ""
+        rows.append({"name": rival.name, "score": score, "times": times})
+    return rows
 
 
 def drift_words(plan: Plan, measured: Measured) -> list[str]:
@@ -83,7 +131,7 @@ def drift_words(plan: Plan, measured: Measured) -> list[str]:
     The parent runs in turn with the child, so how far the parent is off is the machine's share of the error.
     """
     sentences: list[str] = []
-    for promise in plan.promises:
+    for promise in measured_promises(plan):
         cost = measured.cost(plan.format, promise.quantity, promise.load)
         drift = cost.parent.value / promise.parent.value
         if UNIT_OF[promise.quantity] == "s" and abs(drift - 1) > _NOTABLE_DRIFT:
@@ -169,13 +217,14 @@ def engine_rows(plan: Plan) -> list[dict[str, Any]]:
     return [{"engine": engine, "reasons": reasons} for engine, reasons in engine_obstacles(plan.child).items()]
 
 
-def _cost_line(promise: Promise, cost: MeasuredCost, limits: Mapping[tuple[Quantity, str], BudgetLine]) -> CostLine:
+def _cost_line(promise: Promise, cost: MeasuredCost, plan: Plan) -> CostLine:
     quantity = promise.quantity
-    budget = limits.get((quantity, promise.load))
+    place = (quantity, promise.device, promise.load)
+    budgets = [line for line in plan.budgets if (line.quantity, line.device, line.load) == place]
     return CostLine(
         name=QUANTITY_NAMES[quantity],
         load=promise.load,
-        asked="" if budget is None else f"≤ {_limit(budget)}",
+        asked=budget_words(budgets),
         parent=show(cost.parent.value, quantity),
         parent_promised=show(promise.parent.value, quantity),
         promised=show(promise.child.value, quantity),
@@ -185,7 +234,7 @@ def _cost_line(promise: Promise, cost: MeasuredCost, limits: Mapping[tuple[Quant
         off=f"{100 * (cost.child.value / promise.child.value - 1):+.1f} %",
         of_parent=_percent(cost.child.value / cost.parent.value),
         of_parent_promised=_percent(promise.child.value / promise.parent.value),
-        is_met=budget is None or _is_met(budget, cost),
+        is_met=all(_is_met(budget, cost) for budget in budgets),
     )
 
 
@@ -196,7 +245,7 @@ def _limit(budget: BudgetLine) -> str:
 def _is_met(budget: BudgetLine, cost: MeasuredCost) -> bool:
     """A share of the parent's cost is a share of what the parent took in the same run."""
     limit = budget.limit if budget.share is None else budget.share * cost.parent.value
-    return cost.child.value <= limit
+    return cost.child.value >= limit if budget.is_least else cost.child.value <= limit
 
 
 def _ends(cost: Cost, quantity: Quantity) -> str:

@@ -21,9 +21,9 @@ def frontier_figure(plan: Plan) -> str:
     """The Pareto frontier between the first budget's quantity and the sum of scores, with the plan on it.
 
     Args:
-        plan: one with at least one budget.
+        plan: one with a frontier, which goes along its first budget from above.
     """
-    line = plan.budgets[0]
+    line = next(line for line in plan.budgets if not line.is_least)
     figure, axes = _figure()
     shown = [point for point in plan.frontier if point.score > 0]  # the parent's own 0 has no place on a log scale
     costs, scores = [point.spent for point in shown], [point.score for point in shown]

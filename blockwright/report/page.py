@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from blockwright.count import parameters
 from blockwright.measured import Measured
 from blockwright.report.facts import (
+    RIVALS_CAPTION,
     cost_lines,
     drift_words,
     engine_rows,
@@ -16,6 +17,7 @@ from blockwright.report.facts import (
     other_formats,
     percent_interval,
     quality_rows,
+    rival_rows,
     speedup,
 )
 from blockwright.report.figures import distillation_figure, frontier_figure
@@ -63,6 +65,8 @@ def page(report: Report) -> str:
         quality=quality_rows(measured),
         layers=layer_pictures(plan.parent.layers, plan.child.layers),
         engines=engine_rows(plan),
+        rivals=rival_rows(plan) if plan.rivals else [],
+        rivals_caption=RIVALS_CAPTION,
         frontier=frontier_figure(plan) if plan.frontier else "",
         distillation=distillation_figure(report.distillation_kl),
         stages=report.manifest,

@@ -15,6 +15,7 @@ from blockwright.count import (
     matrix_bytes,
     mixer_weight_bytes,
     parameters,
+    shared_weight_bytes,
 )
 from blockwright.model.child import build_child
 from blockwright.model.parent import spec_of
@@ -86,6 +87,16 @@ def test_weights_in_fp32_take_four_bytes_each(child: tuple[Model, PreTrainedConf
     for block in spec.layers:
         stored = mixer_weight_bytes(spec, block.mixer) + ffn_weight_bytes(spec, block.ffn)
         assert stored == 4 * block_parameters(spec, block)
+    layers = sum(block_parameters(spec, block) for block in spec.layers)
+    assert shared_weight_bytes(spec) == 4 * (parameters(spec) - layers)
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_a_quantised_head_is_stored_beside_the_embedding(is_tied: bool) -> None:
+    spec = spec_of(AutoConfig.for_model("llama", hidden_size=64, vocab_size=100, tie_word_embeddings=is_tied))
+    head = Format(name="int8", group_size=32)
+    quantised = replace(spec, embedding_weights=head)
+    assert shared_weight_bytes(quantised) == 4 * 100 * 64 + matrix_bytes(64, 100, head) + 4 * 64
 
 
 def test_only_matrices_are_quantised() -> None:

@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockwright.errors import InputError
-from blockwright.units import format_bytes, format_count, format_time, parse_percent, parse_quantity
+from blockwright.units import (
+    format_bytes,
+    format_count,
+    format_quantity,
+    format_time,
+    parse_percent,
+    parse_quantity,
+)
 
 
 @pytest.mark.parametrize(
@@ -21,6 +28,11 @@ from blockwright.units import format_bytes, format_count, format_time, parse_per
         (".5MiB", "bytes", 2.0**19),
         ("3B", "bytes", 3.0),
         ("3B", "parameters", 3e9),
+        ("25 tok/s", "tokens/s", 25.0),
+        ("1.2ktok/s", "tokens/s", 1200.0),
+        ("3J", "J", 3.0),
+        ("40 mJ", "J", 0.04),
+        ("1.5kJ", "J", 1500.0),
         ("80M", "tokens", 80e6),
         ("512", "tokens", 512.0),
     ],
@@ -40,6 +52,10 @@ def test_a_quantity_is_read_in_its_base_unit(text: str, unit: str, value: float)
         ("-3ms", "s"),
         ("", "s"),
         ("1.2.3s", "s"),
+        ("20", "tokens/s"),
+        ("20 tok", "tokens/s"),
+        ("20 J/s", "J"),
+        ("20 W", "J"),
     ],
 )
 def test_a_quantity_without_the_right_unit_is_refused(text: str, unit: str) -> None:
@@ -47,6 +63,23 @@ def test_a_quantity_without_the_right_unit_is_refused(text: str, unit: str) -> N
         parse_quantity(text, unit, "budget")
     assert caught.value.field == "budget"
     assert caught.value.got == repr(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "remedy"),
+    [
+        ("20 GB", "s", "GB is a unit of a size, and a time is wanted."),
+        ("20 ms", "J", "ms is a unit of a time, and an energy is wanted."),
+        ("20 mJ", "tokens/s", "mJ is a unit of an energy, and a rate of tokens is wanted."),
+        ("20 tok/s", "bytes", "tok/s is a unit of a rate of tokens, and a size is wanted."),
+        ("20 ms", "parameters", "ms is a unit of a time, and a number of parameters is wanted."),
+        ("20 ms", "tokens", "ms is a unit of a time, and a number of tokens is wanted."),
+    ],
+)
+def test_a_unit_of_another_quantity_is_named(text: str, unit: str, remedy: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_quantity(text, unit, "budget")
+    assert caught.value.remedy == remedy
 
 
 def test_a_percentage_is_a_share() -> None:
@@ -63,6 +96,28 @@ def test_a_written_time_is_read_back_to_three_digits(time_s: float) -> None:
 @given(st.floats(100, 1e15))
 def test_a_written_size_is_read_back_to_three_digits(num_bytes: float) -> None:
     assert parse_quantity(format_bytes(num_bytes), "bytes", "m") == pytest.approx(num_bytes, rel=0.006)
+
+
+@given(st.floats(1e-7, 1e9), st.sampled_from(["tokens/s", "J"]))
+def test_a_written_rate_or_energy_is_read_back_to_three_digits(value: float, unit: str) -> None:
+    assert parse_quantity(format_quantity(value, unit), unit, "q") == pytest.approx(value, rel=0.006)
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (1234.0, "tokens/s", "1.23 ktok/s"),
+        (25.0, "tokens/s", "25 tok/s"),
+        (0.0405, "J", "40.5 mJ"),
+        (2.5, "J", "2.5 J"),
+        (1500.0, "J", "1.5 kJ"),
+        (0.002, "s", "2 ms"),
+        (2e9, "bytes", "2 GB"),
+        (2e9, "parameters", "2 B"),
+    ],
+)
+def test_a_quantity_is_written_in_its_unit(value: float, unit: str, text: str) -> None:
+    assert format_quantity(value, unit) == text
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,8 @@ def test_a_budget_that_nothing_can_meet_is_refused_before_anything_is_trained(
         ("speed@chat <= 1ms", "'speed'"),
         ("memory@talk <= 1GB", "'talk'"),
         ("memory@chat <= 1ms", "ms"),
-        ("memory@chat >= 1GB", "quantity[@load] <= amount"),
+        ("memory@chat = 1GB", "quantity[@[device:]load] <= amount"),
+        ("memory@chat < 1GB", "quantity[@[device:]load] <= amount"),
         ("time_per_token@chat <= 5", "time_per_token"),
     ],
 )

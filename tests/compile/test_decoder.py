@@ -1,5 +1,6 @@
 """The engine's logits, against torch's at every step of a generation."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,6 @@ from blockwright.profiler.synthetic import random_weights
 from blockwright.profiler.torch_blocks import hf_config
 from blockwright.spec import (
     FP32,
-    HEAD_BESIDE_INTEGERS,
     Attention,
     Block,
     Format,
@@ -36,6 +36,8 @@ from blockwright.spec import (
     Rope,
     Window,
     parse_format,
+    stored_as,
+    with_format,
 )
 
 Weights = dict[str, np.ndarray]
@@ -119,16 +121,26 @@ def _weights(model: Model) -> Weights:
     return {n: 8 * array if array.ndim == 2 else array for n, array in random_weights(model, seed=1).items()}
 
 
-def _as_stored(model: Model, weights: Weights, weights_format: Format) -> Weights:
-    """The weights that an integer engine's codes stand for, with the head apart from the embeddings."""
-
-    def stand_for(name: str, array: np.ndarray) -> np.ndarray:
-        is_matrix = array.ndim == 2 and "layers" in name
-        return np.ascontiguousarray(rounded(array.T, weights_format).T) if is_matrix else array
-
-    stored = {name: stand_for(name, array) for name, array in weights.items()}
+def _as_stored(model: Model, weights: Weights) -> Weights:
+    """The weights that an engine's codes stand for, with the head apart from the embeddings."""
+    stored = {name: _rounded(array, _format_of(model, name)) for name, array in weights.items()}
     head_VD = weights["model.embed_tokens.weight" if model.has_tied_embeddings else "lm_head.weight"]
-    return stored | {"lm_head.weight": np.ascontiguousarray(rounded(head_VD.T, HEAD_BESIDE_INTEGERS).T)}
+    return stored | {"lm_head.weight": _rounded(head_VD, model.embedding_weights)}
+
+
+def _format_of(model: Model, name: str) -> Format:
+    """What a layer's matrices are stored in; all else is fp32, the head aside."""
+    match = re.match(r"model\.layers\.(\d+)\.(self_attn|mlp)\.", name)
+    if match is None:
+        return FP32
+    block = model.layers[int(match[1])]
+    part = block.mixer if match[2] == "self_attn" else block.ffn
+    assert not isinstance(part, NoOp)
+    return part.weights
+
+
+def _rounded(array: np.ndarray, weights_format: Format) -> np.ndarray:
+    return np.ascontiguousarray(rounded(array.T, weights_format).T) if array.ndim == 2 else array
 
 
 def _in_torch(model: Model, weights: Weights) -> PreTrainedModel:
@@ -136,7 +148,7 @@ def _in_torch(model: Model, weights: Weights) -> PreTrainedModel:
 
 
 def _engine(
-    folder: Path, model: Model, weights: Weights, weights_format: Format = FP32, num_positions: int = 64
+    folder: Path, model: Model, weights: Weights, weights_format: Format | None = FP32, num_positions: int = 64
 ) -> Decoder:
     order = EngineOrder(
         model=model,
@@ -216,8 +228,38 @@ def test_integer_weights_give_the_logits_of_what_they_stand_for(text: str, name:
     model = MODELS[name]
     weights = _weights(model)
     decoder = _engine(tmp_path, model, weights, weights_format)
-    child = _in_torch(replace(model, has_tied_embeddings=False), _as_stored(model, weights, weights_format))
+    child = _in_torch(
+        replace(model, has_tied_embeddings=False), _as_stored(with_format(model, weights_format), weights)
+    )
     assert _largest_difference(decoder, child, lengths=[13, 1, 8], num_steps=20).largest < 1e-3
+    plain = _largest_difference(decoder, _in_torch(model, weights), lengths=[13, 1, 8], num_steps=20)
+    assert plain.largest > 1e-2, "rounding must show, or this compares nothing"
+
+
+def _mixed(model: Model, head: str) -> Model:
+    """Mixers and ffns in turn in all formats, so that most layers hold two."""
+    formats = [parse_format(text) for text in ("fp32", "int4-g32", "int8-g32", "int4-g64")]
+    layers = tuple(
+        Block(mixer=stored_as(b.mixer, formats[index % 4]), ffn=stored_as(b.ffn, formats[(index // 2 + 1) % 4]))
+        for index, b in enumerate(model.layers)
+    )
+    return replace(model, layers=layers, embedding_weights=parse_format(head))
+
+
+@pytest.mark.parametrize("head", ["fp32", "int8"])
+@pytest.mark.parametrize("name", ["llama", "untied", "biases", "qwen3"])
+def test_layers_in_different_formats_give_the_logits_of_what_they_stand_for(
+    name: str, head: str, tmp_path: Path
+) -> None:
+    model = _mixed(MODELS[name], head)
+    weights = _weights(model)
+    decoder = _engine(tmp_path, model, weights, weights_format=None)
+    assert (decoder.engine.format, decoder.engine.model) == ("mixed", model)
+    child = _in_torch(replace(model, has_tied_embeddings=False), _as_stored(model, weights))
+    assert _largest_difference(decoder, child, lengths=[13, 1, 8], num_steps=20).largest < 1e-3
+    shipped = _largest_difference(Decoder.open(tmp_path, AS_SHIPPED), child, lengths=[13, 1, 8], num_steps=20)
+    assert shipped.largest < LARGEST_AS_SHIPPED * shipped.spread
+    assert shipped.typical < TYPICAL_AS_SHIPPED * shipped.spread
     plain = _largest_difference(decoder, _in_torch(model, weights), lengths=[13, 1, 8], num_steps=20)
     assert plain.largest > 1e-2, "rounding must show, or this compares nothing"
 
@@ -229,7 +271,9 @@ def test_as_shipped_logits_stay_near_torch_at_every_step(text: str, name: str, t
     weights, weights_format = _weights(model), parse_format(text)
     _engine(tmp_path, model, weights, weights_format)
     decoder = Decoder.open(tmp_path, AS_SHIPPED)
-    child = _in_torch(replace(model, has_tied_embeddings=False), _as_stored(model, weights, weights_format))
+    child = _in_torch(
+        replace(model, has_tied_embeddings=False), _as_stored(with_format(model, weights_format), weights)
+    )
     difference = _largest_difference(decoder, child, lengths=[13, 1, 8], num_steps=20)
     assert difference.largest < LARGEST_AS_SHIPPED * difference.spread
     assert difference.typical < TYPICAL_AS_SHIPPED * difference.spread
@@ -242,7 +286,7 @@ def test_one_matrix_with_scales_a_quarter_off_is_not_near(text: str, matrix: str
     model = MODELS["llama"]
     weights, weights_format = _weights(model), parse_format(text)
     _engine(tmp_path, model, weights, weights_format)
-    stored = _as_stored(model, weights, weights_format)
+    stored = _as_stored(with_format(model, weights_format), weights)
     stored[f"model.layers.{matrix}.weight"] *= np.float32(1.25)
     child = _in_torch(replace(model, has_tied_embeddings=False), stored)
     difference = _largest_difference(Decoder.open(tmp_path, AS_SHIPPED), child, lengths=[13, 1, 8], num_steps=20)

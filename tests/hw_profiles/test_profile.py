@@ -12,6 +12,7 @@ from blockwright.hw_profiles.profile import (
     Ceilings,
     MemoryRow,
     Point,
+    PowerRow,
     Profile,
     TimeRow,
     WholeRow,
@@ -21,6 +22,7 @@ from blockwright.hw_profiles.profile import (
     write_profile,
 )
 from blockwright.spec import Attention, Block, GatedFFN, Model, Rope
+from blockwright.strict import to_data
 
 DEVICE = Device(
     vendor="GenuineMade",
@@ -66,6 +68,7 @@ MEMORY = MemoryRow(
     exact_bytes=1000,
     origin="measured",
 )
+POWER = PowerRow(power_w=60.0, low_w=55.0, high_w=70.0, num_samples=40, origin="measured")
 PROFILE = Profile(
     schema_version=1,
     name="made-up",
@@ -157,6 +160,39 @@ def test_a_ceiling_that_cannot_be_is_refused(tmp_path: Path, name: str, figure: 
     ceilings = json.loads(_written(tmp_path, {}).read_text())["ceilings"]
     with pytest.raises(InputError, match="finite ceilings above 0"):
         read_profile(_written(tmp_path, {"ceilings": ceilings | {name: figure}}))
+
+
+def test_power_is_kept_where_it_is_known(tmp_path: Path) -> None:
+    write_profile(replace(PROFILE, power=POWER), tmp_path / "profile.json")
+    assert read_profile(tmp_path / "profile.json").power == POWER
+
+
+def test_a_profile_from_before_power_was_kept_is_read(tmp_path: Path) -> None:
+    data = json.loads(_written(tmp_path, {}).read_text())
+    assert data.pop("power") is None
+    (tmp_path / "profile.json").write_text(json.dumps(data))
+    assert read_profile(tmp_path / "profile.json") == PROFILE
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"power_w": 0.0, "low_w": 0.0},
+        {"low_w": 0.0},
+        {"low_w": -1.0},
+        {"power_w": 54.0},
+        {"power_w": 71.0},
+        {"high_w": float("inf")},
+        {"power_w": float("nan")},
+        {"num_samples": 0},
+        {"power_w": "60"},
+        {"watts": 60.0},
+    ],
+)
+def test_a_power_that_cannot_be_is_refused(tmp_path: Path, change: dict) -> None:
+    row = json.loads(_written(tmp_path, {"power": to_data(POWER)}).read_text())["power"]
+    with pytest.raises(InputError, match=r"power|low_w <= power_w|num_samples > 0"):
+        read_profile(_written(tmp_path, {"power": row | change}))
 
 
 def test_a_part_that_takes_no_measurable_time_is_no_mistake() -> None:

@@ -48,6 +48,8 @@ def demo_with(tmp_path: Path) -> Write:
         *((f"{section}.tokens", value) for section in ("library", "score", "distill", "measure") for value in (0, 255)),
         *((f"{section}.tokens", 511) for section in ("score", "measure")),
         *((f"{section}.tokens", -(2**20)) for section in ("library", "score", "distill", "measure")),
+        *(("score.metrics", value) for value in ([], ["kl", "kl"])),
+        *(("score.formats", value) for value in ([], ["bf16"], ["int4", "int4-g32"])),
         *((f"{section}.batch_windows", value) for section in ("library", "distill") for value in (-1, 0)),
         *((f"{section}.learning_rate", value) for section in ("library", "distill") for value in (-1e-3, 0, NAN, INF)),
         *(("search.time_limit_s", value) for value in (-1.0, 0, NAN, INF)),

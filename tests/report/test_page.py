@@ -8,9 +8,9 @@ import pytest
 
 from blockwright.cost import Cost, Load, Quantity, exact
 from blockwright.measured import Measured, MeasuredCost, Quality, Sample
-from blockwright.report.facts import cost_lines, drift_words, layer_pictures
+from blockwright.report.facts import RIVALS_CAPTION, cost_lines, drift_words, layer_pictures, rival_rows
 from blockwright.report.page import Report, page
-from blockwright.search.plan import BudgetLine, FrontierPoint, Plan, Promise
+from blockwright.search.plan import BudgetLine, FrontierPoint, Plan, Promise, Rival
 from blockwright.spec import Attention, Block, GatedFFN, LinearFFN, LinearMixer, Model, NoOp, Rope
 from blockwright.statistics import Estimate
 
@@ -49,37 +49,48 @@ def _cost(value: float) -> Cost:
     return Cost(value=value, low=0.9 * value, high=1.1 * value, origin="measured")
 
 
+def _promise(quantity: Quantity, parent: Cost, child: Cost, device: str = "made-up") -> Promise:
+    return Promise(quantity=quantity, device=device, load="chat", parent=parent, child=child)
+
+
 def _plan() -> Plan:
     return Plan(
-        schema_version=1,
+        schema_version=2,
         status="optimal",
         parent=PARENT,
         child=CHILD,
         score=0.5,
         bound=0.5,
+        metric="kl",
         profile="made-up",
+        devices={"made-up": "made-up"},
         backend="onnxruntime",
         format="fp32",
         loads={"chat": Load(batch=1, prompt_tokens=40, new_tokens=24)},
+        batches={},
         promises=(
-            Promise(quantity="memory", load="chat", parent=_cost(8e6), child=_cost(6e6)),
-            Promise(quantity="time_per_token", load="chat", parent=_cost(4e-4), child=_cost(2e-4)),
+            _promise("memory", _cost(8e6), _cost(6e6)),
+            _promise("time_per_token", _cost(4e-4), _cost(2e-4)),
         ),
         budgets=(
             BudgetLine(
                 text="time_per_token@chat <= 60%",
                 quantity="time_per_token",
+                device="made-up",
                 load="chat",
                 limit=2.4e-4,
+                is_least=False,
                 share=0.6,
                 spent=2.2e-4,
                 is_binding=True,
+                price=1e3,
             ),
         ),
         frontier=(
             FrontierPoint(limit=1e-4, spent=1e-4, score=1.0, bound=1.0),
             FrontierPoint(limit=2e-4, spent=2e-4, score=0.5, bound=0.5),
         ),
+        pool=(),
     )
 
 
@@ -180,7 +191,17 @@ def test_a_plan_without_a_frontier_has_a_page_too(points: int) -> None:
 
 
 def test_exact_costs_show_no_interval() -> None:
-    plan = replace(
-        _plan(), promises=(Promise(quantity="memory", load="chat", parent=exact(8e6), child=exact(6e6)),), budgets=()
-    )
+    plan = replace(_plan(), promises=(_promise("memory", exact(8e6), exact(6e6)),), budgets=())
     assert cost_lines(plan, _measured())[0].promised_interval == ""
+
+
+def test_simpler_ways_to_choose_stand_on_the_page_where_they_were_asked_for() -> None:
+    assert "simpler ways" not in _page()
+    found = Rival(name="greedy", score=0.75, child=CHILD, reason="")
+    nothing = Rival(name="uniform", score=None, child=None, reason="finds no choice")
+    plan = replace(_plan(), rivals=(found, nothing))
+    report = Report(name="x", parent_name="y", plan=plan, measured=_measured(), distillation_kl=[1.0], manifest={})
+    html = page(report)
+    assert "<td>greedy</td><td>0.7500</td><td>1.50 ×</td>" in html and RIVALS_CAPTION in html
+    assert "<td>uniform</td><td>finds no choice</td><td></td>" in html
+    assert rival_rows(replace(plan, score=0.0))[1]["times"] == ""  # nothing to be so many times of

@@ -8,7 +8,7 @@ import pytest
 
 from blockwright.cost import Cost, Load
 from blockwright.errors import InputError
-from blockwright.search.plan import BudgetLine, FrontierPoint, Plan, Promise, read_plan, write_plan
+from blockwright.search.plan import BudgetLine, FrontierPoint, Plan, PoolPlan, Promise, read_plan, write_plan
 from blockwright.spec import Attention, Block, GatedFFN, LinearFFN, LinearMixer, Model, NoOp, Rope, Window
 
 PARENT = Model(
@@ -38,29 +38,42 @@ CHILD = replace(
 )
 COST = Cost(value=2e-3, low=1e-3, high=3e-3, origin="interpolated")
 PLAN = Plan(
-    schema_version=1,
+    schema_version=2,
     status="feasible",
     parent=PARENT,
     child=CHILD,
     score=0.5,
     bound=0.4,
+    metric="lm_loss",
     profile="made-up",
+    devices={"server": "made-up", "phone": "another"},
     backend="onnxruntime",
     format="fp32",
     loads={"chat": Load(batch=1, prompt_tokens=40, new_tokens=24)},
-    promises=(Promise(quantity="time_per_token", load="chat", parent=COST, child=COST),),
+    batches={"batch of chat on phone": 4},
+    promises=(
+        Promise(quantity="time_per_token", device="server", load="chat", parent=COST, child=COST),
+        Promise(quantity="throughput", device="phone", load="chat", parent=COST, child=COST),
+    ),
     budgets=(
         BudgetLine(
             text="time_per_token <= 3ms",
             quantity="time_per_token",
+            device="server",
             load="chat",
             limit=3e-3,
+            is_least=False,
             share=None,
             spent=2e-3,
             is_binding=True,
+            price=250.0,
         ),
     ),
     frontier=(FrontierPoint(limit=1e-3, spent=1e-3, score=1.0, bound=1.0),),
+    pool=(
+        PoolPlan(child=CHILD, score=0.5, bound=0.4, layers_differ=0),
+        PoolPlan(child=PARENT, score=0.75, bound=0.5, layers_differ=3),
+    ),
 )
 
 
@@ -81,7 +94,8 @@ def test_the_gap_is_how_much_better_a_choice_might_be(tmp_path: Path) -> None:
     ("change", "complaint"),
     [
         ({"status": "perfect"}, "status"),
-        ({"schema_version": 2}, "schema_version"),
+        ({"schema_version": 3}, "schema_version"),
+        ({"schema_version": "2"}, "schema_version"),
         ({"surplus": 1}, "surplus"),
         ({"score": "low"}, "score"),
         ({"child": {"family": "llama"}}, "child"),
@@ -98,7 +112,7 @@ def test_a_plan_with_a_wrong_field_is_refused_by_its_name(
         read_plan(path)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "null", '{"schema_version": 1}', "{"])
+@pytest.mark.parametrize("content", ["", "[]", "null", '{"schema_version": 2}', "{"])
 def test_what_is_no_plan_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "plan.json"
     path.write_text(content)

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from blockwright.errors import InputError
-from blockwright.search.scores import Score, ScoreTable, read_scores, write_scores
+from blockwright.search.scores import Effort, Score, ScoreTable, read_scores, write_scores
 from blockwright.search.space import SpaceSettings, candidates
-from blockwright.spec import Attention, Block, GatedFFN, Model, Rope, Window
+from blockwright.spec import Attention, Block, Candidate, GatedFFN, Model, NoOp, Rope, Window, parse_format
 from blockwright.statistics import Estimate
 
 PARENT = Model(
@@ -62,13 +62,52 @@ def test_other_tools_read_the_table_as_it_is(tmp_path: Path) -> None:
     assert frame["value"].tolist() == [score.estimate.value for score in TABLE.scores]
 
 
+@pytest.mark.parametrize(("number", "shown"), [(math.nan, "nothing"), (math.inf, "inf"), (-math.inf, "-inf")])
 @pytest.mark.parametrize("column", ["value", "low", "high"])
-def test_a_score_that_is_no_number_is_named(tmp_path: Path, column: str) -> None:
-    estimate = replace(TABLE.scores[1].estimate, **{column: math.nan})
+def test_a_score_that_is_no_finite_number_is_named(tmp_path: Path, column: str, number: float, shown: str) -> None:
+    estimate = replace(TABLE.scores[1].estimate, **{column: number})
     scores = (TABLE.scores[0], replace(TABLE.scores[1], estimate=estimate), *TABLE.scores[2:])
     write_scores(replace(TABLE, scores=scores), tmp_path / "scores.parquet")
-    with pytest.raises(InputError, match=f"{column}: got nothing for attention-kv2-w32 as the mixer of layer 0"):
+    named = f"{column}: got {shown} for attention-kv2-w32 as the mixer of layer 0, by kl"
+    with pytest.raises(InputError, match=named):
         read_scores(tmp_path / "scores.parquet")
+
+
+def test_scores_of_several_metrics_and_formats_come_back_and_are_told_apart(tmp_path: Path) -> None:
+    stored = [
+        Candidate(layer=1, part="ffn", variant=GatedFFN(width=64, weights=parse_format(text)))
+        for text in ("fp32", "int4-g32", "int4-g128")
+    ]
+    offered = [*stored, Candidate(layer=1, part="ffn", variant=NoOp())]
+    estimate = Estimate(value=-0.5, low=-1.0, high=0.25, num_values=3)
+    scores = tuple(
+        Score(candidate=candidate, metric=metric, estimate=estimate)
+        for candidate in offered
+        for metric in ("lm_loss", "kl")
+    )
+    table = ScoreTable(parent=PARENT, scores=scores, effort=Effort(spent=17, offered=48))
+    write_scores(table, tmp_path / "scores.parquet")
+    assert read_scores(tmp_path / "scores.parquet") == table
+    assert table.metrics == ("lm_loss", "kl")
+    assert [score.candidate for score in table.of_metric("kl")] == offered
+    assert {score.metric for score in table.of_metric("kl")} == {"kl"}
+    formats = pd.read_parquet(tmp_path / "scores.parquet")["format"]
+    assert formats.tolist()[::2] == ["fp32", "int4-g32", "int4-g128", ""]
+
+
+def test_a_metric_that_the_table_does_not_have_is_refused_with_those_it_has() -> None:
+    with pytest.raises(InputError, match="metric: got 'task'; expected one of the table's: kl"):
+        TABLE.of_metric("task")
+
+
+def test_a_table_from_before_formats_and_effort_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "scores.parquet"
+    write_scores(replace(TABLE, effort=Effort(spent=1, offered=2)), path)
+    frame, metadata = pd.read_parquet(path), pq.read_table(path).schema.metadata
+    kept = {key: value for key, value in metadata.items() if key == b"blockwright.parent"}
+    arrow = pa.Table.from_pandas(frame.drop(columns="format"), preserve_index=False)
+    pq.write_table(arrow.replace_schema_metadata(kept), path)
+    assert read_scores(path) == TABLE
 
 
 def test_a_table_that_is_not_there_is_refused(tmp_path: Path) -> None:

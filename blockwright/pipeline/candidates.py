@@ -1,0 +1,76 @@
+"""The candidates of a library as they will be stored: in which formats, and as layers with rounded weights in place."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from blockwright.compile.blocked import rounded
+from blockwright.library import Library
+from blockwright.model.child import layer_with, part_weights
+from blockwright.search.scores import format_of
+from blockwright.spec import FP32, Candidate, Format, Model, NoOp, stored_as
+from blockwright.tensors import read_tensors
+
+
+def candidates_in(library: Library, formats: Sequence[Format]) -> tuple[Candidate, ...]:
+    """Every candidate of a library in every format; a no-op once."""
+    found = (replace(c, variant=stored_as(c.variant, weights)) for c in library.candidates for weights in formats)
+    return tuple(dict.fromkeys(found))
+
+
+def key_of(candidate: Candidate) -> str:
+    """A name that also tells a variant's formats from each other: ``layer-03-ffn-ffn-96-int4-g32``."""
+    return "-".join(filter(None, (candidate.name, format_of(candidate))))
+
+
+def is_own(candidate: Candidate, parent: Model) -> bool:
+    """Whether a candidate is the parent's own part, stored as the parent has it."""
+    return candidate.variant == getattr(parent.layers[candidate.layer], candidate.part)
+
+
+def candidate_layers(
+    model: PreTrainedModel, library: Library, folder: Path, candidates: Iterable[Candidate]
+) -> dict[Candidate, nn.Module]:
+    """The parent's layers with every candidate in place that changes anything.
+
+    Args:
+        model: the parent.
+        library: the index of its candidates.
+        folder: where their files are.
+        candidates: of the library, in any formats.
+
+    Raises:
+        InputError: a candidate's file is broken.
+    """
+    files = {entry.candidate: folder / entry.file for entry in library.entries}
+    layers: dict[Candidate, nn.Module] = {}
+    for candidate in candidates:
+        if is_own(candidate, library.parent):
+            continue
+        trained = replace(candidate, variant=stored_as(candidate.variant, FP32))
+        weights: dict[str, Tensor] = {}
+        if trained in files:
+            weights = read_tensors(files[trained])
+        elif is_own(trained, library.parent):
+            weights = part_weights(model.model.layers[candidate.layer], candidate.part)
+        if not isinstance(candidate.variant, NoOp):
+            weights = stored(weights, candidate.variant.weights)
+        layers[candidate] = layer_with(model, library.parent, candidate, weights)
+    return layers
+
+
+def stored(weights: dict[str, Tensor], weights_format: Format) -> dict[str, Tensor]:
+    """Weights as they come back after an engine has stored them: matrices are rounded, norms and biases are not."""
+    if weights_format.group_size is None:
+        return weights
+    return {name: _rounded(tensor, weights_format) if tensor.ndim == 2 else tensor for name, tensor in weights.items()}
+
+
+def _rounded(weight_NK: Tensor, weights_format: Format) -> Tensor:
+    # An engine's groups run along the inputs, torch's second dimension.
+    return torch.from_numpy(np.ascontiguousarray(rounded(weight_NK.float().numpy().T, weights_format).T))

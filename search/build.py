@@ -1,0 +1,306 @@
+"""From scores, profiles, budgets and rules to a problem.
+
+A choice costs the upper end of its interval where a budget bounds from above and the lower end where it bounds from
+below, so that budgets hold there too. A throughput of T is a request latency of batch × new tokens / T, which adds up.
+A load with several batches is a decision: a budget at it becomes a limit for each batch.
+"""
+
+import fnmatch
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from blockwright.cost import Cost, Load, Quantity
+from blockwright.errors import InputError
+from blockwright.hw_profiles.profile import Backend, Profile
+from blockwright.profiler.cost_model import PartCosts, latency_of_throughput, part_costs, throughput_of
+from blockwright.search.budget import Amount, Budget
+from blockwright.search.problem import Choice, Limit, Pair, Problem, merged
+from blockwright.search.scores import Score, ScoreTable, format_of
+from blockwright.servable import Engine, layer_obstacles, shape_obstacles
+from blockwright.spec import (
+    Attention,
+    Block,
+    Candidate,
+    Format,
+    GatedFFN,
+    LinearFFN,
+    LinearMixer,
+    Model,
+    NoOp,
+    stored_as,
+    with_format,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What a child must look like beside its budgets."""
+
+    servable_by: tuple[Engine, ...] = ()
+    """Engines that must be able to load it."""
+    most_shapes: int | None = None
+    """The most shapes that its blocks may have, removed ones left aside; 1 is a homogeneous child."""
+    removes_contiguously: bool = False
+    """Whether removed layers stand next to each other."""
+    keep_first: int = 0
+    """So many first layers stay as the parent's."""
+    keep_last: int = 0
+    forbidden: tuple[str, ...] = ()
+    """Patterns of candidates' names that must not be taken, such as ``layer-0[0-3]-ffn-none``."""
+    forced: tuple[str, ...] = ()
+    """Patterns of candidates' names: where one fits some candidate of a layer's part, one of those is taken."""
+
+
+NO_RULES = Rules()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is asked for."""
+
+    devices: Mapping[str, Profile]
+    """Profiles by name; the first is what a child is measured on in a run."""
+    backend: Backend
+    formats: tuple[Format, ...]
+    """Formats that each layer may be stored in; the first is the head's and the embedding's."""
+    loads: Mapping[str, tuple[Load, ...]]
+    """Each with one batch, or several to choose from."""
+    budgets: Sequence[Budget]
+    metric: str = "kl"
+    rules: Rules = NO_RULES
+    pairs: tuple[Pair, ...] = ()
+    """What candidates lose together beyond the sum of their scores, in fp32."""
+    may_extrapolate: bool = False
+    time_limit_s: float = 60.0
+    tolerance: float = 0.0
+    frontier_points: int = 0
+    pool_size: int = 1
+    min_layers_differ: int = 1
+    compares: bool = False
+    """Whether simpler ways to choose stand beside the plan."""
+
+    def costs(self, parent: Model, device: str, load: Load, quantity: Quantity) -> PartCosts:
+        """What parts cost on a device at a load.
+
+        Raises:
+            InputError: the profile does not tell.
+        """
+        return part_costs(
+            self.devices[device],
+            with_format(parent, self.formats[0]),
+            load,
+            quantity,
+            self.backend,
+            formats=self.formats,
+            may_extrapolate=self.may_extrapolate,
+        )
+
+
+def build_problem(table: ScoreTable, order: Order) -> Problem:
+    """The problem in the solver's words: a group of choices for each layer's mixers and ffns, or whole blocks.
+
+    Raises:
+        InputError: a cost or a score is missing, or the rules leave a layer nothing to choose from.
+    """
+    parent = with_format(table.parent, order.formats[0])
+    rows = [row for budget in order.budgets for row in _rows(budget, table.parent, order)]
+    by_group: dict[tuple[int, str], list[Choice]] = {}
+    for candidate, value in _offered(table, order):
+        costs = tuple(row.cost_of(candidate) for row in rows)
+        choice = Choice(candidates=(candidate,), score=value, costs=costs)
+        by_group.setdefault((candidate.layer, candidate.part), []).append(choice)
+    groups = [_ruled(by_group[key], parent, order.rules) for key in sorted(by_group)]
+    problem = Problem(groups=tuple(groups), limits=tuple(row.limit for row in rows))
+    problem = _servable(problem, parent, order.rules.servable_by)
+    pairs = tuple(_stored(pair, order.formats) for pair in order.pairs)
+    if order.rules.most_shapes is None and not order.rules.removes_contiguously:
+        return replace(problem, pairs=pairs)
+    return replace(
+        merged(problem),
+        pairs=pairs,
+        most_shapes=order.rules.most_shapes,
+        is_contiguous=order.rules.removes_contiguously,
+    )
+
+
+def decision_of(load: str, device: str) -> str:
+    """The name of the decision on a load's batch."""
+    return f"batch of {load} on {device}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    """One limit, and where the costs of candidates under it come from."""
+
+    limit: Limit
+    costs: PartCosts
+
+    def cost_of(self, candidate: Candidate) -> float:
+        cost = _cost_of(self.costs, candidate)
+        return cost.low if self.limit.is_least else cost.high
+
+
+def _rows(budget: Budget, parent: Model, order: Order) -> Iterator[_Row]:
+    loads = order.loads[budget.load]
+    for load in loads:
+        quantity: Quantity = "request_latency" if budget.quantity == "throughput" else budget.quantity
+        costs = order.costs(parent, budget.device, load, quantity)
+        parent_cost = costs.of_model(with_format(parent, order.formats[0]))
+        when = (decision_of(budget.load, budget.device), str(load.batch)) if len(loads) > 1 else None
+        for is_least, amount in ((True, budget.least), (False, budget.most)):
+            if amount is None:
+                continue
+            bounds_below, limit = is_least, _limit(budget, amount, load, parent_cost)
+            if budget.quantity == "throughput":
+                bounds_below = not is_least  # the more tokens per second, the less time
+            fixed = costs.fixed.low if bounds_below else costs.fixed.high
+            yield _Row(
+                limit=Limit(text=budget.text, fixed=fixed, limit=limit, is_least=bounds_below, when=when), costs=costs
+            )
+
+
+def _limit(budget: Budget, amount: Amount, load: Load, parent_cost: Cost) -> float:
+    """What the cost may come to; of a throughput, the request latency."""
+    if budget.quantity != "throughput":
+        return amount.of(parent_cost.value)
+    return latency_of_throughput(load, amount.of(throughput_of(load, parent_cost).value))
+
+
+def _offered(table: ScoreTable, order: Order) -> Iterator[tuple[Candidate, float]]:
+    """Every candidate in every format asked for, with its score.
+
+    Scores of fp32 serve for another format where it is the only one asked for: all candidates are rounded alike then.
+    """
+    scores = table.of_metric(order.metric)
+    scored = {format_of(score.candidate) for score in scores} - {""}
+    wanted = {str(weights) for weights in order.formats}
+    if wanted <= scored:
+        for score in scores:
+            if format_of(score.candidate) in wanted | {""}:
+                yield score.candidate, _value(score)
+        return
+    if len(wanted) > 1 or "fp32" not in scored:
+        raise InputError(
+            "scores",
+            got=f"scores of {', '.join(sorted(scored))}",
+            expected=f"scores of {', '.join(sorted(wanted))}, to choose a format for each layer",
+            remedy="Score again: blockwright score … "
+            + " ".join(f"--format {weights}" for weights in sorted(wanted | scored)),
+        )
+    for score in scores:
+        if format_of(score.candidate) in {"fp32", ""}:
+            candidate = replace(score.candidate, variant=stored_as(score.candidate.variant, order.formats[0]))
+            yield candidate, _value(score)
+
+
+def _value(score: Score) -> float:
+    """A divergence below zero is rounding; other metrics may well be below."""
+    value = score.estimate.value
+    return 0.0 if score.metric == "kl" and value < 0 else value  # not `max`, which makes a 0 of what is no number
+
+
+def _stored(pair: Pair, formats: Sequence[Format]) -> Pair:
+    """The pair in the only format asked for; where there are several it stands for the candidates in fp32."""
+    if len(formats) > 1:
+        return pair
+    first, second = (replace(c, variant=stored_as(c.variant, formats[0])) for c in (pair.first, pair.second))
+    return replace(pair, first=first, second=second)
+
+
+def _ruled(choices: list[Choice], parent: Model, rules: Rules) -> tuple[Choice, ...]:
+    """What the rules on single candidates leave of a group."""
+    candidate = choices[0].candidates[0]
+    is_kept = candidate.layer < rules.keep_first or candidate.layer >= len(parent.layers) - rules.keep_last
+    own = getattr(parent.layers[candidate.layer], candidate.part)
+    left = [c for c in choices if not _fits(c, rules.forbidden)]
+    if is_kept:
+        left = [c for c in left if _is_own(c.candidates[0].variant, own)]
+    if any(_fits(c, rules.forced) for c in choices):
+        left = [c for c in left if _fits(c, rules.forced)]
+    if not left:
+        raise InputError(
+            f"rules: layer {candidate.layer}, {candidate.part}",
+            got="no candidate that they allow",
+            expected="one of " + ", ".join(c.candidates[0].name for c in choices),
+            remedy="Change what is forbidden, forced or kept.",
+        )
+    return tuple(left)
+
+
+def _fits(choice: Choice, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(choice.candidates[0].name, pattern) for pattern in patterns)
+
+
+def _is_own(variant: object, own: object) -> bool:
+    """Whether a variant is the parent's own, in whatever format."""
+    if isinstance(variant, NoOp) or isinstance(own, NoOp):
+        return variant == own
+    assert isinstance(variant, Attention | LinearMixer | GatedFFN | LinearFFN)
+    assert isinstance(own, Attention | LinearMixer | GatedFFN | LinearFFN)
+    return stored_as(variant, own.weights) == own
+
+
+def _servable(problem: Problem, parent: Model, engines: Sequence[Engine]) -> Problem:
+    """The problem without blocks that some engine cannot load, and with attention somewhere where they need it."""
+    engines = [engine for engine in engines if engine != "transformers"]
+    if not engines:
+        return problem
+    for engine in engines:
+        if obstacles := [reason for reason in shape_obstacles(parent, engine) if reason != "no layer has attention"]:
+            raise InputError(
+                f"--servable-by {engine}",
+                got="a parent no child of which it can load: " + "; ".join(obstacles),
+                expected="an engine that loads children of this parent",
+                remedy="Leave it out, or take another parent.",
+            )
+    groups: list[tuple[Choice, ...]] = []
+    for layer, parts in itertools.groupby(problem.groups, key=lambda group: group[0].layer):
+        groups += _servable_layer(replace(problem, groups=tuple(parts)), parent, layer, engines)
+    text = f"servable by {', '.join(engines)}: attention somewhere"
+    somewhere = Limit(text=text, fixed=0.0, limit=1.0, is_least=True)
+    with_count = tuple(
+        tuple(replace(choice, costs=(*choice.costs, float(_has_attention(choice)))) for choice in group)
+        for group in groups
+    )
+    return replace(problem, groups=with_count, limits=(*problem.limits, somewhere))
+
+
+def _servable_layer(problem: Problem, parent: Model, layer: int, engines: Sequence[Engine]) -> list[tuple[Choice, ...]]:
+    """The layer's groups without what cannot be loaded; one of blocks where mixer and ffn hang together."""
+    blocks = merged(problem).groups[0]
+    good = [choice for choice in blocks if _is_servable(choice, parent, layer, engines)]
+    if not good:
+        raise InputError(
+            f"--servable-by {', '.join(engines)}: layer {layer}",
+            got="no block of this library that can be loaded",
+            expected="one at least",
+            remedy="Offer other candidates in the space, such as widths that are multiples of 256.",
+        )
+    left = {candidate for choice in good for candidate in choice.candidates}
+    groups = [tuple(c for c in group if c.candidates[0] in left) for group in problem.groups]
+    num_free = 1
+    for group in groups:
+        num_free *= len(group)
+    return groups if num_free == len(good) else [tuple(good)]
+
+
+def _is_servable(choice: Choice, parent: Model, layer: int, engines: Sequence[Engine]) -> bool:
+    variants = {candidate.part: candidate.variant for candidate in choice.candidates}
+    block: Block = replace(parent.layers[layer], **variants)
+    model = replace(parent, layers=(*parent.layers[:layer], block, *parent.layers[layer + 1 :]))
+    return not any(layer_obstacles(model, layer, engine) for engine in engines)
+
+
+def _has_attention(choice: Choice) -> bool:
+    return any(isinstance(candidate.variant, Attention) for candidate in choice.candidates)
+
+
+def _cost_of(costs: PartCosts, candidate: Candidate) -> Cost:
+    match candidate.variant:
+        case Attention() | LinearMixer() as mixer:
+            return costs.of_mixer(mixer)
+        case GatedFFN() | LinearFFN() as ffn:
+            return costs.of_ffn(ffn)
+        case NoOp() as nothing:
+            return costs.of_mixer(nothing) if candidate.part == "mixer" else costs.of_ffn(nothing)

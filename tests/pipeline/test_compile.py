@@ -1,0 +1,151 @@
+"""The compile stage: one format for all layers, or each as a plan says."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from blockwright.cli.main import main
+from blockwright.compile.engine import Engine, read_engine
+from blockwright.compile.session import Decoder
+from blockwright.cost import Load
+from blockwright.count import ffn_weight_bytes, mixer_weight_bytes, shared_weight_bytes
+from blockwright.errors import InputError
+from blockwright.hw_profiles.device import this_device
+from blockwright.model.parent import open_parent
+from blockwright.pipeline.compile import CompileOrder, compile_checkpoint
+from blockwright.search.plan import Plan, write_plan
+from blockwright.spec import Attention, Block, Format, GatedFFN, Model, format_of_model, parse_format, stored_as
+
+INT4 = parse_format("int4")
+AS_THE_PLAN_SAYS = CompileOrder(format=None, threads=1)
+
+
+def _plan(parent: Model, child: Model) -> Plan:
+    device = this_device().name
+    return Plan(
+        schema_version=2,
+        status="optimal",
+        parent=parent,
+        child=child,
+        score=0.5,
+        bound=0.5,
+        metric="kl",
+        profile=device,
+        devices={device: device},
+        backend="onnxruntime",
+        format=format_of_model(child),
+        loads={"chat": Load(batch=1, prompt_tokens=8, new_tokens=8)},
+        batches={},
+        promises=(),
+        budgets=(),
+        frontier=(),
+        pool=(),
+    )
+
+
+@pytest.fixture
+def parent(small_parent: Path) -> Model:
+    return open_parent(str(small_parent)).spec
+
+
+@pytest.fixture
+def mixed(parent: Model) -> Plan:
+    """The parent's own blocks, the second ffn and the first mixer in int4."""
+    first, second = parent.layers
+    layers = (replace(first, mixer=stored_as(first.mixer, INT4)), replace(second, ffn=stored_as(second.ffn, INT4)))
+    return _plan(parent, replace(parent, layers=layers))
+
+
+def _weight_bytes(model: Model) -> int:
+    layers = sum(mixer_weight_bytes(model, b.mixer) + ffn_weight_bytes(model, b.ffn) for b in model.layers)
+    return layers + shared_weight_bytes(model)
+
+
+def _logits(folder: Path) -> list[float]:
+    return Decoder.open(folder).start(1, 8).prefill([[1, 2, 3]])[0].tolist()
+
+
+def test_an_engine_of_a_plan_stores_each_layer_as_the_plan_says(
+    small_parent: Path, mixed: Plan, tmp_path: Path
+) -> None:
+    built = compile_checkpoint(str(small_parent), AS_THE_PLAN_SAYS, tmp_path / "mixed", plan=mixed)
+    assert (built.format, built.model) == ("mixed", mixed.child)
+    assert read_engine(tmp_path / "mixed") == built
+    plain = compile_checkpoint(str(small_parent), CompileOrder(format="fp32", threads=1), tmp_path / "fp32")
+    saved = _weight_bytes(plain.model) - _weight_bytes(built.model)
+    assert plain.graph_bytes - built.graph_bytes == pytest.approx(saved, rel=0.1)
+    assert _logits(tmp_path / "mixed") != _logits(tmp_path / "fp32")
+
+
+def test_a_plan_of_one_format_keeps_its_own_head(small_parent: Path, parent: Model, tmp_path: Path) -> None:
+    layers = tuple(Block(mixer=stored_as(b.mixer, INT4), ffn=stored_as(b.ffn, INT4)) for b in parent.layers)
+    plan = _plan(parent, replace(parent, layers=layers))
+    built = compile_checkpoint(str(small_parent), AS_THE_PLAN_SAYS, tmp_path / "plan", plan=plan)
+    whole = compile_checkpoint(str(small_parent), CompileOrder(format="int4", threads=1), tmp_path / "int4")
+    assert built.format == whole.format == "int4-g32"
+    assert (str(built.model.embedding_weights), str(whole.model.embedding_weights)) == ("fp32", "int8-g32")
+
+
+def test_another_plan_makes_another_engine_and_the_same_one_none(
+    small_parent: Path, mixed: Plan, tmp_path: Path
+) -> None:
+    def build(plan: Plan) -> tuple[Engine, int]:
+        engine = compile_checkpoint(str(small_parent), AS_THE_PLAN_SAYS, tmp_path / "engine", plan=plan)
+        return engine, (tmp_path / "engine" / "engine.json").stat().st_ino
+
+    first, again, other = build(mixed), build(mixed), build(_plan(mixed.parent, mixed.parent))
+    assert first == again
+    assert other != first and other[0].format == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("block", "got"),
+    [
+        (
+            Block(mixer=Attention(num_kv_heads=1, weights=INT4), ffn=GatedFFN(width=64)),
+            "attention-kv1 and ffn-64 as",
+        ),
+        (None, "the child of another parent"),
+    ],
+)
+def test_a_plan_of_other_blocks_is_refused(
+    block: Block | None, got: str, small_parent: Path, mixed: Plan, tmp_path: Path
+) -> None:
+    layers = mixed.child.layers[:1] if block is None else (mixed.child.layers[0], block)
+    other = replace(mixed, child=replace(mixed.child, layers=layers))
+    with pytest.raises(InputError, match=f"plan: child: got {got}"):
+        compile_checkpoint(str(small_parent), AS_THE_PLAN_SAYS, tmp_path / "engine", plan=other)
+    assert not (tmp_path / "engine").exists()
+
+
+def test_a_plan_in_a_format_that_cannot_be_built_is_refused(small_parent: Path, mixed: Plan, tmp_path: Path) -> None:
+    first, second = mixed.child.layers
+    layers = (first, replace(second, ffn=stored_as(second.ffn, Format(name="bf16"))))
+    other = replace(mixed, child=replace(mixed.child, layers=layers))
+    with pytest.raises(InputError, match="plan: child: got 'bf16'"):
+        compile_checkpoint(str(small_parent), AS_THE_PLAN_SAYS, tmp_path / "engine", plan=other)
+
+
+def test_the_command_line_goes_from_a_mixed_plan_to_text_and_times(
+    small_parent: Path, mixed: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, engine, other = (str(tmp_path / name) for name in ("plan.json", "engine", "parent-engine"))
+    write_plan(mixed, Path(plan))
+    assert main(["compile", str(small_parent), "--plan", plan, "--out", engine]) == 0
+    assert "mixed" in capsys.readouterr().out
+    assert main(["compile", str(small_parent), "--out", other]) == 0
+    assert main(["generate", engine, "--prompt", "the cat", "--tokens", "4"]) == 0
+    assert "the cat" in capsys.readouterr().out
+    assert main(["measure", engine, "--against", other, "--plan", plan, "--seconds", "0.01"]) == 0
+    assert main(["measure", other, "--against", engine, "--plan", plan, "--seconds", "0.01"]) == 2
+    assert "the engine's, fp32" in capsys.readouterr().err
+
+
+def test_a_format_beside_a_plan_is_refused(
+    small_parent: Path, mixed: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_plan(mixed, tmp_path / "plan.json")
+    words = ["compile", str(small_parent), "--plan", str(tmp_path / "plan.json"), "--format", "int4"]
+    assert main([*words, "--out", str(tmp_path / "engine")]) == 2
+    assert "error in --format, --plan" in capsys.readouterr().err

@@ -1,0 +1,226 @@
+"""Why there is no plan, and what each budget is worth, against every choice there is."""
+
+import itertools
+import json
+import math
+import random
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
+
+import pytest
+
+from blockwright.search.explain import Clash, Move, explain_clash, fits, is_binding
+from blockwright.search.problem import Choice, Limit, Problem, holds, is_within, score_of, spent
+from blockwright.search.solve import Feasible, Infeasible, NothingFound, Optimal, solve
+from blockwright.strict import from_data, to_data
+
+Draw = Callable[..., Problem]
+MakeChoice = Callable[..., Choice]
+BATCHES = ("1", "2", "4")
+
+
+@pytest.fixture
+def budgets_problem(make_choice: MakeChoice) -> Draw:
+    """Draws budgets as searches have them: some bound from both sides, some at every batch that may be decided on.
+
+    What is cheap in one quantity is dear in the next, so that budgets clash.
+    """
+
+    def draw(seed: int) -> Problem:
+        generator, limits = random.Random(seed), []
+        for name in range(generator.randint(1, 3)):
+            unit, text, kind = 10.0 ** generator.randint(-6, 9), f"budget {name}", generator.randint(0, 3)
+            least, most = sorted(generator.uniform(0.05, 0.7) for _ in range(2))
+            for when in [("batch", batch) for batch in BATCHES] if kind == 0 else [None]:
+                limit = 4 * unit * most * generator.uniform(0.8, 1.4)
+                limits += [Limit(text=text, fixed=0.1 * unit, limit=limit, when=when)]
+                if kind == 1:
+                    limits += [Limit(text=text, fixed=0.1 * unit, limit=4 * unit * least, is_least=True)]
+        groups = tuple(
+            tuple(_drawn(generator, make_choice, group, index, limits) for index in range(generator.randint(2, 4)))
+            for group in range(4)
+        )
+        return Problem(groups=groups, limits=tuple(limits))
+
+    return draw
+
+
+def _drawn(generator: random.Random, make_choice: MakeChoice, group: int, index: int, limits: list[Limit]) -> Choice:
+    size, costs = generator.random(), {}
+    for limit in limits:
+        share = size if limit.text in ("budget 0", "budget 2") else 1 - size
+        costs.setdefault((limit.text, limit.when), 10 * limit.fixed * share * generator.uniform(0.8, 1.2))
+    return make_choice(group, index, generator.random(), *(costs[limit.text, limit.when] for limit in limits))
+
+
+def _all_decided(problem: Problem) -> Iterator[dict[str, str]]:
+    for taken in itertools.product(*problem.decisions.values()):
+        yield dict(zip(problem.decisions, taken, strict=True))
+
+
+def _kept(problem: Problem, texts: Collection[str]) -> bool:
+    """Whether some choice is within the limits of these texts; alternatives that they do not bound stay open."""
+    free = replace(
+        problem, limits=tuple(_open(limit) if limit.text not in texts else limit for limit in problem.limits)
+    )
+    return any(
+        is_within(free, chosen, decided)
+        for chosen in itertools.product(*problem.groups)
+        for decided in _all_decided(problem)
+    )
+
+
+def _open(limit: Limit) -> Limit:
+    return replace(limit, limit=-math.inf if limit.is_least else math.inf)
+
+
+def _smallest_clash(problem: Problem) -> tuple[str, ...]:
+    texts = list(dict.fromkeys(limit.text for limit in problem.limits))
+    sizes = range(1, len(texts) + 1)
+    return next(some for n in sizes for some in itertools.combinations(texts, n) if not _kept(problem, some))
+
+
+def _end(problem: Problem, index: int, is_alone: bool) -> float | None:
+    """The best that any choice reaches of one limit: of all choices, or of those within the others."""
+    limit = problem.limits[index]
+    others = replace(problem, limits=(*problem.limits[:index], _open(limit), *problem.limits[index + 1 :]))
+    costs = [
+        spent(problem, chosen)[index]
+        for chosen in itertools.product(*problem.groups)
+        if is_alone
+        or any(is_within(others, chosen, decided) for decided in _all_decided(others) if holds(limit, decided))
+    ]
+    return (max if limit.is_least else min)(costs, default=None)
+
+
+def _easiest(problem: Problem, text: str) -> tuple[float, float | None]:
+    """What is reachable alone, and with the others kept, of a budget's limit that is nearest to what is needed."""
+    ends = []
+    for index, limit in enumerate(problem.limits):
+        if limit.text == text:
+            needed = _end(problem, index, is_alone=False)
+            far = math.inf if needed is None else abs(needed - limit.limit) / abs(limit.limit)
+            ends.append((far, _end(problem, index, is_alone=True), needed))
+    return min(ends, key=lambda end: end[0])[1:]
+
+
+def _loosened(problem: Problem, share: float) -> Problem:
+    sign = {True: -1, False: 1}
+    limits = (replace(b, limit=b.limit + sign[b.is_least] * share * abs(b.limit)) for b in problem.limits)
+    return replace(problem, limits=tuple(limits))
+
+
+@pytest.mark.parametrize("block", range(5))
+def test_a_clash_is_what_trying_every_choice_says(block: int, budgets_problem: Draw) -> None:
+    sizes = []
+    for seed in range(30 * block, 30 * block + 30):
+        problem = budgets_problem(seed)
+        if _kept(problem, [limit.text for limit in problem.limits]):
+            continue
+        clash = explain_clash(problem, 30.0)
+        assert clash.clashing == _smallest_clash(problem)
+        for move in clash.moves:
+            alone, needed = _easiest(problem, move.text)
+            assert move.alone == pytest.approx(alone)
+            assert move.needed == (None if needed is None else pytest.approx(needed))
+        assert [move.text for move in clash.moves] == list(dict.fromkeys(limit.text for limit in problem.limits))
+        sizes.append(len(clash.clashing))
+    assert {1, 2} <= set(sizes)
+
+
+def test_to_loosen_all_limits_by_the_share_told_is_just_enough(budgets_problem: Draw) -> None:
+    shares = []
+    for seed in range(60):
+        problem = budgets_problem(seed)
+        texts = [limit.text for limit in problem.limits]
+        if _kept(problem, texts):
+            continue
+        share = explain_clash(problem, 30.0).loosening
+        assert share is not None and share > 0
+        assert _kept(_loosened(problem, share), texts)
+        assert not _kept(_loosened(problem, 0.99 * share), texts)
+        shares.append(share)
+    assert min(shares) < 0.1 and max(shares) > 0.5
+
+
+def test_limits_that_no_loosening_within_reason_meets_are_told(make_choice: MakeChoice) -> None:
+    groups = ((make_choice(0, 0, 0.0, 100.0),),)
+    clash = explain_clash(Problem(groups=groups, limits=(Limit(text="b", fixed=0.0, limit=1.0),)), 10.0)
+    assert clash == Clash(
+        clashing=("b",),
+        moves=(Move(text="b", limit=1.0, alone=100.0, needed=100.0, is_least=False),),
+        loosening=None,
+    )
+
+
+def test_limits_that_clash_among_the_others_leave_nothing_to_move(make_choice: MakeChoice) -> None:
+    groups = ((make_choice(0, 0, 0.0, 5.0, 5.0, 0.0), make_choice(0, 1, 0.0, 1.0, 9.0, 0.0)),)
+    ends = (3.0, 6.0, 1.0)
+    limits = tuple(Limit(text=text, fixed=0.0, limit=end) for text, end in zip("abc", ends, strict=True))
+    clash = explain_clash(Problem(groups=groups, limits=limits), 10.0)
+    assert clash.clashing == ("a", "b")
+    assert [(move.text, move.alone, move.needed) for move in clash.moves] == [
+        ("a", 1.0, 5.0),
+        ("b", 5.0, 9.0),
+        ("c", 0.0, None),
+    ]
+    assert clash.loosening == pytest.approx(0.5, rel=1e-3)
+
+
+def test_without_time_nothing_is_claimed(budgets_problem: Draw) -> None:
+    seed = next(s for s in range(99) if isinstance(solve(budgets_problem(s)), Infeasible))
+    clash = explain_clash(budgets_problem(seed), -1.0)
+    assert (clash.clashing, clash.loosening) == ((), None)
+
+
+def test_a_clash_is_plain_data(budgets_problem: Draw) -> None:
+    for seed in range(40):
+        problem = budgets_problem(seed)
+        if isinstance(solve(problem), Infeasible):
+            clash = explain_clash(problem, 30.0)
+            text = json.dumps(to_data(clash), allow_nan=False)
+            assert from_data(Clash, json.loads(text)) == clash
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_something_is_found_to_fit_where_something_does(
+    block: int, plain_problem: Draw, block_problem: Draw, budgets_problem: Draw, least_score: Callable[..., float]
+) -> None:
+    found = []
+    for seed in range(40 * block, 40 * block + 40):
+        problem = (plain_problem, block_problem, budgets_problem)[seed % 3](seed)
+        answer = fits(problem, 20.0)
+        assert not isinstance(answer, NothingFound)
+        assert isinstance(answer, Infeasible) == math.isinf(least_score(problem))
+        if isinstance(answer, Optimal | Feasible):
+            chosen = tuple(
+                next(c for c in group if c.candidates == taken.candidates)
+                for taken, group in zip(answer.chosen, problem.groups, strict=True)
+            )
+            assert is_within(problem, chosen, answer.decided)
+        found.append(not isinstance(answer, Infeasible))
+    assert {True, False} == set(found)
+
+
+@pytest.mark.parametrize("block", range(3))
+def test_a_limit_binds_where_without_it_there_is_something_better(
+    block: int, plain_problem: Draw, block_problem: Draw, budgets_problem: Draw
+) -> None:
+    found = []
+    for seed in range(30 * block, 30 * block + 30):
+        problem = (plain_problem, block_problem, budgets_problem)[seed % 3](seed)
+        answer = solve(problem)
+        if not isinstance(answer, Optimal):
+            continue
+        for index, limit in enumerate(problem.limits):
+            limits = (*problem.limits[:index], _open(limit), *problem.limits[index + 1 :])
+            freed = replace(problem, limits=limits)
+            best = min(
+                score_of(freed, chosen)
+                for chosen in itertools.product(*freed.groups)
+                if any(is_within(freed, chosen, decided) for decided in _all_decided(freed))
+            )
+            expected = holds(limit, answer.decided) and best < answer.score - 1e-12 * abs(answer.score)
+            assert is_binding(problem, index, answer, 20.0) == expected
+            found.append(expected)
+    assert {True, False} == set(found)
