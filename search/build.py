@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from blockwright.cost import Cost, Load, Quantity
 from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Backend, Profile
-from blockwright.profiler.cost_model import PartCosts, latency_of_throughput, part_costs, throughput_of
+from blockwright.profiler.cost_model import PartCosts, latency_of_throughput, part_costs
 from blockwright.search.budget import Amount, Budget
 from blockwright.search.problem import Choice, Limit, Pair, Problem, merged
 from blockwright.search.scores import Score, ScoreTable, format_of
@@ -164,7 +164,7 @@ def _limit(budget: Budget, amount: Amount, load: Load, parent_cost: Cost) -> flo
     """What the cost may come to; of a throughput, the request latency."""
     if budget.quantity != "throughput":
         return amount.of(parent_cost.value)
-    return latency_of_throughput(load, amount.of(throughput_of(load, parent_cost).value))
+    return latency_of_throughput(load, amount.of(load.batch * load.new_tokens / parent_cost.value))
 
 
 def _offered(table: ScoreTable, order: Order) -> Iterator[tuple[Candidate, float]]:

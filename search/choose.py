@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-from blockwright.cost import UNIT_OF, Load, Quantity
+from blockwright.cost import UNIT_OF, Cost, Load, Quantity
 from blockwright.errors import InputError
 from blockwright.profiler.cost_model import all_part_costs, throughput_of
 from blockwright.search.budget import Amount, Budget
@@ -189,24 +189,40 @@ def _promises(parent: Model, child: Model, device: str, loads: Mapping[str, Load
     """What runs measure, and what budgets are about."""
     found: dict[tuple[Quantity, str], Promise] = {}
     for name, load in loads.items():
-        known = all_part_costs(
-            order.devices[device],
-            parent,
-            load,
-            order.backend,
-            formats=order.formats,
-            may_extrapolate=order.may_extrapolate,
-        )
         asked: list[Quantity] = [b.quantity for b in order.budgets if (b.device, b.load) == (device, name)]
+        try:
+            known = all_part_costs(
+                order.devices[device],
+                parent,
+                load,
+                order.backend,
+                formats=order.formats,
+                may_extrapolate=order.may_extrapolate,
+            )
+        except InputError:
+            if asked or len(order.devices) == 1:
+                raise
+            continue  # a load of another device's: nothing hangs on it here, and the profile need not tell
         wanted: list[Quantity] = list(dict.fromkeys([*known, *asked]))
         for quantity in wanted:
             additive: Quantity = "request_latency" if quantity == "throughput" else quantity
             costs = known.get(additive) or order.costs(parent, device, load, additive)
             before, after = costs.of_model(parent), costs.of_model(child)
             if quantity == "throughput":
-                before, after = throughput_of(load, before), throughput_of(load, after)
+                before, after = (_throughput(load, cost, f"{device}:{name}") for cost in (before, after))
             found[quantity, name] = Promise(quantity=quantity, device=device, load=name, parent=before, child=after)
     return list(found.values())
+
+
+def _throughput(load: Load, latency: Cost, place: str) -> Cost:
+    if latency.low <= 0:
+        raise InputError(
+            f"throughput@{place}",
+            got=f"a request latency of {latency.low:.3g} to {latency.high:.3g} s",
+            expected="an interval above 0, for a throughput to have an upper end",
+            remedy="Profile this load: it is too far from what was measured.",
+        )
+    return throughput_of(load, latency)
 
 
 def _lines(answer: Optimal | Feasible, problem: Problem, order: Order, parent: Model) -> list[BudgetLine]:
@@ -249,7 +265,9 @@ def _amount_of(budget: Budget, limit: Limit) -> Amount | None:
 
 def _frontier(problem: Problem, order: Order, steps: Steps) -> list[FrontierPoint]:
     """Along the first budget from above; none where there is none, or batches are to be decided."""
-    along = next((i for i, limit in enumerate(problem.limits) if not limit.is_least), None)
+    above = {budget.text for budget in order.budgets if budget.quantity != "throughput"}  # that one is put as a latency
+    limits = enumerate(problem.limits)
+    along = next((i for i, limit in limits if not limit.is_least and limit.text in above), None)
     if along is None or problem.decisions or not order.frontier_points:
         return []
     points = frontier(

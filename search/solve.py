@@ -108,8 +108,9 @@ class Memory:
 
     def with_row(self) -> None:
         """Makes place for one more row, which has no price yet."""
-        if self.prices_R is not None and self.learnt_MR is not None:
+        if self.prices_R is not None:
             self.prices_R = np.append(self.prices_R, 0.0)
+        if self.learnt_MR is not None:
             self.learnt_MR = np.column_stack([self.learnt_MR, np.zeros(len(self.learnt_MR))])
 
 
@@ -138,11 +139,11 @@ def solve_prepared(
             bound = min(bound, alternative.relaxation.bound + gain)
             continue
         found = _find(prepared, alternative, deadline, tolerance, best, memory)
-        bound = min(bound, found.bound)
+        bound = min(bound, max(found.bound, alternative.relaxation.bound + gain))
         if found.columns_G is not None and (best is None or found.score < best.score):
             best, decided = found, alternative.decided
     if best is None:
-        return Infeasible(reachable=reachable(problem)) if np.isinf(bound) and bound > 0 else NothingFound()
+        return Infeasible(reachable=reachable(problem)) if bound == np.inf else NothingFound()
     chosen = chosen_of(problem, best)
     score = score_of(problem, chosen)
     precision = 1e-11 * max(1e-300, float(np.abs(prepared.arrays.scores_C).max(initial=0.0))) * len(problem.groups)

@@ -57,7 +57,7 @@ def search_plan(scores: Path, profiles: Sequence[str | Path], order: SearchOrder
     inputs = {
         "order": to_data(order),
         "scores": digest_of_files([scores]) if scores.exists() else None,
-        "profiles": {name: digest_of(to_data(profile)) for name, profile in devices.items()},
+        "profiles": [[name, digest_of(to_data(profile))] for name, profile in devices.items()],
     }
     stage = Stage(name="search", output=output, inputs=inputs)
     if (before := stage.reuse(lambda: read_plan(output))) is not None:

@@ -8,7 +8,17 @@ import pytest
 
 from blockwright.cost import Cost, Load, Quantity, exact
 from blockwright.measured import Measured, MeasuredCost, Quality, Sample
-from blockwright.report.facts import RIVALS_CAPTION, cost_lines, drift_words, layer_pictures, rival_rows
+from blockwright.report.facts import (
+    RIVALS_CAPTION,
+    budget_words,
+    cost_lines,
+    drift_words,
+    layer_pictures,
+    measured_promises,
+    price_words,
+    rival_rows,
+)
+from blockwright.report.figures import frontier_figure
 from blockwright.report.page import Report, page
 from blockwright.search.plan import BudgetLine, FrontierPoint, Plan, Promise, Rival
 from blockwright.spec import Attention, Block, GatedFFN, LinearFFN, LinearMixer, Model, NoOp, Rope
@@ -205,3 +215,50 @@ def test_simpler_ways_to_choose_stand_on_the_page_where_they_were_asked_for() ->
     assert "<td>greedy</td><td>0.7500</td><td>1.50 ×</td>" in html and RIVALS_CAPTION in html
     assert "<td>uniform</td><td>finds no choice</td><td></td>" in html
     assert rival_rows(replace(plan, score=0.0))[1]["times"] == ""  # nothing to be so many times of
+
+
+def _line(limit: float, share: float | None = None, is_least: bool = False, **changes: object) -> BudgetLine:
+    line = replace(_plan().budgets[0], limit=limit, share=share, is_least=is_least)
+    return replace(line, **changes)  # type: ignore[arg-type]
+
+
+def test_what_is_asked_is_said_from_both_sides() -> None:
+    assert budget_words([]) == ""
+    assert budget_words([_line(2e-4, is_least=True), _line(3e-4)]) == "≥ 200 µs, ≤ 300 µs"
+    assert budget_words([_line(2.4e-4, share=0.6)]) == "≤ 60 %"
+
+
+def test_a_budget_from_below_is_met_from_above() -> None:
+    for limit, is_met in ((2.05e-4, True), (2.15e-4, False)):
+        plan = replace(_plan(), budgets=(_line(limit, is_least=True),))
+        assert cost_lines(plan, _measured())[0].is_met == is_met
+    both = replace(_plan(), budgets=(_line(2e-4, is_least=True), _line(2.05e-4)))
+    assert not cost_lines(both, _measured())[0].is_met, "one end of the range is missed"
+
+
+def test_what_other_devices_promise_and_what_cannot_be_measured_is_not_held_against_this_one() -> None:
+    others = (
+        _promise("time_per_token", _cost(1.0), _cost(1.0), device="phone"),
+        _promise("throughput", _cost(1.0), _cost(1.0)),
+    )
+    plan = replace(
+        _plan(), promises=(*others, *_plan().promises), budgets=(_line(1.0, device="phone"), *_plan().budgets)
+    )
+    assert measured_promises(plan) == list(_plan().promises)
+    assert cost_lines(plan, _measured()) == cost_lines(_plan(), _measured())
+    assert drift_words(plan, _measured(6e-4, 3.15e-4)) == drift_words(_plan(), _measured(6e-4, 3.15e-4))
+
+
+def test_what_a_budget_is_worth_is_said_where_it_presses() -> None:
+    binding, shares = _line(2.4e-4, price=1e3), _line(2.4e-4, is_least=True, price=1e3, is_binding=False)
+    plan = replace(_plan(), budgets=(binding, shares, _line(1.0, price=0.0)))
+    assert price_words(plan) == [
+        "time_per_token@chat <= 60%: 10 µs more would be worth about 0.01 of the score.",
+        "time_per_token@chat <= 60%: 10 µs less would be worth about 0.01 of the score, as far as shares of blocks go.",
+    ]
+
+
+def test_the_frontier_is_drawn_along_the_first_budget_from_above() -> None:
+    tokens = _line(1e3, is_least=True, text="throughput@chat >= 1ktok/s", quantity="throughput")
+    drawn = frontier_figure(replace(_plan(), budgets=(tokens, *_plan().budgets)))
+    assert "time per token at chat" in drawn and "throughput" not in drawn

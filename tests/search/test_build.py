@@ -265,3 +265,27 @@ def test_limits_stand_in_the_order_of_budgets(
     ]
     assert limits[1].limit == 3e6
     assert [limit.limit for limit in limits[2:]] == pytest.approx([load.batch * 30 / 10 for load in SERVE])
+
+
+def test_a_device_need_not_know_the_loads_of_the_other(
+    devices: dict[str, Profile], order: MakeOrder, make_table: MakeTable, make_profile: Callable[..., Profile]
+) -> None:
+    chatty = {"server": make_profile(SERVE, name="serves"), "edge": make_profile([CHAT], name="chats")}
+    budgets = ("throughput@server:serve >= 4ktok/s", "time_per_token@edge:chat <= 80%")
+    plan = choose(make_table(), order(*budgets, devices=chatty))
+    assert {(promise.device, promise.load) for promise in plan.promises} == {("server", "serve"), ("edge", "chat")}
+    with pytest.raises(InputError, match="profile chats: "):
+        choose(make_table(), order("memory@edge:serve <= 80%", devices=chatty))
+    with pytest.raises(InputError, match="profile chats: "):
+        choose(make_table(), order(devices={"edge": chatty["edge"]}))
+
+
+def test_a_throughput_that_is_not_known_from_above_is_refused(
+    devices: dict[str, Profile], order: MakeOrder, make_table: MakeTable
+) -> None:
+    """One whole model that was held out took three times what its parts say: a latency may be nothing at all."""
+    server = devices["server"]
+    wholes = tuple(row if row.is_anchor else replace(row, time_s=3 * row.time_s) for row in server.wholes)
+    asked = order("throughput@server:chat >= 1tok/s", devices={"server": replace(server, wholes=wholes)})
+    with pytest.raises(InputError, match=r"throughput@server:chat: got a request latency of -.* an interval above 0"):
+        choose(make_table(), asked)

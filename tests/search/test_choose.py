@@ -169,7 +169,7 @@ def test_the_frontier_is_the_best_score_at_each_limit_and_falls(order: MakeOrder
         assert point.spent <= point.limit * (1 + 1e-9)
     assert [p.limit for p in points] == sorted(p.limit for p in points)
     assert [p.value for p in points] == sorted((p.value for p in points), reverse=True)
-    assert points[0].limit == pytest.approx(min(time_s for _, time_s, _ in costs))
+    assert points[0].limit == pytest.approx(min(time_s for _, time_s, _ in costs), rel=1e-3)
 
 
 def test_a_plan_holds_as_many_frontier_points_as_were_asked_for(order: MakeOrder, make_table: MakeTable) -> None:
@@ -178,3 +178,54 @@ def test_a_plan_holds_as_many_frontier_points_as_were_asked_for(order: MakeOrder
     plan = choose(make_table(), asked, Steps(on_point=lambda: steps.append("point")))
     assert len(plan.frontier) == len(steps) == 4
     assert [point.limit for point in plan.frontier] == sorted(point.limit for point in plan.frontier)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.3])
+def test_a_pool_begins_with_the_plan_itself(tolerance: float, order: MakeOrder, make_table: MakeTable) -> None:
+    told: list[None] = []
+    asked = order("time_per_token <= 60%", pool_size=5, min_layers_differ=2, tolerance=tolerance)
+    plan = choose(make_table(), asked, Steps(on_found=lambda: told.append(None)))
+    assert len(plan.pool) == len(told) == 5
+    assert plan.pool[0].child == plan.child
+    assert plan.pool[0].score == pytest.approx(plan.score)
+    for index, other in enumerate(plan.pool):
+        differ = [sum(a != b for a, b in zip(other.child.layers, p.child.layers, strict=True)) for p in plan.pool]
+        assert other.layers_differ == differ[0]
+        assert all(number >= 2 for number in differ[:index])
+
+
+def test_of_children_as_good_as_each_other_the_pool_begins_with_the_plans(
+    order: MakeOrder, make_table: MakeTable
+) -> None:
+    table = make_table()
+    same = tuple(replace(s, estimate=replace(s.estimate, value=0.5, low=0.5, high=0.5)) for s in table.scores)
+    for share in (40, 50, 60, 70, 80):
+        plan = choose(replace(table, scores=same), order(f"parameters <= {share}%", pool_size=2))
+        assert plan.pool[0].child == plan.child
+
+
+def test_the_frontier_goes_along_what_the_page_can_show(order: MakeOrder, make_table: MakeTable) -> None:
+    """The first budget from above; a throughput is bounded from below."""
+    budgets = ("throughput >= 1ktok/s", "parameters >= 10%", "memory <= 80%")
+    plan = choose(make_table(), order(*budgets, frontier_points=4))
+    memory = next(line for line in plan.budgets if not line.is_least)
+    parent = next(p.parent for p in plan.promises if p.quantity == "memory")
+    assert memory.quantity == "memory"
+    assert plan.frontier and all(0.1 * memory.limit < p.spent <= parent.high * (1 + 1e-9) for p in plan.frontier)
+    assert choose(make_table(), order("throughput >= 1ktok/s", frontier_points=4)).frontier == ()
+
+
+def test_a_throughput_is_promised_and_priced_in_tokens_per_second(
+    profile: Profile, order: MakeOrder, make_table: MakeTable
+) -> None:
+    plan = choose(make_table(), order("throughput >= 3ktok/s"))
+    (line,), tokens = plan.budgets, LOAD.batch * LOAD.new_tokens
+    (promise,) = [p for p in plan.promises if p.quantity == "throughput"]
+    latency = predict(profile, plan.child, LOAD)["request_latency"]
+    assert (line.limit, line.is_least, line.share) == (pytest.approx(3e3), True, None)
+    assert line.spent == pytest.approx(promise.child.low) == pytest.approx(tokens / latency.high)
+    assert line.spent >= 3e3
+    asked = order(f"latency <= {1e3 * tokens / 3e3}ms")
+    (same,) = choose(make_table(), asked).budgets
+    assert line.price == pytest.approx(same.price * (tokens / 3e3) ** 2 / tokens)
+    assert line.price > 0

@@ -32,7 +32,10 @@ def _best_at(limit: float, table: Sequence[tuple[float, float]]) -> float:
 def _check(problem: Problem, along: int, value: int | None, points: list[Point], table: list, num: int) -> None:
     """Every point is the best at its limit, no limit of the grid goes without, and none beats another."""
     scale = max(abs(had) for _, had in table)
-    grid = np.linspace(min(table)[0], min(table, key=lambda pair: pair[1])[0], num)
+    costs = [[choice.costs[along] for choice in group] for group in problem.groups]
+    spread = sum(max(group) - min(group) for group in costs)
+    assert -1e-9 * spread <= points[0].limit - min(table)[0] <= 1e-3 * spread, "the grid begins elsewhere"
+    grid = np.linspace(points[0].limit, min(table, key=lambda pair: pair[1])[0], num)
     for point in points:
         assert np.isclose(grid, point.limit, rtol=1e-12).any()
         assert point.value == pytest.approx(_best_at(point.limit, table), rel=1e-9, abs=1e-9 * scale)

@@ -112,6 +112,22 @@ def test_a_plan_with_a_wrong_field_is_refused_by_its_name(
         read_plan(path)
 
 
+@pytest.mark.parametrize("version", [1, 3, None])
+def test_a_plan_of_another_version_says_what_to_do(version: int | None, tmp_path: Path) -> None:
+    """Before its fields are looked at, which were others then."""
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"schema_version": version, "status": "optimal", "weights": "fp32"}))
+    with pytest.raises(
+        InputError, match=rf"plan\.json: schema_version: got {version}; expected 2\. Search again"
+    ) as caught:
+        read_plan(path)
+    assert "another version of Blockwright" in caught.value.remedy
+
+
+def test_the_first_device_is_the_one_that_runs_measure_on() -> None:
+    assert PLAN.device == "server"
+
+
 @pytest.mark.parametrize("content", ["", "[]", "null", '{"schema_version": 2}', "{"])
 def test_what_is_no_plan_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "plan.json"

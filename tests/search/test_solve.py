@@ -11,7 +11,7 @@ import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from blockwright.errors import InputError
-from blockwright.search.problem import Choice, Limit, Problem, is_within, merged, score_of, spent
+from blockwright.search.problem import Choice, Limit, Pair, Problem, is_within, merged, score_of, spent
 from blockwright.search.solve import Answer, Feasible, Infeasible, NothingFound, Optimal, solve
 from blockwright.spec import Candidate, NoOp
 
@@ -55,6 +55,26 @@ def test_with_pairs_and_rules_it_finds_what_trying_every_choice_finds(
         answers.append(solve(problem))
         _check(problem, answers[-1], least_score(problem))
     assert any(isinstance(answer, Optimal) for answer in answers)
+
+
+@pytest.mark.parametrize("seed", [253, 621, 624, 941, 1235, 1296, 1328, 1329, 1392])
+def test_presolve_loses_no_choice(seed: int, block_problem: Draw, least_score: LeastScore) -> None:
+    """Found with a step of CP-SAT's presolve that is switched off since: worse choices as optimal, or none at all."""
+    problem = block_problem(seed, num_limits=2)
+    _check(problem, solve(problem), least_score(problem))
+
+
+def test_an_alternative_is_not_given_up_for_a_bound_that_leaves_pairs_out(make_choice: MakeChoice) -> None:
+    """At the second batch only the two dear choices fit: 2 by themselves, but −3 together."""
+    groups = tuple((make_choice(g, 0, 0.0, 0.0, 0.0), make_choice(g, 1, 1.0, 1.0, 1.0)) for g in range(2))
+    limits = (
+        Limit(text="at most", fixed=0.0, limit=1.0, when=("batch", "1")),
+        Limit(text="at least", fixed=0.0, limit=2.0, is_least=True, when=("batch", "2")),
+    )
+    pair = Pair(first=groups[0][1].candidates[0], second=groups[1][1].candidates[0], score=-5.0)
+    answer = solve(Problem(groups=groups, limits=limits, pairs=(pair,)))
+    assert isinstance(answer, Optimal)
+    assert (answer.score, answer.bound, answer.decided) == (-3.0, -3.0, {"batch": "2"})
 
 
 @pytest.fixture

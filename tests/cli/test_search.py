@@ -1,0 +1,210 @@
+"""The command `search`: devices, batches, rules, and what it says where there is no plan."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from blockwright.cli.main import main
+from blockwright.cost import Load
+from blockwright.hw_profiles.profile import Profile, write_profile
+from blockwright.profiler.cost_model import predict
+from blockwright.search.plan import read_plan
+from blockwright.search.scores import ScoreTable, write_scores
+from blockwright.spec import FP32, Attention, Format, LinearFFN, LinearMixer, NoOp
+
+CHAT = Load(batch=1, prompt_tokens=40, new_tokens=24)
+SERVE = tuple(Load(batch=batch, prompt_tokens=20, new_tokens=30) for batch in (1, 2, 4))
+LOADS = ["--load", "chat=1x40+24", "--load", "serve=1,2,4x20+30"]
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def profiles(tmp_path: Path, make_profile: Callable[..., Profile]) -> dict[str, Profile]:
+    """Two devices, as server.json and edge.json."""
+    found = {
+        "server": make_profile([CHAT, *SERVE], formats=[FP32, Format(name="int4", group_size=32)], name="big-one"),
+        "edge": make_profile([CHAT, *SERVE], slowness=3.0, name="small-one"),
+    }
+    for name, profile in found.items():
+        write_profile(profile, tmp_path / f"{name}.json")
+    return found
+
+
+@pytest.fixture
+def search(
+    tmp_path: Path,
+    profiles: dict[str, Profile],
+    make_table: Callable[..., ScoreTable],
+    capsys: pytest.CaptureFixture[str],
+) -> Run:
+    """Runs the command with budgets and flags; gives its exit code, what it printed and what it complained of."""
+    write_scores(make_table(metrics=["kl", "lm_loss"]), tmp_path / "scores.parquet")
+
+    def run(*words: str, devices: int = 1, frontier: int = 0) -> tuple[int, str, str]:
+        capsys.readouterr()
+        command = ["search", "--scores", str(tmp_path / "scores.parquet"), "--out", str(tmp_path / "plan.json")]
+        for name in list(profiles)[:devices]:
+            command += ["--profile", f"{name}={tmp_path / name}.json"]
+        code = main([*command, "--frontier", str(frontier), *words])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def _budgets(*texts: str) -> list[str]:
+    return [word for text in texts for word in ("--budget", text)]
+
+
+def test_two_devices_two_loads_and_a_batch_to_decide_on(
+    search: Run, profiles: dict[str, Profile], tmp_path: Path
+) -> None:
+    budgets = _budgets(
+        "memory@server:serve <= 700kB", "throughput@server:serve >= 4.2ktok/s", "time_per_token@edge:chat <= 80%"
+    )
+    code, printed, _ = search(*budgets, *LOADS, "--pool", "3", "--differ", "2", devices=2)
+    assert code == 0
+    plan = read_plan(tmp_path / "plan.json")
+    assert plan.devices == {"server": "big-one", "edge": "small-one"}
+    assert plan.batches == {"batch of serve on server": 2}
+    costs = predict(profiles["server"], plan.child, SERVE[1])
+    assert costs["memory"].high <= 700e3 and costs["throughput"].low >= 4200
+    edge = [predict(profiles["edge"], model, CHAT)["time_per_token"] for model in (plan.parent, plan.child)]
+    assert edge[1].high <= 0.8 * edge[0].value
+    assert len(plan.pool) == 3 and plan.pool[1].layers_differ >= 2
+    for words in ("on server (big-one)", "on edge (small-one)", "The batch of serve on server is 2.", "The pool"):
+        assert words in printed
+    assert "≥ 4.2 ktok/s" in printed and "≤ 80 %" in printed
+
+
+def test_what_is_printed_as_json_is_the_plan(search: Run, tmp_path: Path) -> None:
+    code, printed, _ = search(*_budgets("memory@chat <= 80%"), *LOADS[:2], "--json", frontier=3)
+    assert code == 0
+    assert json.loads(printed) == json.loads((tmp_path / "plan.json").read_text())
+    assert read_plan(tmp_path / "plan.json").frontier
+
+
+def test_without_a_plan_the_reasons_come_as_json_and_in_words(search: Run, tmp_path: Path) -> None:
+    budgets = _budgets("parameters@chat <= 30%", "memory@chat >= 90%", "time_per_token@chat <= 99%")
+    code, printed, complaint = search(*budgets, *LOADS[:2], "--json")
+    assert code == 2
+    reasons = json.loads(printed)
+    assert reasons["status"] == "infeasible"
+    assert reasons["clashing"] == ["parameters@chat <= 30%", "memory@chat >= 90%"]
+    assert [move["text"] for move in reasons["moves"]] == budgets[1::2]
+    assert 0 < reasons["loosening"] < 1
+    assert "each alone can be met, but not all together: parameters@chat <= 30%; memory@chat >= 90%" in complaint
+    assert "with the others kept, parameters@chat <= 30% would have to be" in complaint
+    assert not (tmp_path / "plan.json").exists()
+    again = search(*budgets, *LOADS[:2])
+    assert (again[0], again[1]) == (2, "")
+
+
+def test_rules_hold_in_the_plan(search: Run, tmp_path: Path) -> None:
+    rules = ["--keep-first", "1", "--forbid", "*-mixer-none", "--force", "layer-01-ffn-linear", "--shapes", "2"]
+    assert search(*_budgets("parameters@chat <= 75%"), *LOADS[:2], *rules)[0] == 0
+    plan = read_plan(tmp_path / "plan.json")
+    assert plan.child.layers[0] == plan.parent.layers[0]
+    assert plan.child.layers[1].ffn == LinearFFN()
+    assert all(block.mixer != NoOp() for block in plan.child.layers)
+    assert len(set(plan.child.layers)) == 2
+
+
+def test_one_kind_of_block_removed_side_by_side_for_an_engine(search: Run, tmp_path: Path) -> None:
+    rules = ["--homogeneous", "--contiguous", "--servable-by", "vllm,transformers"]
+    assert search(*_budgets("parameters@chat <= 60%"), *LOADS[:2], *rules)[0] == 0
+    layers = read_plan(tmp_path / "plan.json").child.layers
+    assert len({block for block in layers if (block.mixer, block.ffn) != (NoOp(), NoOp())}) == 1
+    assert any(isinstance(block.mixer, Attention) for block in layers)
+    assert not any(isinstance(block.mixer, LinearMixer) or isinstance(block.ffn, LinearFFN) for block in layers)
+
+
+def test_scores_are_of_the_metric_named(search: Run, tmp_path: Path) -> None:
+    for metric in ("kl", "lm_loss"):
+        assert search(*_budgets("parameters@chat <= 60%"), *LOADS[:2], "--metric", metric)[0] == 0
+        assert read_plan(tmp_path / "plan.json").metric == metric
+
+
+def test_a_load_beyond_the_profile_needs_leave_to_be_guessed(search: Run, tmp_path: Path) -> None:
+    words = [*_budgets("time_per_token@serve <= 90%"), "--load", "serve=8x20+30"]
+    code, _, complaint = search(*words)
+    assert code == 2
+    assert (
+        "error in profile big-one: load" in complaint and "--extrapolate" in complaint and "batch 1 to 4" in complaint
+    )
+    assert search(*words, "--extrapolate")[0] == 0
+    (promise,) = [p for p in read_plan(tmp_path / "plan.json").promises if p.quantity == "time_per_token"]
+    assert promise.child.high - promise.child.value > 0.02 * promise.child.value, (
+        "the guess is as sure as a measurement"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "field", "told"),
+    [
+        (["--budget", "memory@chat <= 20"], "budget memory", "20GB and 20GiB differ"),
+        (["--budget", "memory@chat <= 20 tok"], "budget memory", "B, kB, MB, GB, TB, KiB, MiB, GiB, TiB"),
+        (["--budget", "20GB <= memory@chat <= 20MB"], "budget", "Swap the two"),
+        (["--budget", "memory@phone:chat <= 1GB"], "budget", "one of the devices server"),
+        (["--servable-by", "vllm,onnx"], "--servable-by", "transformers, vllm, sglang, tensorrt-llm, llama.cpp"),
+        (
+            ["--servable-by", "llama.cpp", "--forbid", "layer-01-mixer-none"],
+            "--servable-by llama.cpp: layer 1",
+            "no block of this library that can be loaded",
+        ),
+        (["--pool", "2", "--differ", "4"], "--differ", "from 1 to the 3 layers"),
+        (["--pool", "0"], "--pool", "at least 1"),
+        (["--differ", "0"], "--differ", "at least 1"),
+        (["--shapes", "0"], "--shapes", "at least 1"),
+        (["--keep-first", "-1"], "--keep-first", "at least 0"),
+        (["--tolerance", "nan"], "--tolerance", "at least 0"),
+        (["--forbid", "layer-02-ffn-*"], "rules: layer 2, ffn", "no candidate that they allow"),
+        (["--metric", "task"], "metric", "kl, lm_loss"),
+        (["--format", "fp32", "--format", "int4"], "scores", "blockwright score … --format fp32 --format int4-g32"),
+        (["--load", "chat=1x40+24"], "--load", "chat more than once"),
+        (["--load", "serve=1,xx20+30"], "--load", "NAME=BATCHxPROMPT+NEW"),
+        (["--load", "serve=1,0x20+30"], "--load", "numbers of at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(
+    words: list[str], field: str, told: str, search: Run, tmp_path: Path
+) -> None:
+    code, printed, complaint = search(*_budgets("memory@chat <= 80%"), *LOADS[:2], *words)
+    assert (code, printed) == (2, "")
+    assert complaint.count("blockwright: error in ") == 1
+    assert f"error in {field}\n" in complaint and told in complaint
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_gigabytes_are_no_gibibytes(search: Run, tmp_path: Path) -> None:
+    limits = []
+    for amount in ("600 kB", "600 KiB"):
+        assert search(*_budgets(f"memory@chat <= {amount}"), *LOADS[:2])[0] == 0
+        limits.append(read_plan(tmp_path / "plan.json").budgets[0].limit)
+    assert limits == [600e3, 600 * 1024]
+
+
+def test_budgets_that_contradict_each_other_are_both_named(search: Run) -> None:
+    code, _, complaint = search(
+        *_budgets("memory@chat <= 500kB", "memory@chat >= 600kB", "disk@chat <= 1GB"), *LOADS[:2]
+    )
+    assert code == 2
+    assert "not all together: memory@chat <= 500kB; memory@chat >= 600kB" in complaint
+    assert "disk" not in complaint
+
+
+def test_two_devices_of_one_name_are_refused(search: Run, tmp_path: Path) -> None:
+    words = ["--profile", f"server={tmp_path / 'edge.json'}"]
+    code, _, complaint = search(*_budgets("memory@chat <= 80%"), *LOADS[:2], *words)
+    assert code == 2 and "error in --profile\n" in complaint and "two devices of the name server" in complaint
+
+
+def test_a_device_is_called_like_its_profile_where_it_is_given_no_name(
+    tmp_path: Path, search: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "plan.json"
+    command = ["search", "--scores", str(tmp_path / "scores.parquet"), "--profile", str(tmp_path / "edge.json")]
+    assert main([*command, "--budget", "memory@small-one <= 80%", *LOADS[:2], "--frontier", "0", "-o", str(plan)]) == 0
+    assert read_plan(plan).devices == {"small-one": "small-one"}
