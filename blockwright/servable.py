@@ -64,6 +64,8 @@ def shape_obstacles(model: Model, engine: Engine) -> list[str]:
         obstacles.append("its loader has no norms on queries and keys")
     if model.has_qkv_bias or model.has_output_bias or model.has_ffn_bias:
         obstacles.append("its loader expects projections without biases")
+    if model.activation != "silu":
+        obstacles.append("its loader has no other activation than SiLU")
     if model.head_dim * model.num_heads != model.hidden_size:
         obstacles.append("its loader derives the head size from the hidden size, and here they differ")
     if not any(isinstance(block.mixer, Attention) for block in model.layers):

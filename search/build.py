@@ -110,6 +110,7 @@ def build_problem(table: ScoreTable, order: Order) -> Problem:
         costs = tuple(row.cost_of(candidate) for row in rows)
         choice = Choice(candidates=(candidate,), score=value, costs=costs)
         by_group.setdefault((candidate.layer, candidate.part), []).append(choice)
+    _check_patterns([choice.candidates[0].name for group in by_group.values() for choice in group], order.rules)
     groups = [_ruled(by_group[key], parent, order.rules) for key in sorted(by_group)]
     problem = Problem(groups=tuple(groups), limits=tuple(row.limit for row in rows))
     problem = _servable(problem, parent, order.rules.servable_by)
@@ -226,6 +227,18 @@ def _ruled(choices: list[Choice], parent: Model, rules: Rules) -> tuple[Choice, 
             remedy="Change what is forbidden, forced or kept.",
         )
     return tuple(left)
+
+
+def _check_patterns(names: Sequence[str], rules: Rules) -> None:
+    for flag, patterns in (("--forbid", rules.forbidden), ("--force", rules.forced)):
+        for pattern in patterns:
+            if not fnmatch.filter(names, pattern):
+                raise InputError(
+                    flag,
+                    got=repr(pattern),
+                    expected=f"a pattern that fits some candidate, such as {names[0]}",
+                    remedy="Correct the pattern: * stands for anything, ? for one character.",
+                )
 
 
 def _fits(choice: Choice, patterns: Sequence[str]) -> bool:

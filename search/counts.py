@@ -71,6 +71,7 @@ def choose_most(
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1  # the same choice every time
     solver.parameters.random_seed = 0
+    solver.parameters.presolve_inclusion_work_limit = 0  # as in general.py
     solver.parameters.max_time_in_seconds = time_limit_s
     solver.parameters.relative_gap_limit = _GAP
     if solver.solve(model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):

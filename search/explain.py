@@ -62,12 +62,12 @@ def prices(problem: Problem, decided: dict[str, str]) -> list[float]:
 
 
 def is_binding(problem: Problem, index: int, answer: Optimal | Feasible, time_limit_s: float) -> bool:
-    """Whether a better score would be possible without one limit, all others kept."""
+    """Whether a better score than any with it would be possible without one limit, all others kept."""
     if not holds(problem.limits[index], answer.decided):
         return False
     freed = solve(_without(problem, index), time_limit_s)
     scale = max((abs(choice.score) for group in problem.groups for choice in group), default=0.0)
-    return isinstance(freed, Optimal | Feasible) and freed.score < answer.score - 1e-9 * scale
+    return isinstance(freed, Optimal | Feasible) and freed.score < answer.bound - 1e-9 * scale
 
 
 def fits(problem: Problem, time_limit_s: float) -> Answer:

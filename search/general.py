@@ -93,7 +93,7 @@ def _find_by_cp_sat(
     _add_rules(model, taken, arrays, structure)
     together = [_product(model, taken[first], taken[second], score) for first, second, score in structure.pairs]
     scores = np.append(arrays.scores_C, [score for *_, score in structure.pairs])
-    unit = max(float(np.abs(scores).sum()), 1e-300) / (_SCALE * 1e3)
+    unit = max(float(np.abs(scores).sum()), 1e-250) / (_SCALE * 1e3)
     model.minimize(cp_model.LinearExpr.weighted_sum(taken + together, [round(score / unit) for score in scores]))
     rounding = unit * len(scores)
     while True:
@@ -122,7 +122,10 @@ def _find_by_cp_sat(
 
 def _add_row(model: cp_model.CpModel, taken: list[cp_model.IntVar], costs_C: np.ndarray, room: float) -> None:
     """A row in whole numbers, costs rounded down and room up."""
-    scale = _SCALE / max(float(np.abs(costs_C).max(initial=0.0)), 1e-300)
+    largest = float(np.abs(costs_C).max(initial=0.0))
+    if largest == 0.0:  # and within its room, or the problem would not have come here
+        return
+    scale = _SCALE / largest
     weights = [int(np.floor(cost * scale)) for cost in costs_C]
     most = int(np.ceil(np.clip(room * scale, -(2.0**62), 2.0**62)))
     model.add(cp_model.LinearExpr.weighted_sum(taken, weights) <= most)

@@ -108,6 +108,14 @@ class Problem:
         for group in self.groups:
             for choice in group:
                 _check(choice, self.limits)
+        for limit in self.limits:
+            if not math.isfinite(limit.fixed) or math.isnan(limit.limit):
+                raise InputError(
+                    f"limit {limit.text}",
+                    got=f"{limit.limit}, of which {limit.fixed} in any case",
+                    expected="numbers",
+                    remedy="Correct the budget, or profile again.",
+                )
         for pair in self.pairs:
             if not math.isfinite(pair.score):
                 raise InputError(

@@ -45,7 +45,7 @@ def undecided(table: ScoreTable, order: Order) -> set[Candidate]:
             rival = held[candidate.layer, candidate.part]
             pair = _scored(candidate, widths), _scored(rival, widths)
             width = widths[pair[0]] + widths[pair[1]]
-            if candidate == rival or margin > width:
+            if candidate == rival or (margin > width and not problem.decisions):
                 continue
             if _least_with(problem, candidate) - answer.score <= width:
                 found |= set(pair)

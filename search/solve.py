@@ -192,7 +192,8 @@ def _alternatives(prepared: Prepared, memory: Memory) -> Iterator[_Alternative]:
     extra = list(range(len(limits), len(prepared.arrays.room_R)))
     for taken in itertools.product(*decisions.values()):
         decided = dict(zip(decisions, taken, strict=True))
-        kept = [index for index, limit in enumerate(limits) if holds(limit, decided)] + extra
+        room_R = prepared.arrays.room_R
+        kept = [i for i, limit in enumerate(limits) if holds(limit, decided) and room_R[i] < np.inf] + extra
         arrays, _ = prepared.arrays.with_rows(kept).scaled()
         if (arrays.least_R() > arrays.room_R + _UNREACHABLE).any():
             continue

@@ -9,7 +9,8 @@ with every plan that was measured and how far sums were off.
   blockwright refine library --scores scores.parquet --profile profile.json --text texts/ \\
       --budget 'time_per_token@chat <= 60%' --out refined.json
 
-With --heal-tokens the best plans are distilled for a while, by halving, and the one that is best after that is taken.
+With --heal-tokens the best plans are distilled for a while, by halving, and the one that is best after that is taken,
+which may have lost more before it.
 """
 
 import argparse

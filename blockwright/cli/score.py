@@ -26,7 +26,15 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from blockwright.cli.flags import add_out, add_search_loads, add_text, read_search_loads, read_tokens
+from blockwright.cli.flags import (
+    add_out,
+    add_rules,
+    add_search_loads,
+    add_text,
+    read_rules,
+    read_search_loads,
+    read_tokens,
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +60,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     race.add_argument("--profile", action="append", default=[], metavar="[NAME=]PROFILE", help="as for search")
     race.add_argument("--budget", action="append", default=[], help="as for search; repeatable")
     add_search_loads(race)
+    add_rules(parser)
     add_out(parser, "scores.parquet", "the table")
 
 
@@ -90,6 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
             time_limit_s=60.0,
             frontier_points=0,
             metric=metrics[0].rpartition(":")[2],
+            rules=read_rules(arguments),
         )
         race, decide = race_for(searched, read_devices(arguments.profile))
         order = replace(order, race=race)

@@ -7,6 +7,7 @@ some tokens are given to healing, the best plans of all rounds are distilled for
 that lose least before distillation need not lose least after it.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from blockwright.search.build import Order, build_problem
 from blockwright.search.choose import Steps, answer_of, candidates_of, child_of, plan_of
 from blockwright.search.plan import Plan, Whole, read_plan, write_plan
 from blockwright.search.pool import pool
-from blockwright.search.problem import Choice, Pair, Problem, score_of
+from blockwright.search.problem import Choice, Pair, Problem, is_within, score_of
 from blockwright.search.refine import additivity, apart, next_plans, pairs_of, pairs_to_measure
 from blockwright.search.rivals import attempts
 from blockwright.search.scores import ScoreTable, read_scores
@@ -285,6 +286,7 @@ def _heal(bench: _Bench, measured: Sequence[_Measured]) -> _Measured:
     assert bench.healing is not None
     order = bench.order
     left = sorted(_finished(bench, measured), key=lambda one: one.mean)[: order.heal_plans]
+    left += [one for one in measured[:1] if one not in left]
     num_halvings = max(0, int(np.ceil(np.log2(len(left)))))
     settings = GkdSettings(learning_rate=order.learning_rate, cosine_weight=order.cosine_weight, checkpoint_steps=10**9)
     for halving in range(num_halvings + 1):
@@ -302,7 +304,10 @@ def _heal(bench: _Bench, measured: Sequence[_Measured]) -> _Measured:
 def _plan(bench: _Bench, best_sum: Optimal | Feasible, measured: Sequence[_Measured], best: _Measured) -> Plan:
     document_N = bench.windows.document_N
     score = score_of(bench.problem, best.chosen)
-    answer = Feasible(chosen=best.chosen, score=score, bound=min(score, best_sum.bound), decided=best_sum.decided)
+    decisions = bench.problem.decisions
+    taken = (dict(zip(decisions, each, strict=True)) for each in itertools.product(*decisions.values()))
+    decided = next(each for each in taken if is_within(bench.problem, best.chosen, each))
+    answer = Feasible(chosen=best.chosen, score=score, bound=min(score, best_sum.bound), decided=decided)
     plan = plan_of(answer, bench.problem, bench.table, bench.asked, Steps())
 
     def estimate(one: _Measured) -> Estimate:

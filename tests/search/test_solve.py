@@ -13,7 +13,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from blockwright.errors import InputError
 from blockwright.search.problem import Choice, Limit, Pair, Problem, is_within, merged, score_of, spent
 from blockwright.search.solve import Answer, Feasible, Infeasible, NothingFound, Optimal, solve
-from blockwright.spec import Candidate, NoOp
+from blockwright.spec import Candidate, GatedFFN, NoOp
 
 MakeChoice = Callable[..., Choice]
 Draw = Callable[..., Problem]
@@ -203,6 +203,21 @@ def test_rules_on_blocks_need_blocks(make_choice: MakeChoice) -> None:
         Problem(groups=((make_choice(0, 0, 0.0),),), limits=(), most_shapes=1)
 
 
+@pytest.mark.parametrize(("removed", "is_kept"), [("", True), ("1", True), ("12", True), ("01", True), ("02", False)])
+def test_removed_layers_stand_side_by_side(removed: str, is_kept: bool) -> None:
+    blocks = []
+    for layer in range(3):
+        mixer, ffn = (NoOp(), NoOp()) if str(layer) in removed else (NoOp(), GatedFFN(width=1))
+        candidates = (
+            Candidate(layer=layer, part="mixer", variant=mixer),
+            Candidate(layer=layer, part="ffn", variant=ffn),
+        )
+        blocks.append(Choice(candidates=candidates, score=0.0, costs=()))
+    problem = Problem(groups=tuple((block,) for block in blocks), limits=(), is_contiguous=True)
+    assert is_within(problem, blocks) == is_kept
+    assert isinstance(solve(problem), Optimal if is_kept else Infeasible)
+
+
 def test_merging_keeps_scores_and_costs(block_problem: Draw) -> None:
     problem = block_problem(3)
     apart = Problem(
@@ -216,3 +231,13 @@ def test_merging_keeps_scores_and_costs(block_problem: Draw) -> None:
     assert (block.score, block.costs, [c.part for c in block.candidates]) == (1.5, (5.0,), ["mixer", "ffn"])
     assert merged(problem) == problem
     assert spent(merged(apart), (block,)) == [5.0]
+
+
+def test_a_limit_that_allows_everything_excludes_nothing_and_one_that_is_no_number_is_named() -> None:
+    choice = Choice(candidates=(Candidate(layer=0, part="ffn", variant=NoOp()),), score=1.0, costs=(2.0,))
+    endless = Problem(groups=((choice,),), limits=(Limit(text="b", fixed=0.0, limit=math.inf),))
+    answer = solve(endless)
+    assert isinstance(answer, Optimal) and answer.score == 1.0
+    for fixed, limit in ((math.nan, 1.0), (math.inf, 1.0), (0.0, math.nan)):
+        with pytest.raises(InputError, match="limit memory@here"):
+            Problem(groups=((choice,),), limits=(Limit(text="memory@here", fixed=fixed, limit=limit),))
