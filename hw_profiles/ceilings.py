@@ -39,6 +39,8 @@ class Ceilings:
     """Cores, or streaming multiprocessors."""
     cache_bytes: int | None = None
     """The last level of cache."""
+    cache_read_bytes_per_s: Figure | None = None
+    """Streaming what fits into a cache near the core, at its best."""
     idle_w: Figure | None = None
     busy_w: Figure | None = None
     """The power drawn at full load."""
