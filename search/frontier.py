@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from blockwright.search.enumerate import Found
+from blockwright.search.core import Found
 from blockwright.search.problem import Choice, Limit, Problem
 from blockwright.search.solve import Feasible, Memory, Optimal, Prepared, columns_of, prepare, solve, solve_prepared
 

@@ -22,7 +22,8 @@ import numpy as np
 from ortools.sat.python import cp_model
 
 from blockwright.search.arrays import Arrays
-from blockwright.search.enumerate import Accept, Found, find_best
+from blockwright.search.core import Accept, Found
+from blockwright.search.enumerate import find_best
 from blockwright.search.relaxation import relax
 
 _SCALE = 10**12

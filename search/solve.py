@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from blockwright.search.arrays import Arrays
-from blockwright.search.enumerate import Found, find_best
+from blockwright.search.core import Found
+from blockwright.search.enumerate import find_best
 from blockwright.search.general import Structure, find_with_structure
 from blockwright.search.problem import Choice, Problem, holds, is_within, score_of
 from blockwright.search.relaxation import Relaxation, relax

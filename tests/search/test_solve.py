@@ -11,7 +11,10 @@ import pytest
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from blockwright.errors import InputError
+from blockwright.search.arrays import Arrays
+from blockwright.search.enumerate import find_best
 from blockwright.search.problem import Choice, Limit, Pair, Problem, is_within, merged, score_of, spent
+from blockwright.search.relaxation import relax
 from blockwright.search.solve import Answer, Feasible, Infeasible, NothingFound, Optimal, solve
 from blockwright.spec import Candidate, GatedFFN, NoOp
 
@@ -241,3 +244,52 @@ def test_a_limit_that_allows_everything_excludes_nothing_and_one_that_is_no_numb
     for fixed, limit in ((math.nan, 1.0), (math.inf, 1.0), (0.0, math.nan)):
         with pytest.raises(InputError, match="limit memory@here"):
             Problem(groups=((choice,),), limits=(Limit(text="memory@here", fixed=fixed, limit=limit),))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_layers_that_cost_alike_are_exchanged_and_nothing_is_lost(
+    seed: int, make_choice: MakeChoice, least_score: LeastScore
+) -> None:
+    """Whole numbers of a unit, the same in every layer, so that most partial choices have a twin; 0.1 is not exact."""
+    generator = np.random.default_rng(seed)
+    num_rows = 1 + seed % 3
+    cost = np.broadcast_to(0.1 * generator.integers(0, 4, (1, 4, num_rows)), (6, 4, num_rows))
+    room = 0.1 * generator.integers(6, 14, num_rows) if seed % 2 else cost[:, 1].sum(axis=0)
+    score = generator.integers(0, 9, (6, 4)) if seed % 4 < 2 else generator.random((6, 4))
+    problem = _as_problem(make_choice, score, cost, room)
+    _check(problem, solve(problem), least_score(problem))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_choice_that_is_refused_at_the_end_hides_no_other(seed: int) -> None:
+    """Six layers that cost alike, where of all choices within the limit only some are accepted."""
+    generator = np.random.default_rng(seed)
+    arrays, _ = Arrays(
+        scores_C=generator.random(18),
+        costs_CR=np.tile([[0.0], [0.1], [0.2]], (6, 1)),
+        room_R=np.array([0.5]),
+        group_C=np.repeat(np.arange(6), 3),
+    ).scaled()
+    columns = [np.array(one) + 3 * np.arange(6) for one in itertools.product(range(3), repeat=6)]
+    accepted = {tuple(one) for one in columns if generator.random() < 0.05}
+    within = [one for one in columns if arrays.costs_CR[one].sum() <= arrays.room_R[0] + 1e-9]
+    least = min(arrays.scores_C[one].sum() for one in within if tuple(one) in accepted)
+    relaxation = relax(arrays)
+    assert relaxation is not None
+    found = find_best(arrays, relaxation, deadline=math.inf, accept=lambda columns_G: tuple(columns_G) in accepted)
+    assert math.isclose(found.score, least, rel_tol=1e-12)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_one_limit_that_presses_among_several_is_no_harder_than_alone(seed: int, make_choice: MakeChoice) -> None:
+    """A wide gap between relaxation and choice: went on for minutes before labels with no less room were compared."""
+    generator = np.random.default_rng(seed)
+    num_layers, size = 60, np.linspace(1, 0, 12)
+    score = generator.lognormal(0, 0.8, (num_layers, 1)) * (1 - size) ** 1.5
+    score = score * generator.lognormal(0, 0.4, (num_layers, 12))
+    rows = [np.ceil(11 * size) / 11 * 0.37, 1 + size, 2 - size]
+    cost = np.broadcast_to(np.stack(rows, axis=1), (num_layers, 12, 3))
+    problem = _as_problem(make_choice, score, cost, np.array([0.371 * num_layers * 0.4 + 0.01, 130.0, 130.0]))
+    answer = solve(problem)
+    assert isinstance(answer, Optimal)
+    assert math.isclose(answer.score, _highs(problem), rel_tol=1e-9)
