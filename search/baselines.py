@@ -145,7 +145,7 @@ def block_influence(problem: Problem, parent: Model, influence: Sequence[float])
         parent: what the layers were.
         influence: of each layer; see `ScoreTable.influence`.
     """
-    order = sorted(removable_layers(problem), key=lambda layer: influence[layer])
+    order = sorted(_removable_layers(problem), key=lambda layer: influence[layer])
     children = [
         [_of_variants(problem, _own(parent, weights, order[:num_removed])) for num_removed in range(len(order) + 1)]
         for weights in _formats(problem)
@@ -162,25 +162,20 @@ def block_influence(problem: Problem, parent: Model, influence: Sequence[float])
 
 
 def homogeneous(problem: Problem, time_limit_s: float = 60.0) -> Chosen | None:
-    """The best choice with one shape for all layers that are left (Minitron, arXiv 2407.14679).
+    """The best choice with one shape for all layers that are left, in depth and width (Minitron, arXiv 2407.14679).
 
-    None where no layer can be removed: then `uniform` is as much.
+    In width alone where no layer can be removed. `uniform` is another matter: it keeps what a layer's best-scoring
+    choice is beside the variant it narrows to.
     """
-    if not removable_layers(problem):
-        return None
     answer = solve(replace(merged(problem), most_shapes=1), time_limit_s)
     if not isinstance(answer, Optimal | Feasible):
         return None
     return _of_variants(problem, {(c.layer, c.part): c.variant for b in answer.chosen for c in b.candidates})
 
 
-def removable_layers(problem: Problem) -> list[int]:
+def _removable_layers(problem: Problem) -> list[int]:
     """The layers of which nothing need be left."""
-    removable: dict[int, bool] = {}
-    for group in problem.groups:
-        layer = group[0].layer
-        removable[layer] = removable.get(layer, True) and any(choice.is_removed for choice in group)
-    return [layer for layer, is_removable in removable.items() if is_removable]
+    return [group[0].layer for group in merged(problem).groups if any(choice.is_removed for choice in group)]
 
 
 def _settled(problem: Problem) -> Iterator[Problem]:

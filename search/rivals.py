@@ -11,10 +11,9 @@ from blockwright.search.baselines import (
     homogeneous,
     max_parameters,
     random_feasible,
-    removable_layers,
     uniform,
 )
-from blockwright.search.problem import Problem, score_of
+from blockwright.search.problem import Problem, merged, score_of
 from blockwright.spec import Model
 
 NUM_WAYS = 7
@@ -58,7 +57,7 @@ def attempts(
     for name, choose in ways:
         yield _attempt(name, choose())
     yield _block_influence(problem, parent, influence)
-    yield _homogeneous(problem, time_limit_s)
+    yield _attempt("homogeneous (Minitron)", homogeneous(problem, time_limit_s))
 
 
 def _attempt(name: str, chosen: Chosen | None) -> Attempt:
@@ -75,13 +74,7 @@ def _block_influence(problem: Problem, parent: Model, influence: Sequence[float]
     if influence is None:
         return Attempt(name=name, chosen=None, reason=_NOT_MEASURED)
     chosen = block_influence(problem, parent, influence)
-    if chosen is None and not removable_layers(problem):
+    is_any_removable = any(choice.is_removed for group in merged(problem).groups for choice in group)
+    if chosen is None and not is_any_removable:
         return Attempt(name=name, chosen=None, reason=_NOTHING_TO_REMOVE)
     return _attempt(name, chosen)
-
-
-def _homogeneous(problem: Problem, time_limit_s: float) -> Attempt:
-    name = "homogeneous (Minitron)"
-    if not removable_layers(problem):
-        return Attempt(name=name, chosen=None, reason=_NOTHING_TO_REMOVE)
-    return _attempt(name, homogeneous(problem, time_limit_s))

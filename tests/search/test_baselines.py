@@ -17,7 +17,6 @@ from blockwright.search.baselines import (
     homogeneous,
     max_parameters,
     random_feasible,
-    removable_layers,
     uniform,
 )
 from blockwright.search.problem import Choice, Limit, Pair, Problem, is_within, merged, score_of
@@ -288,7 +287,6 @@ def test_a_layer_that_must_stay_is_passed_over_whatever_its_influence() -> None:
     problem = _alike(_problem(0, num_limits=1))
     groups = (*problem.groups[:6], problem.groups[6][:-1], *problem.groups[7:])  # the ffn of layer 3 stays
     kept = replace(problem, groups=groups)
-    assert removable_layers(kept) == [0, 1, 2, 4]
     chosen = block_influence(kept, _parent(), _INFLUENCE)
     assert chosen is not None
     assert {c.layer for c in chosen if c.is_removed} == {1, 4, 2}
@@ -311,12 +309,26 @@ def _in_int4(choice: Choice) -> Choice:
     return replace(choice, candidates=(stored,), score=choice.score + 0.01, costs=tuple(c / 4 for c in choice.costs))
 
 
-def test_without_layers_to_remove_there_is_no_influence_to_go_by_and_no_depth_to_choose() -> None:
+def test_without_layers_to_remove_there_is_no_influence_to_go_by() -> None:
     problem = _problem(0)
     whole = replace(problem, groups=tuple(group[:-1] for group in problem.groups))
-    assert removable_layers(whole) == []
-    assert homogeneous(whole) is None
     assert block_influence(whole, _parent(), _INFLUENCE) is None  # of a budget that the parent itself exceeds
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_without_layers_to_remove_homogeneous_is_as_wide_in_every_layer(seed: int) -> None:
+    """All layers are kept; layer by layer there is better."""
+    problem = _problem(seed, share=0.8)
+    kept = replace(problem, groups=tuple(group[:-1] for group in problem.groups))
+    alike = [
+        tuple(next(c for c in group if c.candidates[0].variant in wanted) for group in kept.groups)
+        for wanted in itertools.product(_MIXERS[:-1], _FFNS[:-1])
+    ]
+    within = [score_of(kept, chosen) for chosen in alike if is_within(kept, chosen)]
+    chosen, best = homogeneous(kept), solve(kept)
+    assert chosen is not None and isinstance(best, Optimal)
+    assert len({choice.shape for choice in chosen}) == 2 and not any(choice.is_removed for choice in chosen)
+    assert best.score < score_of(kept, chosen) == pytest.approx(min(within))
 
 
 @pytest.mark.parametrize("kind", ["plain", "ranged", "decided", "paired", "whole blocks", "contiguous"])

@@ -69,7 +69,7 @@ def test_every_way_has_its_line_and_a_choice_within_the_budgets() -> None:
     ("limit", "has_no_ops", "influence", "reasons"),
     [
         (13.0, True, None, {"block influence (ShortGPT)": "influence was not measured: score again"}),
-        (13.0, False, INFLUENCE, dict.fromkeys(["block influence (ShortGPT)", "homogeneous (Minitron)"], "no layer")),
+        (13.0, False, INFLUENCE, {"block influence (ShortGPT)": "no layer to remove"}),
         (-1.0, True, INFLUENCE, {"greedy": "finds no choice", "homogeneous (Minitron)": "finds no choice"}),
     ],
 )
@@ -89,3 +89,10 @@ def test_influence_is_kept_with_the_scores_and_unknown_in_older_tables(tmp_path:
     assert read_scores(tmp_path / "scores.parquet").influence is None
     with pytest.raises(ValueError, match="3 layers"):
         replace(table, influence=INFLUENCE[:2])
+
+
+def test_without_layers_to_remove_one_width_for_all_is_still_offered() -> None:
+    found = _by_name(list(attempts(_problem(13.0, has_no_ops=False), PARENT, INFLUENCE)))
+    chosen = found["homogeneous (Minitron)"].chosen
+    assert chosen is not None
+    assert [c.candidates[0].variant for c in chosen] == [OWN.mixer, GatedFFN(width=32)] * 3
