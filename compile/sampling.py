@@ -3,6 +3,7 @@
 Shapes: B batch, V vocabulary.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +21,8 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError("temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
+        if not 0 <= self.temperature < math.inf or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError("a finite temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
 
 
 def choose(logits_BV: np.ndarray, sampling: Sampling, generator: np.random.Generator) -> np.ndarray:

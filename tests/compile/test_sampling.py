@@ -82,7 +82,14 @@ def test_logits_may_be_large_or_barred() -> None:
     assert set(_draws(logits_V, Sampling(temperature=1.0)).tolist()) == {0, 1}
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *({"temperature": value} for value in (-1.0, float("nan"), float("inf"))),
+        {"top_k": -1},
+        *({"top_p": value} for value in (0.0, 1.5, float("nan"))),
+    ],
+)
 def test_settings_that_make_no_sense_are_refused(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="temperature >= 0"):
         Sampling(**bad)
