@@ -1,18 +1,57 @@
 """Which engines can load a child as it is, and what stands in the way where they can't.
 
 From the loaders' own code: vLLM 0.33 ``nemotron_nas.py``, SGLang ``nemotron_nas.py``, TensorRT-LLM
-``modeling_nemotron_nas.py``, llama.cpp's ``deci`` architecture and its converter (read 2026-08).
+``modeling_nemotron_nas.py``, llama.cpp's ``deci`` architecture and its converter (read 2026-08), and the code that
+these make rotary embeddings with (read 2026-11). ``ours`` is what `compile/` builds for ONNX Runtime.
+
+A rotary embedding counts as read only where it comes out as transformers computes it: the frequencies of ``dynamic``
+grow with the text there and stay fixed everywhere else.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 from blockwright.errors import InputError
-from blockwright.spec import Attention, Full, GatedFFN, LinearFFN, LinearMixer, Model, NoOp
+from blockwright.spec import Attention, Format, FormatName, Full, GatedFFN, LinearFFN, LinearMixer, Model, NoOp
 
-Engine = Literal["transformers", "vllm", "sglang", "tensorrt-llm", "llama.cpp"]
+Engine = Literal["transformers", "vllm", "sglang", "tensorrt-llm", "llama.cpp", "ours"]
 
 ENGINES: tuple[Engine, ...] = get_args(Engine)
+
+READERS: tuple[Engine, ...] = tuple(engine for engine in ENGINES if engine != "ours")
+"""Engines that load the checkpoint itself."""
+
+NEED_ATTENTION: frozenset[Engine] = frozenset({"vllm", "sglang", "tensorrt-llm", "llama.cpp"})
+"""Engines that load no model without any attention."""
+
+ATTENTION_FIRST: frozenset[Engine] = frozenset({"vllm", "sglang"})
+"""Engines in which no ffn may come before the first attention.
+
+Layers hand on the residual beside the hidden states; it is None at first, and only attention sets it. A norm without a
+residual returns one tensor, where that of the ffn expects two. Layers with neither mixer nor ffn hand None on.
+"""
+
+BUILDABLE: tuple[FormatName, ...] = ("fp32", "int8", "int4")
+"""Formats in which `compile/graph.py` stores weights; it would store any other as fp32 under a false name."""
+
+_ROPES: dict[Engine, tuple[str, ...]] = {
+    "vllm": ("default", "linear", "llama3", "yarn"),
+    "sglang": ("default", "linear", "llama3", "yarn"),
+    "tensorrt-llm": ("default", "linear", "llama3", "yarn"),
+    "llama.cpp": ("default",),
+    "ours": ("default", "linear", "llama3"),
+}
+"""Ways to scale positions that each engine reads from ``rope_parameters``, where transformers 5 writes them."""
+
+_UNREAD_BY_YARN: dict[Engine, tuple[str, ...]] = {
+    "vllm": ("attention_factor", "mscale", "mscale_all_dim"),
+    "sglang": ("attention_factor",),
+    "tensorrt-llm": ("attention_factor", "mscale", "mscale_all_dim", "truncate"),
+}
+"""What transformers' ``yarn`` goes by and theirs does not."""
+
+_LLAMA_CPP_THETA = 1e4
+"""The rotary base where a GGUF file names none: the converter looks for ``rope_theta`` outside ``rope_parameters``."""
 
 FFN_MULTIPLE = 256
 """nemotron-nas readers round ffn widths up to a multiple of this."""
@@ -47,73 +86,106 @@ def parse_engines(names: Sequence[str], field: str) -> tuple[Engine, ...]:
 
 
 def engine_obstacles(model: Model) -> dict[Engine, list[str]]:
-    """For each engine the reasons why it cannot load the model as it is; an empty list where it can."""
-    return {
-        engine: shape_obstacles(model, engine)
-        + [f"layer {i}: {reason}" for i in range(len(model.layers)) for reason in layer_obstacles(model, i, engine)]
-        for engine in ENGINES
-    }
+    """For each engine that loads checkpoints, what `obstacles` says."""
+    return {engine: obstacles(model, engine) for engine in READERS}
+
+
+def obstacles(model: Model, engine: Engine) -> list[str]:
+    """The reasons why an engine cannot load the model as it is, or ours be built from it; empty where it can."""
+    found = shape_obstacles(model, engine)
+    if engine in NEED_ATTENTION and not any(isinstance(block.mixer, Attention) for block in model.layers):
+        found.append("no layer has attention")
+    has_attention = False
+    for index, block in enumerate(model.layers):
+        has_attention = has_attention or isinstance(block.mixer, Attention)
+        reasons = layer_obstacles(model, index, engine)
+        if engine in ATTENTION_FIRST and not has_attention and not isinstance(block.ffn, NoOp):
+            reasons.append("an ffn before the first attention breaks the residual")
+        found += [f"layer {index}: {reason}" for reason in reasons]
+    return found
 
 
 def shape_obstacles(model: Model, engine: Engine) -> list[str]:
-    """What stands in the way whatever the layers are, and where there is no attention at all."""
+    """What stands in the way whatever the layers are."""
     if engine == "transformers":
         return []
-    obstacles = []
-    if model.has_qk_norm:
-        obstacles.append("its loader has no norms on queries and keys")
-    if model.has_qkv_bias or model.has_output_bias or model.has_ffn_bias:
-        obstacles.append("its loader expects projections without biases")
+    found = []
     if model.activation != "silu":
-        obstacles.append("its loader has no other activation than SiLU")
+        found.append("its loader has no other activation than SiLU")
+    if engine == "ours":
+        return found + _format_obstacles("the embedding", model.embedding_weights)
+    if model.has_qk_norm:
+        found.append("its loader has no norms on queries and keys")
+    if model.has_qkv_bias or model.has_output_bias or model.has_ffn_bias:
+        found.append("its loader expects projections without biases")
     if model.head_dim * model.num_heads != model.hidden_size:
-        obstacles.append("its loader derives the head size from the hidden size, and here they differ")
-    if not any(isinstance(block.mixer, Attention) for block in model.layers):
-        obstacles.append("no layer has attention")
-    return obstacles
+        found.append("its loader derives the head size from the hidden size, and here they differ")
+    return found + _rope_obstacles(model, engine)
 
 
 def layer_obstacles(model: Model, index: int, engine: Engine) -> list[str]:
     """What stands in the way of one layer, whatever the others are."""
-    return [reason for rule in _LAYER_RULES[engine] if (reason := rule(model, index)) is not None]
+    return [reason for rule in _LAYER_RULES[engine] for reason in rule(model, index)]
 
 
-def _vllm_obstacle(model: Model, index: int) -> str | None:
+def _rope_obstacles(model: Model, engine: Engine) -> list[str]:
+    rope, known = model.rope, _ROPES[engine]
+    if rope.scaling not in known:
+        return [f"a rotary embedding scaled by {rope.scaling} is not read, only {', '.join(known)}"]
+    unread = [name for name, _ in rope.parameters if name in _UNREAD_BY_YARN.get(engine, ())]
+    if rope.scaling == "yarn" and unread:
+        return [f"its rotary embedding does not read {', '.join(unread)} of yarn"]
+    if engine == "llama.cpp" and rope.theta != _LLAMA_CPP_THETA:
+        return [f"its converter does not find the rotary base of {rope.theta:g} and takes {_LLAMA_CPP_THETA:g}"]
+    return []
+
+
+def _format_obstacles(name: str, weights: Format) -> list[str]:
+    if weights.name in BUILDABLE:
+        return []
+    return [f"{name} in {weights} is not stored, only in {', '.join(BUILDABLE)}"]
+
+
+def _vllm_obstacles(model: Model, index: int) -> list[str]:
     block = model.layers[index]
-    if isinstance(block.mixer, LinearMixer) or isinstance(block.ffn, LinearFFN):
-        return "linear replacements are not read"
-    if index == 0 and isinstance(block.mixer, NoOp) and not isinstance(block.ffn, NoOp):
-        return "a first layer without attention but with an ffn breaks the residual"
-    return None
+    is_linear = isinstance(block.mixer, LinearMixer) or isinstance(block.ffn, LinearFFN)
+    return ["linear replacements are not read"] if is_linear else []
 
 
-def _width_obstacle(model: Model, index: int) -> str | None:
+def _width_obstacles(model: Model, index: int) -> list[str]:
     ffn = model.layers[index].ffn
     if isinstance(ffn, GatedFFN) and ffn_mult_of(model.hidden_size, ffn.width) is None:
-        return f"an ffn width of {ffn.width} is no multiple of {FFN_MULTIPLE}"
-    return None
+        return [f"an ffn width of {ffn.width} is no multiple of {FFN_MULTIPLE}"]
+    return []
 
 
-def _llama_cpp_obstacle(model: Model, index: int) -> str | None:
+def _llama_cpp_obstacles(model: Model, index: int) -> list[str]:
     block = model.layers[index]
     if isinstance(block.ffn, LinearFFN):
-        return "a linear ffn is not read"
+        return ["a linear ffn is not read"]
     if isinstance(block.ffn, NoOp) and not isinstance(block.mixer, NoOp):
-        return "the attention of a layer with a no-op ffn is dropped"
-    return None
+        return ["the attention of a layer with a no-op ffn is dropped"]
+    return []
 
 
-def _reach_obstacle(model: Model, index: int) -> str | None:
+def _reach_obstacles(model: Model, index: int) -> list[str]:
     mixer = model.layers[index].mixer
-    if isinstance(mixer, Attention) and not isinstance(mixer.reach, Full):
-        return "a sliding window is not read"
-    return None
+    is_short = isinstance(mixer, Attention) and not isinstance(mixer.reach, Full)
+    return ["a sliding window is not read"] if is_short else []
 
 
-_LAYER_RULES: dict[Engine, tuple[Callable[[Model, int], str | None], ...]] = {
+def _our_obstacles(model: Model, index: int) -> list[str]:
+    block = model.layers[index]
+    parts = (("a mixer", block.mixer), ("an ffn", block.ffn))
+    found = [r for name, part in parts if not isinstance(part, NoOp) for r in _format_obstacles(name, part.weights)]
+    return found + (_rope_obstacles(model, "ours") if isinstance(block.mixer, Attention) else [])
+
+
+_LAYER_RULES: dict[Engine, tuple[Callable[[Model, int], list[str]], ...]] = {
     "transformers": (),
-    "vllm": (_reach_obstacle, _vllm_obstacle),
-    "sglang": (_reach_obstacle, _vllm_obstacle, _width_obstacle),
-    "tensorrt-llm": (_reach_obstacle, _width_obstacle),
-    "llama.cpp": (_reach_obstacle, _width_obstacle, _llama_cpp_obstacle),
+    "vllm": (_reach_obstacles, _vllm_obstacles),
+    "sglang": (_reach_obstacles, _vllm_obstacles, _width_obstacles),
+    "tensorrt-llm": (_reach_obstacles, _width_obstacles),
+    "llama.cpp": (_reach_obstacles, _width_obstacles, _llama_cpp_obstacles),
+    "ours": (_our_obstacles,),
 }

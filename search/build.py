@@ -6,7 +6,6 @@ A load with several batches is a decision: a budget at it becomes a limit for ea
 """
 
 import fnmatch
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,10 +16,10 @@ from blockwright.profiler.cost_model import PartCosts, latency_of_throughput, pa
 from blockwright.search.budget import Amount, Budget
 from blockwright.search.problem import Choice, Limit, Pair, Problem, merged
 from blockwright.search.scores import Score, ScoreTable, format_of
-from blockwright.servable import Engine, layer_obstacles, shape_obstacles
+from blockwright.search.servable import servable
+from blockwright.servable import Engine
 from blockwright.spec import (
     Attention,
-    Block,
     Candidate,
     Format,
     GatedFFN,
@@ -113,7 +112,7 @@ def build_problem(table: ScoreTable, order: Order) -> Problem:
     _check_patterns([choice.candidates[0].name for group in by_group.values() for choice in group], order.rules)
     groups = [_ruled(by_group[key], parent, order.rules) for key in sorted(by_group)]
     problem = Problem(groups=tuple(groups), limits=tuple(row.limit for row in rows))
-    problem = _servable(problem, parent, order.rules.servable_by)
+    problem = servable(problem, parent, order.rules.servable_by)
     pairs = tuple(_stored(pair, order.formats) for pair in order.pairs)
     if order.rules.most_shapes is None and not order.rules.removes_contiguously:
         return replace(problem, pairs=pairs)
@@ -252,61 +251,6 @@ def _is_own(variant: object, own: object) -> bool:
     assert isinstance(variant, Attention | LinearMixer | GatedFFN | LinearFFN)
     assert isinstance(own, Attention | LinearMixer | GatedFFN | LinearFFN)
     return stored_as(variant, own.weights) == own
-
-
-def _servable(problem: Problem, parent: Model, engines: Sequence[Engine]) -> Problem:
-    """The problem without blocks that some engine cannot load, and with attention somewhere where they need it."""
-    engines = [engine for engine in engines if engine != "transformers"]
-    if not engines:
-        return problem
-    for engine in engines:
-        if obstacles := [reason for reason in shape_obstacles(parent, engine) if reason != "no layer has attention"]:
-            raise InputError(
-                f"--servable-by {engine}",
-                got="a parent no child of which it can load: " + "; ".join(obstacles),
-                expected="an engine that loads children of this parent",
-                remedy="Leave it out, or take another parent.",
-            )
-    groups: list[tuple[Choice, ...]] = []
-    for layer, parts in itertools.groupby(problem.groups, key=lambda group: group[0].layer):
-        groups += _servable_layer(replace(problem, groups=tuple(parts)), parent, layer, engines)
-    text = f"servable by {', '.join(engines)}: attention somewhere"
-    somewhere = Limit(text=text, fixed=0.0, limit=1.0, is_least=True)
-    with_count = tuple(
-        tuple(replace(choice, costs=(*choice.costs, float(_has_attention(choice)))) for choice in group)
-        for group in groups
-    )
-    return replace(problem, groups=with_count, limits=(*problem.limits, somewhere))
-
-
-def _servable_layer(problem: Problem, parent: Model, layer: int, engines: Sequence[Engine]) -> list[tuple[Choice, ...]]:
-    """The layer's groups without what cannot be loaded; one of blocks where mixer and ffn hang together."""
-    blocks = merged(problem).groups[0]
-    good = [choice for choice in blocks if _is_servable(choice, parent, layer, engines)]
-    if not good:
-        raise InputError(
-            f"--servable-by {', '.join(engines)}: layer {layer}",
-            got="no block of this library that can be loaded",
-            expected="one at least",
-            remedy="Offer other candidates in the space, such as widths that are multiples of 256.",
-        )
-    left = {candidate for choice in good for candidate in choice.candidates}
-    groups = [tuple(c for c in group if c.candidates[0] in left) for group in problem.groups]
-    num_free = 1
-    for group in groups:
-        num_free *= len(group)
-    return groups if num_free == len(good) else [tuple(good)]
-
-
-def _is_servable(choice: Choice, parent: Model, layer: int, engines: Sequence[Engine]) -> bool:
-    variants = {candidate.part: candidate.variant for candidate in choice.candidates}
-    block: Block = replace(parent.layers[layer], **variants)
-    model = replace(parent, layers=(*parent.layers[:layer], block, *parent.layers[layer + 1 :]))
-    return not any(layer_obstacles(model, layer, engine) for engine in engines)
-
-
-def _has_attention(choice: Choice) -> bool:
-    return any(isinstance(candidate.variant, Attention) for candidate in choice.candidates)
 
 
 def _cost_of(costs: PartCosts, candidate: Candidate) -> Cost:

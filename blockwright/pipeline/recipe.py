@@ -1,7 +1,6 @@
 """A run as a small file. Every key is a field below; unknown keys and values that no run can use are refused."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,86 +9,21 @@ import yaml
 from blockwright.cost import Load
 from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Backend
+from blockwright.pipeline.checks import (
+    check_above_zero,
+    check_at_least,
+    check_distinct,
+    check_folder_name,
+    check_formats,
+    check_seed,
+)
 from blockwright.search.build import NO_RULES, Rules
 from blockwright.search.space import SpaceSettings
-from blockwright.spec import FormatName, parse_format
 from blockwright.statistics import LEAST_VALUES
 from blockwright.strict import from_data
 
-BUILDABLE: tuple[FormatName, ...] = ("fp32", "int8", "int4")
-"""Formats in which `compile/graph.py` stores weights; it would store any other as fp32 under a false name."""
-
 LEAST_WINDOW_TOKENS = 2
 """One token to read and one to predict."""
-
-
-def check_at_least(field: str, got: float, least: float) -> None:
-    """Refuses a number below `least`, an endless one, and what is no number.
-
-    Raises:
-        InputError: names the field.
-    """
-    if not least <= got < math.inf:
-        raise InputError(field, got=got, expected=f"a finite number of at least {least}", remedy="Correct the value.")
-
-
-def check_above_zero(field: str, got: float) -> None:
-    """Refuses a number that is not above zero, an endless one, and what is no number.
-
-    Raises:
-        InputError: names the field.
-    """
-    if not 0 < got < math.inf:
-        raise InputError(field, got=got, expected="a finite number above 0", remedy="Correct the value.")
-
-
-def check_seed(field: str, got: int) -> None:
-    """Refuses a seed that not every generator takes.
-
-    Raises:
-        InputError: names the field.
-    """
-    if not 0 <= got < 2**32:
-        raise InputError(field, got=got, expected="a whole number from 0 to 2³² - 1", remedy="Correct the value.")
-
-
-def check_formats(field: str, texts: Sequence[str]) -> None:
-    """Refuses weight formats that cannot be built, or one that is named twice.
-
-    Raises:
-        InputError: names the field.
-    """
-    check_distinct(field, [_canonical(field, text) for text in texts])
-
-
-def check_distinct(field: str, names: Sequence[str]) -> None:
-    """Refuses an empty list, or one that names something twice.
-
-    Raises:
-        InputError: names the field.
-    """
-    if not names:
-        raise InputError(field, got="none", expected="at least one", remedy="Name one.")
-    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
-    if twice:
-        raise InputError(
-            field, got=f"{', '.join(twice)} more than once", expected="each one once", remedy="Remove the repetition."
-        )
-
-
-def _canonical(field: str, text: str) -> str:
-    try:
-        weights = parse_format(text)
-    except InputError as error:
-        raise InputError(field, got=error.got, expected=error.expected, remedy=error.remedy) from error
-    if weights.name not in BUILDABLE:
-        raise InputError(
-            field,
-            got=repr(text),
-            expected="a format that an engine can be built in: fp32, int8-g32, int4-g32 or int4-g128",
-            remedy="Choose one of these.",
-        )
-    return str(weights)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +187,7 @@ class Recipe:
     """What is asked for."""
 
     name: str
+    """Of the run's folder."""
     parent: str
     """A checkpoint's folder, or a repository of the Hugging Face hub."""
     text: str
@@ -273,6 +208,7 @@ class Recipe:
     """None to stay with the best sum of scores."""
 
     def __post_init__(self) -> None:
+        check_folder_name("name", self.name)
         check_seed("seed", self.seed)
         check_at_least("window_tokens", self.window_tokens, LEAST_WINDOW_TOKENS)
         for name, asked in (("loads", self.loads), ("budgets", self.budgets)):

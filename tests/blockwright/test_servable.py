@@ -1,13 +1,40 @@
 """What keeps an engine from loading a child, one example for each obstacle."""
 
+import itertools
+import json
+import random
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockwright.servable import Engine, engine_obstacles, ffn_mult_of
-from blockwright.spec import FFN, Attention, Block, GatedFFN, LinearFFN, LinearMixer, Mixer, Model, NoOp, Rope, Window
+from blockwright.compile.engine import EngineOrder, SessionSettings, write_engine
+from blockwright.compile.session import Decoder
+from blockwright.errors import InputError
+from blockwright.pipeline.compile import CompileOrder, compile_checkpoint
+from blockwright.pipeline.recipe import check_formats
+from blockwright.profiler.synthetic import random_weights
+from blockwright.servable import Engine, engine_obstacles, ffn_mult_of, obstacles
+from blockwright.spec import (
+    FFN,
+    FP32,
+    Attention,
+    Block,
+    Format,
+    GatedFFN,
+    LinearFFN,
+    LinearMixer,
+    Mixer,
+    Model,
+    NoOp,
+    Rope,
+    Window,
+    stored_as,
+)
 
 PLAIN = Model(
     family="llama",
@@ -93,3 +120,171 @@ def test_readers_get_every_multiple_of_256_back(hidden_size: int, multiple: int)
 @given(hidden_size=st.integers(8, 20_000), width=st.integers(1, 50_000).filter(lambda width: width % 256))
 def test_no_multiplier_is_given_for_widths_that_readers_would_round(hidden_size: int, width: int) -> None:
     assert ffn_mult_of(hidden_size, width) is None
+
+
+def _vllm_forward(model: Model) -> None:
+    """The residual's way through the loaders of vLLM and SGLang; raises where theirs does."""
+    residual: str | None = None
+    for block in model.layers:
+        if isinstance(block.mixer, Attention):
+            residual = "hidden states"  # a norm without a residual is given one here
+        if not isinstance(block.ffn, NoOp) and residual is None:
+            raise TypeError("one tensor, where hidden states and residual are expected")
+    if residual is None:
+        raise TypeError("one tensor from the last norm")
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_the_residual_must_be_set_by_attention_before_any_ffn(engine: Engine) -> None:
+    parts = itertools.product([Attention(num_kv_heads=2), NoOp()], [GatedFFN(width=256), NoOp()])
+    blocks = [Block(mixer=mixer, ffn=ffn) for mixer, ffn in parts]
+    num_loaded = 0
+    for layers in itertools.product(blocks, repeat=4):
+        model = replace(PLAIN, layers=layers)
+        try:
+            _vllm_forward(model)
+        except TypeError:
+            assert obstacles(model, engine), layers
+        else:
+            assert obstacles(model, engine) == [], layers
+            num_loaded += 1
+    assert num_loaded == 2 * (4**3 + 4**2 + 4 + 1)  # attention first, in the first layer that is not removed
+
+
+def test_each_ffn_before_the_first_attention_is_named() -> None:
+    nothing, alone = Block(mixer=NoOp(), ffn=NoOp()), Block(mixer=NoOp(), ffn=GatedFFN(width=256))
+    model = replace(PLAIN, layers=(nothing, alone, nothing, alone, PLAIN.layers[0], alone))
+    words = "an ffn before the first attention breaks the residual"
+    assert engine_obstacles(model)["vllm"] == [f"layer 1: {words}", f"layer 3: {words}"]
+    assert _blocked(model) == {"vllm", "sglang"}
+
+
+YARN = (("factor", 4.0), ("original_max_position_embeddings", 32.0))
+
+
+@pytest.mark.parametrize(
+    ("rope", "engines"),
+    [
+        (Rope(theta=1e4), set()),
+        (Rope(theta=5e5), {"llama.cpp"}),
+        (Rope(theta=1e4, scaling="linear", parameters=(("factor", 2.0),)), {"llama.cpp"}),
+        (Rope(theta=5e5, scaling="llama3", parameters=(("factor", 8.0),)), {"llama.cpp"}),
+        (Rope(theta=1e4, scaling="yarn", parameters=YARN), {"llama.cpp"}),
+        (Rope(theta=1e4, scaling="yarn", parameters=(("beta_fast", 16.0), *YARN)), {"llama.cpp"}),
+        (Rope(theta=1e4, scaling="yarn", parameters=(("truncate", 0.0), *YARN)), {"llama.cpp", "tensorrt-llm"}),
+        (Rope(theta=1e4, scaling="yarn", parameters=(("mscale", 1.0), *YARN)), OTHERS - {"sglang"}),
+        (Rope(theta=1e4, scaling="yarn", parameters=(("attention_factor", 1.0), *YARN)), OTHERS),
+        (Rope(theta=1e4, scaling="dynamic", parameters=(("factor", 2.0),)), OTHERS),
+        (Rope(theta=1e4, scaling="longrope"), OTHERS),
+    ],
+)
+def test_a_rotary_embedding_stops_the_engines_that_compute_another(rope: Rope, engines: set[Engine]) -> None:
+    assert _blocked(replace(PLAIN, rope=rope)) == engines
+
+
+def test_what_is_wrong_with_a_rotary_embedding_is_said() -> None:
+    def said(rope: Rope, engine: Engine) -> list[str]:
+        return obstacles(replace(PLAIN, rope=rope), engine)
+
+    assert said(Rope(theta=1e4, scaling="dynamic"), "vllm") == [
+        "a rotary embedding scaled by dynamic is not read, only default, linear, llama3, yarn"
+    ]
+    assert said(Rope(theta=1e4, scaling="yarn", parameters=(("attention_factor", 1.0),)), "sglang") == [
+        "its rotary embedding does not read attention_factor of yarn"
+    ]
+    assert said(Rope(theta=5e5), "llama.cpp") == [
+        "its converter does not find the rotary base of 500000 and takes 10000"
+    ]
+
+
+FORMATS = (FP32, Format(name="int8", group_size=32), Format(name="int4", group_size=32), Format(name="bf16"))
+ROPES = (
+    Rope(theta=1e4),
+    Rope(theta=1e4, scaling="linear", parameters=(("factor", 2.0),)),
+    Rope(
+        theta=5e5,
+        scaling="llama3",
+        parameters=(
+            ("factor", 8.0),
+            ("high_freq_factor", 4.0),
+            ("low_freq_factor", 1.0),
+            ("original_max_position_embeddings", 32.0),
+        ),
+    ),
+    Rope(theta=1e4, scaling="yarn", parameters=YARN),
+    Rope(theta=1e4, scaling="dynamic", parameters=(("factor", 2.0),)),
+)
+
+
+def _random_model(seed: int) -> Model:
+    """Of everything some; about half of them can be compiled."""
+    draw = random.Random(seed)
+    mixers: list[Mixer] = [Attention(num_kv_heads=2), LinearMixer(), NoOp()]
+    mixers.append(Attention(num_kv_heads=1, reach=Window(num_tokens=3)))
+    ffns: list[FFN] = [GatedFFN(width=96), GatedFFN(width=40), LinearFFN(), NoOp()]
+    formats = FORMATS if draw.random() < 0.3 else FORMATS[:3]
+    layers = tuple(
+        Block(
+            mixer=stored_as(draw.choice(mixers), draw.choice(formats)),
+            ffn=stored_as(draw.choice(ffns), draw.choice(formats)),
+        )
+        for _ in range(draw.randint(1, 3))
+    )
+    return replace(
+        PLAIN,
+        rope=draw.choice(ROPES),
+        head_dim=draw.choice([16, 32]),
+        has_qk_norm=draw.random() < 0.5,
+        has_qkv_bias=draw.random() < 0.5,
+        has_tied_embeddings=draw.random() < 0.5,
+        embedding_weights=draw.choice(formats),
+        layers=layers,
+    )
+
+
+def _compile(model: Model, folder: Path) -> np.ndarray:
+    """As `compile_checkpoint` with a plan, with random weights; the first logits."""
+    parts = [part for block in model.layers for part in (block.mixer, block.ffn)]
+    formats = {part.weights for part in parts if not isinstance(part, NoOp)} | {model.embedding_weights}
+    check_formats("plan: child", sorted(map(str, formats)))
+    order = EngineOrder(
+        model=model, weights_format=None, num_positions=16, session=SessionSettings(num_threads=1), built_from="random"
+    )
+    write_engine(order, random_weights(model), folder)
+    return Decoder.open(folder).start(1, 8).prefill([[1, 2, 3, 4]])
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_ours_is_built_from_exactly_what_it_is_said_to_accept(seed: int, tmp_path: Path) -> None:
+    model = _random_model(seed)
+    if obstacles(model, "ours"):
+        with pytest.raises(InputError):
+            _compile(model, tmp_path)
+    else:
+        assert np.isfinite(_compile(model, tmp_path)).all()
+
+
+def test_some_of_those_models_are_accepted_and_each_obstacle_is_met() -> None:
+    found = [obstacles(_random_model(seed), "ours") for seed in range(40)]
+    words = " ".join(itertools.chain(*found))
+    assert 10 < sum(not reasons for reasons in found) < 30
+    for part in ("a mixer in bf16", "an ffn in bf16", "the embedding in bf16", "by yarn", "by dynamic"):
+        assert part in words
+
+
+def test_ours_reads_no_positions_where_there_is_no_attention(tmp_path: Path) -> None:
+    model = replace(PLAIN, rope=ROPES[-1], layers=(Block(mixer=NoOp(), ffn=GatedFFN(width=96)),))
+    assert obstacles(model, "ours") == []
+    assert np.isfinite(_compile(model, tmp_path)).all()
+    attending = replace(model, layers=PLAIN.layers[:1])
+    words = "layer 0: a rotary embedding scaled by dynamic is not read, only default, linear, llama3"
+    assert obstacles(attending, "ours") == [words]
+
+
+def test_another_activation_stops_ours_as_it_stops_compile(small_parent: Path, tmp_path: Path) -> None:
+    assert obstacles(replace(PLAIN, activation="gelu"), "ours") == ["its loader has no other activation than SiLU"]
+    shutil.copytree(small_parent, tmp_path / "parent")
+    config = tmp_path / "parent" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_act": "gelu"}))
+    with pytest.raises(InputError, match="hidden_act"):
+        compile_checkpoint(str(tmp_path / "parent"), CompileOrder(format="fp32", threads=1), tmp_path / "engine")

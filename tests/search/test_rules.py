@@ -1,9 +1,7 @@
 """Rules on children: what they let through, against every child there is."""
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import pytest
 
@@ -12,12 +10,9 @@ from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Profile
 from blockwright.search.budget import parse_budget
 from blockwright.search.build import Order, Rules, build_problem
-from blockwright.search.choose import InfeasibleError, candidates_of, child_of, choose
-from blockwright.search.problem import Problem, is_within
-from blockwright.search.scores import Score, ScoreTable
-from blockwright.servable import ENGINES, Engine, engine_obstacles
-from blockwright.spec import FP32, Attention, Block, Candidate, GatedFFN, LinearFFN, LinearMixer, Model, NoOp, Window
-from blockwright.statistics import Estimate
+from blockwright.search.choose import choose
+from blockwright.search.scores import ScoreTable
+from blockwright.spec import FP32, Block, Model, NoOp
 
 LOAD = Load(batch=1, prompt_tokens=40, new_tokens=24)
 MakeTable = Callable[..., ScoreTable]
@@ -41,102 +36,6 @@ def order(make_profile: Callable[..., Profile]) -> MakeOrder:
         )
 
     return make
-
-
-@pytest.fixture(scope="module")
-def wide_parent(made_up_parent: Model) -> Model:
-    """A parent with an ffn as wide as readers of nemotron-nas want it."""
-    return replace(made_up_parent, layers=(Block(mixer=Attention(num_kv_heads=4), ffn=GatedFFN(width=256)),) * 3)
-
-
-@pytest.fixture(scope="module")
-def wide_table(wide_parent: Model) -> ScoreTable:
-    """Of every obstacle some, in every layer: windows, odd widths, matrices, nothing."""
-    mixers = [Attention(num_kv_heads=4), Attention(num_kv_heads=4, reach=Window(num_tokens=8)), LinearMixer(), NoOp()]
-    ffns = [GatedFFN(width=256), GatedFFN(width=96), LinearFFN(), NoOp()]
-    scores = []
-    for layer in range(3):
-        offered = [Candidate(layer=layer, part="mixer", variant=mixer) for mixer in mixers]
-        offered += [Candidate(layer=layer, part="ffn", variant=ffn) for ffn in ffns]
-        for index, candidate in enumerate(offered):
-            value = 0.1 * (index % 4) * (1 + 0.3 * layer)
-            estimate = Estimate(value=value, low=value, high=value, num_values=4)
-            scores.append(Score(candidate=candidate, metric="kl", estimate=estimate))
-    return ScoreTable(parent=wide_parent, scores=tuple(scores))
-
-
-@pytest.fixture(scope="module")
-def obstacles(wide_table: ScoreTable, every_child: EveryChild) -> dict[Model, dict[Engine, list[str]]]:
-    """What stands in the way of every child."""
-    return {child: engine_obstacles(child) for _, child in every_child(wide_table)}
-
-
-def _allowed(problem: Problem, parent: Model) -> list[Model]:
-    return [
-        child_of(parent, candidates_of(chosen))
-        for chosen in itertools.product(*problem.groups)
-        if is_within(problem, chosen)
-    ]
-
-
-@pytest.mark.parametrize(
-    "engines",
-    [*((engine,) for engine in ENGINES), ("vllm", "llama.cpp"), ("tensorrt-llm", "transformers", "sglang"), ENGINES],
-)
-def test_exactly_the_children_that_every_engine_loads_are_let_through(
-    engines: tuple[Engine, ...], order: MakeOrder, wide_table: ScoreTable, obstacles: dict
-) -> None:
-    problem = build_problem(wide_table, order(servable_by=engines))
-    allowed = _allowed(problem, wide_table.parent)
-    expected = {child for child, reasons in obstacles.items() if not any(reasons[engine] for engine in engines)}
-    assert len(allowed) == len(set(allowed)), "a child stands to choice twice"
-    assert set(allowed) == expected
-    assert 0 < len(expected) <= len(obstacles)
-
-
-@pytest.mark.parametrize(
-    ("engines", "coupled"),
-    [(("transformers",), []), (("tensorrt-llm",), []), (("vllm",), [0]), (("llama.cpp",), [0, 1, 2])],
-)
-def test_mixers_and_ffns_hang_together_only_where_an_engine_asks_for_it(
-    engines: tuple[Engine, ...], coupled: list[int], order: MakeOrder, wide_table: ScoreTable
-) -> None:
-    groups = build_problem(wide_table, order(servable_by=engines)).groups
-    sizes = {group[0].layer: len(group[0].candidates) for group in groups}
-    assert [layer for layer, size in sizes.items() if size == 2] == coupled
-    assert len(groups) == 6 - len(coupled)
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"has_qk_norm": True}, "norms on queries and keys"),
-        ({"has_qkv_bias": True}, "projections without biases"),
-        ({"head_dim": 32}, "derives the head size"),
-    ],
-)
-def test_a_parent_whose_children_an_engine_never_loads_is_refused(
-    changes: dict, words: str, order: MakeOrder, wide_table: ScoreTable
-) -> None:
-    table = replace(wide_table, parent=replace(wide_table.parent, **changes))
-    with pytest.raises(InputError, match=f"--servable-by sglang: got a parent no child of which .*{words}"):
-        build_problem(table, order(servable_by=("transformers", "sglang")))
-    assert build_problem(table, order(servable_by=("transformers",))).limits == ()
-
-
-def test_a_layer_of_which_nothing_can_be_loaded_is_named(order: MakeOrder, wide_table: ScoreTable) -> None:
-    odd = [s for s in wide_table.scores if s.candidate.layer != 1 or s.candidate.variant != NoOp()]
-    odd = [s for s in odd if s.candidate.layer != 1 or s.candidate.variant != GatedFFN(width=256)]
-    table = replace(wide_table, scores=tuple(odd))
-    with pytest.raises(InputError, match=r"--servable-by llama\.cpp: layer 1: got no block of this library"):
-        build_problem(table, order(servable_by=("llama.cpp",)))
-
-
-def test_a_child_without_any_attention_is_not_served(order: MakeOrder, wide_table: ScoreTable) -> None:
-    with pytest.raises(InfeasibleError) as caught:
-        choose(wide_table, order(servable_by=("vllm",), forbidden=("*-mixer-attention*",)))
-    assert caught.value.clash.clashing == ("servable by vllm: attention somewhere",)
-    assert "asks for 1, the most that any child costs is 0" in str(caught.value)
 
 
 def test_rules_that_clash_by_themselves_are_not_laid_on_a_budget(order: MakeOrder, make_table: MakeTable) -> None:

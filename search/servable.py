@@ -1,0 +1,124 @@
+"""A problem whose choices are exactly the children that some engines load.
+
+What keeps an engine from loading a block, whatever the others are, leaves the block out. Where mixer and ffn of a layer
+hang together in that, its groups become one of blocks. What hangs on other layers becomes limits, with a_i and f_i for
+whether layer i has attention and an ffn:
+
+    Σ_i a_i ≥ 1                                       attention somewhere              (1)
+    Σ_{j ≤ i} a_j − f_i ≥ 0    for every layer i      no ffn before the first attention (2)
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+from blockwright.errors import InputError
+from blockwright.search.problem import Choice, Limit, Problem, merged
+from blockwright.servable import ATTENTION_FIRST, NEED_ATTENTION, Engine, layer_obstacles, shape_obstacles
+from blockwright.spec import Attention, Block, Model, NoOp
+
+
+def servable(problem: Problem, parent: Model, engines: Sequence[Engine]) -> Problem:
+    """The problem without the children that one of the engines cannot load.
+
+    Raises:
+        InputError: an engine loads no child of the parent, or no block that stands to choice in a layer.
+    """
+    engines = [engine for engine in engines if engine != "transformers"]
+    if not engines:
+        return problem
+    for engine in engines:
+        if obstacles := shape_obstacles(parent, engine):
+            raise InputError(
+                f"--servable-by {engine}",
+                got="a parent no child of which it can load: " + "; ".join(obstacles),
+                expected="an engine that loads children of this parent",
+                remedy="Leave it out, or take another parent.",
+            )
+    groups: list[tuple[Choice, ...]] = []
+    for layer, parts in itertools.groupby(problem.groups, key=lambda group: group[0].layer):
+        groups += _loadable(replace(problem, groups=tuple(parts)), parent, layer, engines)
+    problem = replace(problem, groups=tuple(groups))
+    if needy := [engine for engine in engines if engine in NEED_ATTENTION]:
+        problem = _with_attention(problem, needy)
+    if strict := [engine for engine in engines if engine in ATTENTION_FIRST]:
+        problem = _with_attention_first(problem, strict)
+    return problem
+
+
+def _loadable(problem: Problem, parent: Model, layer: int, engines: Sequence[Engine]) -> list[tuple[Choice, ...]]:
+    """The layer's groups without what cannot be loaded; one of blocks where mixer and ffn hang together."""
+    blocks = merged(problem).groups[0]
+    good = [choice for choice in blocks if _is_loadable(choice, parent, layer, engines)]
+    if not good:
+        raise InputError(
+            f"--servable-by {', '.join(engines)}: layer {layer}",
+            got="no block of this library that can be loaded",
+            expected="one at least",
+            remedy="Offer other candidates in the space, such as widths that are multiples of 256.",
+        )
+    left = {candidate for choice in good for candidate in choice.candidates}
+    groups = [tuple(c for c in group if c.candidates[0] in left) for group in problem.groups]
+    num_free = 1
+    for group in groups:
+        num_free *= len(group)
+    return groups if num_free == len(good) else [tuple(good)]
+
+
+def _is_loadable(choice: Choice, parent: Model, layer: int, engines: Sequence[Engine]) -> bool:
+    variants = {candidate.part: candidate.variant for candidate in choice.candidates}
+    block: Block = replace(parent.layers[layer], **variants)
+    model = replace(parent, layers=(*parent.layers[:layer], block, *parent.layers[layer + 1 :]))
+    return not any(layer_obstacles(model, layer, engine) for engine in engines)
+
+
+def _with_attention(problem: Problem, engines: Sequence[str]) -> Problem:
+    """Limit (1)."""
+    text = f"servable by {', '.join(engines)}: attention somewhere"
+    somewhere = Limit(text=text, fixed=0.0, limit=1.0, is_least=True)
+    groups = tuple(
+        tuple(replace(choice, costs=(*choice.costs, float(_has_attention(choice)))) for choice in group)
+        for group in problem.groups
+    )
+    return replace(problem, groups=groups, limits=(*problem.limits, somewhere))
+
+
+def _with_attention_first(problem: Problem, engines: Sequence[str]) -> Problem:
+    """Limits (2), but for layers before which, or in which, there is attention whatever is chosen."""
+    layers: list[int] = []
+    for layer, parts in itertools.groupby(problem.groups, key=lambda group: group[0].layer):
+        groups = list(parts)
+        if any(all(map(_has_attention, group)) for group in groups):
+            break
+        if any(_has_ffn(choice) for group in groups for choice in group):
+            layers.append(layer)
+    limits = tuple(
+        Limit(
+            text=f"servable by {', '.join(engines)}: attention up to layer {layer} if it has an ffn",
+            fixed=0.0,
+            limit=0.0,
+            is_least=True,
+        )
+        for layer in layers
+    )
+    groups = tuple(
+        tuple(replace(choice, costs=(*choice.costs, *_turns(choice, layers))) for choice in group)
+        for group in problem.groups
+    )
+    return replace(problem, groups=groups, limits=(*problem.limits, *limits))
+
+
+def _turns(choice: Choice, layers: Sequence[int]) -> list[float]:
+    """What a choice adds to the left side of (2) for each of the layers."""
+    return [
+        float(_has_attention(choice) and choice.layer <= layer) - float(_has_ffn(choice) and choice.layer == layer)
+        for layer in layers
+    ]
+
+
+def _has_attention(choice: Choice) -> bool:
+    return any(isinstance(candidate.variant, Attention) for candidate in choice.candidates)
+
+
+def _has_ffn(choice: Choice) -> bool:
+    return any(c.part == "ffn" and not isinstance(c.variant, NoOp) for c in choice.candidates)
