@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from blockwright.errors import InputError
 from blockwright.spec import FFN, Attention, Candidate, GatedFFN, LinearFFN, LinearMixer, Mixer, Model, NoOp
 
 _WIDTH_MULTIPLE = 256
@@ -18,8 +19,15 @@ class SpaceSettings:
     has_no_op: bool = True
 
     def __post_init__(self) -> None:
-        if not all(0 < share < 1 for share in self.kv_head_shares + self.ffn_width_shares):
-            raise ValueError("shares of the parent between 0 and 1")
+        for name in ("kv_head_shares", "ffn_width_shares"):
+            for index, share in enumerate(getattr(self, name)):
+                if not 0 < share < 1:
+                    raise InputError(
+                        f"space.{name}[{index}]",
+                        got=share,
+                        expected="a share of the parent's between 0 and 1",
+                        remedy="Correct the value, or leave it out: the parent's own is offered anyway.",
+                    )
 
 
 def candidates(parent: Model, settings: SpaceSettings) -> list[Candidate]:

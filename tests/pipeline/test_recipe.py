@@ -66,6 +66,21 @@ def test_a_value_that_no_run_can_use_is_refused_by_its_key(key: str, value: Any,
     assert caught.value.field == key
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../../x", "/tmp/x", "a/b", "a\\b", "a\nb", "a\0", " a", "a ", "a.", ".hidden", "-rf", "a:b"],
+)
+def test_a_name_that_is_no_plain_folder_is_refused(name: str, demo_with: Write) -> None:
+    with pytest.raises(InputError) as caught:
+        read_recipe(demo_with("name", name))
+    assert (caught.value.field, caught.value.got) == ("name", repr(name))
+
+
+@pytest.mark.parametrize("name", ["a", "demo", "Qwen3-0.6B", "llama 3.2", "élan_2", "a.b"])
+def test_a_plain_name_is_accepted(name: str, demo_with: Write) -> None:
+    assert read_recipe(demo_with("name", name)).name == name
+
+
 def test_an_empty_prompt_is_refused_by_its_place(demo_with: Write) -> None:
     with pytest.raises(InputError) as caught:
         read_recipe(demo_with("measure.prompts", ["def", ""]))
@@ -74,11 +89,11 @@ def test_an_empty_prompt_is_refused_by_its_place(demo_with: Write) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 1.5, NAN])
 @pytest.mark.parametrize("key", ["space.kv_head_shares", "space.ffn_width_shares"])
-def test_a_share_outside_0_to_1_is_refused_by_its_section(key: str, share: float, demo_with: Write) -> None:
+def test_a_share_outside_0_to_1_is_refused_by_its_place(key: str, share: float, demo_with: Write) -> None:
     with pytest.raises(InputError) as caught:
         read_recipe(demo_with(key, [0.5, share]))
-    assert caught.value.field.endswith("recipe.yaml.space")
-    assert key.partition(".")[2] in str(caught.value.got)
+    assert caught.value.field == f"{key}[1]"
+    assert str(caught.value.got) == str(share)
 
 
 @pytest.mark.parametrize(
