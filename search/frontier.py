@@ -7,14 +7,14 @@ the one before, and from its prices.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from blockwright.search.core import Found
 from blockwright.search.problem import Choice, Limit, Problem
-from blockwright.search.solve import Feasible, Memory, Optimal, Prepared, columns_of, prepare, solve, solve_prepared
+from blockwright.search.solve import Feasible, Memory, Optimal, Prepared, is_settled, prepare, solve, solve_prepared
 
 _END_TOLERANCE = 1e-3
 """Of what choices can change of the cost: where the grid begins."""
@@ -43,6 +43,7 @@ def frontier(
     tolerance: float = 0.0,
     time_limit_s: float = 60.0,
     on_point: Callable[[], None] = lambda: None,
+    on_end: Callable[[bool], None] = lambda is_complete: None,
 ) -> list[Point]:
     """The frontier between a limit's cost and the score, or another limit's cost.
 
@@ -50,10 +51,11 @@ def frontier(
         problem: what to choose from; no decisions.
         along: the index of the limit, one from above, to move.
         points: of the grid.
-        value: the index of the limit whose cost is to be had; None for the score.
+        value: the index of the limit whose cost is to be had; None for the score, which `with_score_limit` bounds.
         tolerance: values known to be within this of the least will do; the difference shows in the bound.
-        time_limit_s: seconds for each point.
+        time_limit_s: seconds for each point, and for each end of the grid, so that all may take points + 2 times this.
         on_point: called after each point of the grid.
+        on_end: called at the end with whether time was enough, for the grid's ends and for every point of it.
 
     Returns:
         The points that no other dominates, the tightest limit first; none where nothing is within the other limits.
@@ -65,30 +67,45 @@ def frontier(
     limit = problem.limits[along]
     if problem.decisions or limit.is_least:
         raise ValueError("no decisions, and a limit from above to move")
-    had = problem if value is None else with_cost_as_score(problem, value)
-    costs = [[choice.costs[along] for choice in group] for group in problem.groups]
-    spread = sum(max(group) - min(group) for group in costs)
-    tense = dropped(with_cost_as_score(problem, along), along)
-    # Layers that cost alike can be exchanged for each other, and to prove the very least may take for ever.
-    least = solve(tense, time_limit_s, tolerance=_END_TOLERANCE * spread)
-    most = solve(dropped(had, along), time_limit_s)
-    if not isinstance(least, Optimal | Feasible) or not isinstance(most, Optimal | Feasible):
-        return []
-    ends = limit.fixed + least.score, limit.fixed + _cost(problem, along, most.chosen)
-    prepared, memory, best = prepare(had), Memory(), None
-    found: list[Point] = []
-    for at in np.linspace(*ends, points):
-        here = _moved_to(prepared, along, float(at))
+    prepared = prepare(problem if value is None else with_cost_as_score(problem, value))
+    ends, is_complete = _ends(problem, along, prepared, time_limit_s)
+    memory, best, found = Memory(), None, []
+    for at in () if ends is None else np.linspace(*ends, points):
+        here = prepared.with_limit(along, replace(limit, limit=float(at)))
         answer = solve_prepared(here, time.monotonic() + time_limit_s, tolerance, best=best, memory=memory)
+        is_complete = is_complete and is_settled(answer, tolerance)
         on_point()
         if isinstance(answer, Optimal | Feasible):
-            best = Found(columns_G=columns_of(had, answer.chosen), score=answer.score, bound=answer.bound)
-            cost = limit.fixed + _cost(problem, along, answer.chosen)
+            columns_G = prepared.columns_of(answer.chosen)
+            best = Found(columns_G=columns_G, score=answer.score, bound=answer.bound)
+            cost = limit.fixed + float(prepared.arrays.costs_CR[columns_G, along].sum())
             found.append(
                 Point(limit=float(at), spent=cost, value=answer.score, bound=answer.bound, chosen=answer.chosen)
             )
+    on_end(is_complete)
     fixed = 0.0 if value is None else problem.limits[value].fixed
     return [replace(point, value=point.value + fixed, bound=point.bound + fixed) for point in undominated(found)]
+
+
+def _ends(
+    problem: Problem, along: int, prepared: Prepared, time_limit_s: float
+) -> tuple[tuple[float, float] | None, bool]:
+    """The least that can be reached, and what the best choice takes; None where either is not known.
+
+    Returns:
+        The ends, and whether time was enough for them.
+    """
+    limit, costs = problem.limits[along], [[choice.costs[along] for choice in group] for group in problem.groups]
+    # Layers that cost alike can be exchanged for each other, and to prove the very least may take for ever.
+    tolerance = _END_TOLERANCE * sum(max(group) - min(group) for group in costs)
+    least = solve(dropped(with_cost_as_score(problem, along), along), time_limit_s, tolerance=tolerance)
+    free = prepared.with_limit(along, replace(limit, limit=np.inf))
+    most = solve_prepared(free, time.monotonic() + time_limit_s)
+    is_complete = is_settled(least, tolerance) and is_settled(most, 0.0)
+    if not isinstance(least, Optimal | Feasible) or not isinstance(most, Optimal | Feasible):
+        return None, is_complete
+    taken = float(prepared.arrays.costs_CR[prepared.columns_of(most.chosen), along].sum())
+    return (limit.fixed + least.score, limit.fixed + taken), is_complete
 
 
 def undominated(points: list[Point]) -> list[Point]:
@@ -119,21 +136,3 @@ def dropped(problem: Problem, index: int) -> Problem:
         tuple(replace(c, costs=c.costs[:index] + c.costs[index + 1 :]) for c in group) for group in problem.groups
     )
     return replace(problem, groups=groups, limits=problem.limits[:index] + problem.limits[index + 1 :])
-
-
-def _cost(problem: Problem, index: int, chosen: Sequence[Choice]) -> float:
-    """What the choices at the places of `chosen`, whatever else was changed of them, cost under one limit."""
-    costs = {choice.candidates: choice.costs[index] for group in problem.groups for choice in group}
-    return sum(costs[choice.candidates] for choice in chosen)
-
-
-def _moved_to(prepared: Prepared, along: int, at: float) -> Prepared:
-    limit = replace(prepared.problem.limits[along], limit=at)
-    limits = (*prepared.problem.limits[:along], limit, *prepared.problem.limits[along + 1 :])
-    room_R = prepared.arrays.room_R.copy()
-    room_R[along] = limit.end - limit.fixed
-    return replace(
-        prepared,
-        problem=replace(prepared.problem, limits=limits),
-        arrays=replace(prepared.arrays, room_R=room_R),
-    )

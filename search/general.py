@@ -107,6 +107,8 @@ def _find_by_cp_sat(
         solver.parameters.max_time_in_seconds = max(1e-3, deadline - time.monotonic())
         solver.parameters.absolute_gap_limit = min(max(0.0, tolerance / unit), 1e300)  # infinity is refused
         status = solver.solve(model)
+        if status == cp_model.MODEL_INVALID:
+            raise RuntimeError(f"CP-SAT refuses its model: {model.validate()}")
         if status == cp_model.INFEASIBLE:
             return Found(columns_G=None, score=np.inf, bound=np.inf)
         bound = solver.best_objective_bound * unit - rounding

@@ -105,7 +105,15 @@ class Problem:
     """Whether layers that are nothing stand next to each other; groups must be whole blocks."""
 
     def __post_init__(self) -> None:
-        for group in self.groups:
+        for place, group in enumerate(self.groups):
+            if not group:
+                before = f", after that of layer {self.groups[place - 1][0].layer}" if place else ""
+                raise InputError(
+                    f"group {place + 1} of {len(self.groups)}{before}",
+                    got="nothing to choose from",
+                    expected="a choice at least",
+                    remedy="Give it one, or leave the group out.",
+                )
             for choice in group:
                 _check(choice, self.limits)
         for limit in self.limits:
@@ -164,9 +172,14 @@ def spent(problem: Problem, chosen: Sequence[Choice]) -> list[float]:
     return [limit.fixed + sum(c.costs[i] for c in chosen) for i, limit in enumerate(problem.limits)]
 
 
-def is_within(problem: Problem, chosen: Sequence[Choice], decided: dict[str, str] | None = None) -> bool:
-    """Whether a choice is within every limit that holds, and keeps the rules."""
-    costs = zip(problem.limits, spent(problem, chosen), strict=True)
+def is_within(
+    problem: Problem,
+    chosen: Sequence[Choice],
+    decided: dict[str, str] | None = None,
+    limits: Sequence[Limit] | None = None,
+) -> bool:
+    """Whether a choice is within every limit that holds, and keeps the rules; given limits stand for the problem's."""
+    costs = zip(problem.limits if limits is None else limits, spent(problem, chosen), strict=True)
     if not all(limit.allows(cost) for limit, cost in costs if holds(limit, decided or {})):
         return False
     if problem.most_shapes is not None:

@@ -1,28 +1,29 @@
 """The best choice there is, with its proof.
 
 Without pairs and rules on blocks the problem is handed to `enumerate.py`, over prices from `relaxation.py`; with them,
-to CP-SAT (`general.py`). A decision is taken by trying its alternatives, the one with the best bound first, and
-dropping those whose bound is no better than what was found. Every choice found is summed and checked again here, in
-the order of the problem and with its tolerance.
+to CP-SAT (`general.py`). Decisions are taken one by one: the relaxation without the limits of those still open bounds
+all ways to take them, the way with the best bound is gone on with, and what is left when no bound is better than what
+was found is never looked at. Every choice found is summed and checked again here, in the order of the problem and with
+its tolerance.
 """
 
-import itertools
+import heapq
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from blockwright.search.arrays import Arrays
 from blockwright.search.core import Found
+from blockwright.search.decisions import Way
 from blockwright.search.enumerate import find_best
 from blockwright.search.general import Structure, find_with_structure
-from blockwright.search.problem import Choice, Problem, holds, is_within, score_of
-from blockwright.search.relaxation import Relaxation, relax
+from blockwright.search.problem import Choice, Limit, Problem, is_within, score_of
 from blockwright.spec import Candidate
 
-_UNREACHABLE = 1e-9
-"""Scaled room below the least from which on a row alone shuts everything out."""
+_LAST_DIGITS = 1e-11
+"""Of a score: what the difference between it and its bound may be off by."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,13 @@ class NothingFound:
 Answer = Optimal | Feasible | Infeasible | NothingFound
 
 
+def is_settled(answer: Answer, tolerance: float) -> bool:
+    """Whether time was enough: nothing is better than this by more than the tolerance."""
+    if isinstance(answer, Feasible):
+        return answer.score - answer.bound <= tolerance + _LAST_DIGITS * abs(answer.score)
+    return not isinstance(answer, NothingFound)
+
+
 def solve(problem: Problem, time_limit_s: float = 60.0, tolerance: float = 0.0) -> Answer:
     """Solves the problem.
 
@@ -82,6 +90,21 @@ class Prepared:
     arrays: Arrays
     """Every limit as a row that bounds from above, not scaled; rows of pools after them."""
     structure: Structure | None
+    column_of: dict[int, int]
+    """Each choice's column, by the identity of the choice."""
+    limits: tuple[Limit, ...]
+    """The problem's, or these in place of them."""
+
+    def columns_of(self, chosen: Sequence[Choice]) -> np.ndarray:
+        """The columns of choices of the problem itself."""
+        return np.array([self.column_of[id(choice)] for choice in chosen])
+
+    def with_limit(self, index: int, limit: Limit) -> "Prepared":
+        """The problem with one limit moved, which costs nothing of its size."""
+        room_R = self.arrays.room_R.copy()
+        room_R[index] = (-1.0 if limit.is_least else 1.0) * (limit.end - limit.fixed)
+        limits = (*self.limits[:index], limit, *self.limits[index + 1 :])
+        return replace(self, limits=limits, arrays=replace(self.arrays, room_R=room_R))
 
 
 def prepare(problem: Problem) -> Prepared:
@@ -95,7 +118,13 @@ def prepare(problem: Problem) -> Prepared:
         room_R=sign_R * np.array([limit.end - limit.fixed for limit in problem.limits]),
         group_C=np.repeat(np.arange(len(problem.groups)), [len(group) for group in problem.groups]),
     )
-    return Prepared(problem=problem, arrays=arrays, structure=_structure(problem, choices))
+    return Prepared(
+        problem=problem,
+        arrays=arrays,
+        structure=_structure(problem, choices),
+        column_of={id(choice): column for column, choice in enumerate(choices)},
+        limits=problem.limits,
+    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -131,18 +160,28 @@ def solve_prepared(
         best: a choice that is within all limits, if one is known; none where there are decisions.
         memory: read, and written for the next problem; used where there are no decisions.
     """
-    problem = prepared.problem
-    bound, decided = np.inf, {}
-    memory = Memory() if memory is None or problem.decisions else memory
+    problem, decisions = prepared.problem, list(prepared.problem.decisions.items())
+    decided: dict[str, str] = {}
+    memory = Memory() if memory is None or decisions else memory
     gain = sum(min(0.0, pair.score) for pair in problem.pairs)  # which relaxations leave out
-    for alternative in sorted(_alternatives(prepared, memory), key=lambda alternative: alternative.relaxation.bound):
-        if best is not None and alternative.relaxation.bound + gain >= best.score - tolerance:
-            bound = min(bound, alternative.relaxation.bound + gain)
-            continue
-        found = _find(prepared, alternative, deadline, tolerance, best, memory)
-        bound = min(bound, max(found.bound, alternative.relaxation.bound + gain))
-        if found.columns_G is not None and (best is None or found.score < best.score):
-            best, decided = found, alternative.decided
+    arrays, _ = prepared.arrays.scaled()
+    ways, bound = [Way.untaken(arrays)], np.inf
+    while ways:
+        way = heapq.heappop(ways)
+        if time.monotonic() > deadline or (best is not None and way.bound + gain >= best.score - tolerance):
+            bound = min(bound, way.bound + gain)
+            break
+        if way.relaxation is None:
+            if (relaxed := way.relaxed(prepared.limits, arrays, memory.prices_R)) is not None:
+                heapq.heappush(ways, relaxed)
+        elif len(way.decided) < len(decisions):
+            for further in way.taking(*decisions[len(way.decided)]):
+                heapq.heappush(ways, further)
+        else:
+            found = _find(prepared, arrays, way, deadline, tolerance, best, memory)
+            bound = min(bound, max(found.bound, way.bound + gain))
+            if found.columns_G is not None and (best is None or found.score < best.score):
+                best, decided = found, way.decided
     if best is None:
         return Infeasible(reachable=reachable(problem)) if bound == np.inf else NothingFound()
     chosen = chosen_of(problem, best)
@@ -177,53 +216,27 @@ def columns_of(problem: Problem, chosen: Sequence[Choice]) -> np.ndarray:
     return np.array([start + group.index(choice) for group, choice, start in pairs])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Alternative:
-    """One way to take all decisions."""
-
-    decided: dict[str, str]
-    arrays: Arrays
-    """Scaled, with the rows that hold."""
-    relaxation: Relaxation
-
-
-def _alternatives(prepared: Prepared, memory: Memory) -> Iterator[_Alternative]:
-    """Every way to take the decisions whose relaxation has a solution."""
-    decisions, limits = prepared.problem.decisions, prepared.problem.limits
-    extra = list(range(len(limits), len(prepared.arrays.room_R)))
-    for taken in itertools.product(*decisions.values()):
-        decided = dict(zip(decisions, taken, strict=True))
-        room_R = prepared.arrays.room_R
-        kept = [i for i, limit in enumerate(limits) if holds(limit, decided) and room_R[i] < np.inf] + extra
-        arrays, _ = prepared.arrays.with_rows(kept).scaled()
-        if (arrays.least_R() > arrays.room_R + _UNREACHABLE).any():
-            continue
-        relaxation = relax(arrays, memory.prices_R)
-        if relaxation is not None:
-            yield _Alternative(decided=decided, arrays=arrays, relaxation=relaxation)
-
-
 def _find(
     prepared: Prepared,
-    alternative: _Alternative,
+    arrays: Arrays,
+    way: Way,
     deadline: float,
     tolerance: float,
     best: Found | None,
     memory: Memory,
 ) -> Found:
-    problem = prepared.problem
+    problem, held = prepared.problem, way.held(prepared.limits, arrays)
+    assert way.relaxation is not None
 
     def accept(columns_G: np.ndarray) -> bool:
         chosen = chosen_of(problem, Found(columns_G=columns_G, score=0.0, bound=0.0))
-        return is_within(problem, chosen, alternative.decided)
+        return is_within(problem, chosen, way.decided, prepared.limits)
 
     if prepared.structure is not None:
-        return find_with_structure(
-            alternative.arrays, prepared.structure, deadline=deadline, tolerance=tolerance, accept=accept
-        )
+        return find_with_structure(held, prepared.structure, deadline=deadline, tolerance=tolerance, accept=accept)
     found = find_best(
-        alternative.arrays,
-        alternative.relaxation,
+        held,
+        way.relaxation,
         deadline=deadline,
         tolerance=tolerance,
         best=best,
@@ -232,7 +245,7 @@ def _find(
         learnt_MR=memory.learnt_MR,
     )
     if not problem.decisions:
-        memory.prices_R, memory.learnt_MR = alternative.relaxation.prices_R, found.prices_MR
+        memory.prices_R, memory.learnt_MR = way.relaxation.prices_R, found.prices_MR
     return found
 
 

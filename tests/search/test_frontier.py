@@ -150,3 +150,28 @@ def test_a_limit_on_the_score_is_one_more_cost(problem: Problem) -> None:
     assert bounded.limits[-1] == Limit(text="score <= 2.5", fixed=0.0, limit=2.5)
     chosen = tuple(group[0] for group in bounded.groups)
     assert spent(bounded, chosen)[-1] == pytest.approx(score_of(bounded, chosen))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_two_quantities_at_a_bounded_score(seed: int, layers_problem: Draw, every_choice: EveryChoice) -> None:
+    problem = layers_problem(seed, num_limits=3, has_decisions=False)
+    limits = tuple(replace(limit, is_least=False, limit=2.0 * abs(limit.limit)) for limit in problem.limits)
+    problem = replace(problem, limits=limits)
+    scores = sorted(score_of(problem, chosen) for chosen in every_choice(problem))
+    bounded = with_score_limit(problem, scores[len(scores) // 3]) if scores else problem
+    for along, value in itertools.permutations(range(len(bounded.limits)), 2):
+        points = frontier(bounded, along, 7, value=value)
+        if table := _table(bounded, along, value, every_choice):
+            _check(bounded, along, value, points, table, 7)
+        else:
+            assert points == []
+
+
+def test_it_is_told_whether_time_ended_the_frontier(problem: Problem) -> None:
+    ends: list[bool] = []
+    frontier(problem, 0, 4, on_end=ends.append)
+    frontier(problem, 0, 4, tolerance=0.3, on_end=ends.append)
+    frontier(problem, 0, 4, time_limit_s=-1.0, on_end=ends.append)
+    shut = (problem.limits[0], replace(problem.limits[1], limit=-1.0))
+    frontier(replace(problem, limits=shut), 0, 4, on_end=ends.append)
+    assert ends == [True, True, False, True]

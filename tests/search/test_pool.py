@@ -113,3 +113,16 @@ def test_each_is_told_when_it_is_found_and_no_time_finds_none(layers_problem: Dr
     assert pool(problem, 3, 1, on_found=told.append) == told
     assert len(told) == 3
     assert pool(problem, 3, 1, time_limit_s=-1.0) == []
+
+
+def test_it_is_told_whether_time_ended_the_pool(layers_problem: Draw) -> None:
+    problem, ends = layers_problem(47, num_layers=4, num_limits=2, has_decisions=False), list[bool]()
+    pool(problem, 12, 4, on_end=ends.append)
+    pool(problem, 2, 1, tolerance=0.2, on_end=ends.append)
+    pool(problem, 2, 1, time_limit_s=-1.0, on_end=ends.append)
+    assert ends == [True, True, False]
+    best = pool(problem, 1, 1)[0]
+    unproven = Feasible(chosen=best.chosen, score=best.score, bound=best.score - 1.0, decided={})
+    pool(problem, 2, 1, first=unproven, on_end=ends.append)
+    pool(problem, 2, 1, first=unproven, tolerance=1.0, on_end=ends.append)
+    assert ends[3:] == [False, True]
