@@ -1,26 +1,25 @@
 """From scores, profiles and budgets to a plan."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
-from blockwright.cost import UNIT_OF, Cost, Load, Quantity
 from blockwright.errors import InputError
-from blockwright.profiler.cost_model import all_part_costs, throughput_of
 from blockwright.search.budget import Amount, Budget
-from blockwright.search.build import Order, build_problem, decision_of
+from blockwright.search.build import Order, build_problem
 from blockwright.search.explain import Clash, explain_clash, is_binding, is_shut_by_rules, prices
-from blockwright.search.frontier import frontier
-from blockwright.search.plan import SCHEMA_VERSION, BudgetLine, FrontierPoint, Plan, PoolPlan, Promise, Rival
+from blockwright.search.plan import SCHEMA_VERSION, BudgetLine, Plan, PoolPlan, Rival
 from blockwright.search.pool import pool
 from blockwright.search.problem import Choice, Limit, Problem, holds, score_of, spent
+from blockwright.search.promises import decided_loads, promises_of
 from blockwright.search.rivals import attempts
 from blockwright.search.scores import ScoreTable
 from blockwright.search.solve import Answer, Feasible, Infeasible, NothingFound, Optimal, solve
+from blockwright.search.sweep import Sweep, Swept, default_sweep, sweep_frontier
+from blockwright.search.words import clash_words, in_own_units, inverse_texts
 from blockwright.spec import Candidate, Model, format_of_model, with_candidate, with_format
 from blockwright.strict import to_data
-from blockwright.units import format_quantity
 
 _EXPLAIN_S = 30.0
 """To find out why there is no plan."""
@@ -55,16 +54,27 @@ class Steps:
     """After each simpler way to choose."""
 
 
-def choose(table: ScoreTable, order: Order, steps: Steps | None = None) -> Plan:
+def choose(table: ScoreTable, order: Order, steps: Steps | None = None, sweep: Sweep | None = None) -> Plan:
     """Finds the best child within the budgets.
+
+    Args:
+        table: the scores.
+        order: what to choose for.
+        steps: what to call in between.
+        sweep: what the frontier lies between; None for the first budget from above, where there is one, and the score.
 
     Raises:
         InfeasibleError: no child is within the budgets; it says which clash, what can be reached and what would fit.
         InputError: a cost or score is missing, or there was no time to find a plan.
     """
     problem = build_problem(table, order)
-    answer = answer_of(problem, order)
-    return plan_of(answer, problem, table, order, steps or Steps())
+    answer, steps = answer_of(problem, order), steps or Steps()
+    if sweep is None:
+        return plan_of(answer, problem, table, order, steps)
+    swept = sweep_frontier(table, order, sweep, candidates_of(answer.chosen), steps.on_point)
+    plan = plan_of(answer, problem, table, replace(order, frontier_points=0), steps)
+    shortfalls = (*plan.shortfalls, *swept.shortfalls)
+    return replace(plan, frontier=swept.points, frontier_axes=swept.axes, shortfalls=shortfalls)
 
 
 def answer_of(problem: Problem, order: Order) -> Optimal | Feasible:
@@ -95,7 +105,7 @@ def checked(answer: Answer, problem: Problem, order: Order) -> Optimal | Feasibl
                     expected="rules that some child of this library keeps",
                     remedy="Ask for more shapes, drop --contiguous, or change what is forbidden, forced or kept.",
                 )
-            clash = explain_clash(problem, _EXPLAIN_S)
+            clash = in_own_units(explain_clash(problem, _EXPLAIN_S, inverse_texts(order)), order)
             raise InfeasibleError(clash, clash_words(clash, order))
         case NothingFound():
             raise InputError(
@@ -120,8 +130,10 @@ def plan_of(answer: Optimal | Feasible, problem: Problem, table: ScoreTable, ord
     """The plan behind an answer, with what it costs, what binds, its frontier and its pool."""
     parent = with_format(table.parent, order.formats[0])
     child = child_of(parent, candidates_of(answer.chosen))
-    loads = {device: decided_loads(order, device, answer.decided) for device in order.devices}
     first = next(iter(order.devices))
+    told = promises_of(parent, child, order, answer.decided)
+    swept = _default_frontier(answer, problem, table, order, steps)
+    pooled = _pool(answer, problem, parent, order, steps) if order.pool_size > 1 else []
     return Plan(
         schema_version=SCHEMA_VERSION,
         status="optimal" if isinstance(answer, Optimal) else "feasible",
@@ -134,98 +146,20 @@ def plan_of(answer: Optimal | Feasible, problem: Problem, table: ScoreTable, ord
         devices={name: profile.name for name, profile in order.devices.items()},
         backend=order.backend,
         format=format_of_model(child),
-        loads=loads[first],
+        loads=decided_loads(order, first, answer.decided),
         batches={name: int(batch) for name, batch in answer.decided.items()},
-        promises=tuple(p for device in order.devices for p in _promises(parent, child, device, loads[device], order)),
-        budgets=tuple(_lines(answer, problem, order, table.parent)),
-        frontier=tuple(_frontier(problem, order, steps)),
-        pool=tuple(_pool(answer, problem, parent, order, steps)) if order.pool_size > 1 else (),
+        promises=told.promises,
+        budgets=tuple(_lines(answer, problem, order)),
+        frontier=swept.points if swept else (),
+        pool=tuple(pooled),
         rivals=tuple(_rivals(problem, parent, table, order, steps)) if order.compares else (),
+        frontier_axes=swept.axes if swept else None,
+        absent=told.absent,
+        shortfalls=(*_pool_shortfalls(pooled, order), *(swept.shortfalls if swept else ())),
     )
 
 
-def decided_loads(order: Order, device: str, decided: Mapping[str, str]) -> dict[str, Load]:
-    """Each load with the batch decided on; where nothing hangs on it, the first."""
-    found = {}
-    for name, loads in order.loads.items():
-        batch = decided.get(decision_of(name, device))
-        found[name] = next((load for load in loads if str(load.batch) == batch), loads[0])
-    return found
-
-
-def clash_words(clash: Clash, order: Order) -> list[str]:
-    """Why there is no plan, in sentences."""
-    budgets = {budget.text: budget for budget in order.budgets}
-
-    def show(text: str, limit: float) -> str:
-        return _text(limit, budgets[text]) if text in budgets else f"{limit:.4g}"
-
-    words = []
-    for move in clash.moves:
-        is_short = move.alone < move.limit if move.is_least else move.alone > move.limit
-        if is_short:
-            end = "most" if move.is_least else "least"
-            words.append(
-                f"{move.text}: {'asks for' if move.is_least else 'allows'} {show(move.text, move.limit)}, the {end} "
-                f"that any child costs is {show(move.text, move.alone)}"
-            )
-    if not words:
-        together = clash.clashing or tuple(move.text for move in clash.moves)
-        words.append("each alone can be met, but not all together: " + "; ".join(together))
-    for move in clash.moves:
-        if move.needed is not None and move.text in (clash.clashing or (move.text,)):
-            words.append(f"with the others kept, {move.text} would have to be {show(move.text, move.needed)}")
-    if clash.loosening is not None:
-        words.append(f"all of them loosened by {100 * clash.loosening:.2g} % would fit")
-    return words
-
-
-def _text(value: float, budget: Budget) -> str:
-    quantity: Quantity = "request_latency" if budget.quantity == "throughput" else budget.quantity
-    return format_quantity(value, UNIT_OF[quantity])
-
-
-def _promises(parent: Model, child: Model, device: str, loads: Mapping[str, Load], order: Order) -> list[Promise]:
-    """What runs measure, and what budgets are about."""
-    found: dict[tuple[Quantity, str], Promise] = {}
-    for name, load in loads.items():
-        asked: list[Quantity] = [b.quantity for b in order.budgets if (b.device, b.load) == (device, name)]
-        try:
-            known = all_part_costs(
-                order.devices[device],
-                parent,
-                load,
-                order.backend,
-                formats=order.formats,
-                may_extrapolate=order.may_extrapolate,
-            )
-        except InputError:
-            if asked or len(order.devices) == 1:
-                raise
-            continue  # a load of another device's: nothing hangs on it here, and the profile need not tell
-        wanted: list[Quantity] = list(dict.fromkeys([*known, *asked]))
-        for quantity in wanted:
-            additive: Quantity = "request_latency" if quantity == "throughput" else quantity
-            costs = known.get(additive) or order.costs(parent, device, load, additive)
-            before, after = costs.of_model(parent), costs.of_model(child)
-            if quantity == "throughput":
-                before, after = (_throughput(load, cost, f"{device}:{name}") for cost in (before, after))
-            found[quantity, name] = Promise(quantity=quantity, device=device, load=name, parent=before, child=after)
-    return list(found.values())
-
-
-def _throughput(load: Load, latency: Cost, place: str) -> Cost:
-    if latency.low <= 0:
-        raise InputError(
-            f"throughput@{place}",
-            got=f"a request latency of {latency.low:.3g} to {latency.high:.3g} s",
-            expected="an interval above 0, for a throughput to have an upper end",
-            remedy="Profile this load: it is too far from what was measured.",
-        )
-    return throughput_of(load, latency)
-
-
-def _lines(answer: Optimal | Feasible, problem: Problem, order: Order, parent: Model) -> list[BudgetLine]:
+def _lines(answer: Optimal | Feasible, problem: Problem, order: Order) -> list[BudgetLine]:
     """The limits that hold, in the quantities that budgets were written in."""
     costs, worth = spent(problem, answer.chosen), prices(problem, answer.decided)
     budgets = {budget.text: budget for budget in order.budgets}
@@ -263,22 +197,14 @@ def _amount_of(budget: Budget, limit: Limit) -> Amount | None:
     return budget.least if is_from_below else budget.most
 
 
-def _frontier(problem: Problem, order: Order, steps: Steps) -> list[FrontierPoint]:
+def _default_frontier(
+    answer: Optimal | Feasible, problem: Problem, table: ScoreTable, order: Order, steps: Steps
+) -> Swept | None:
     """Along the first budget from above; none where there is none, or batches are to be decided."""
-    above = {budget.text for budget in order.budgets if budget.quantity != "throughput"}  # that one is put as a latency
-    limits = enumerate(problem.limits)
-    along = next((i for i, limit in limits if not limit.is_least and limit.text in above), None)
-    if along is None or problem.decisions or not order.frontier_points:
-        return []
-    points = frontier(
-        problem,
-        along,
-        order.frontier_points,
-        tolerance=order.tolerance,
-        time_limit_s=order.time_limit_s,
-        on_point=steps.on_point,
-    )
-    return [FrontierPoint(limit=p.limit, spent=p.spent, score=p.value, bound=p.bound) for p in points]
+    sweep = default_sweep(order)
+    if sweep is None or problem.decisions or not order.frontier_points:
+        return None
+    return sweep_frontier(table, order, sweep, candidates_of(answer.chosen), steps.on_point)
 
 
 def _pool(answer: Optimal | Feasible, problem: Problem, parent: Model, order: Order, steps: Steps) -> list[PoolPlan]:
@@ -297,6 +223,15 @@ def _pool(answer: Optimal | Feasible, problem: Problem, parent: Model, order: Or
         differ = sum(a != b for a, b in zip(other.layers, child.layers, strict=True))
         found.append(PoolPlan(child=other, score=answer.score, bound=answer.bound, layers_differ=differ))
     return found
+
+
+def _pool_shortfalls(found: Sequence[PoolPlan], order: Order) -> list[str]:
+    if order.pool_size <= 1 or len(found) == order.pool_size:
+        return []
+    return [
+        f"The pool has {len(found)} of {order.pool_size} plans: no other that differs in "
+        f"{order.min_layers_differ} layers was found in the time limit."
+    ]
 
 
 def _rivals(problem: Problem, parent: Model, table: ScoreTable, order: Order, steps: Steps) -> list[Rival]:

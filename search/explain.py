@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,14 +10,18 @@ import numpy as np
 from blockwright.search.frontier import dropped, with_cost_as_score
 from blockwright.search.problem import Limit, Problem, holds
 from blockwright.search.relaxation import relax
-from blockwright.search.solve import Answer, Feasible, Infeasible, Optimal, prepare, reachable, solve
+from blockwright.search.solve import Answer, Feasible, Infeasible, NothingFound, Optimal, prepare, reachable, solve
 
-_BISECTIONS = 20
-"""To one millionth of the range looked at."""
+_BISECTIONS = 30
+"""Enough to come near a share of 10⁻⁸: less is rounding."""
+_NEAR = 1e-3
+"""Of what choices can change of a cost: nearer the least need not be known. Amounts are shown with three digits."""
 _ANY = 1e300
 """A tolerance that every choice is within."""
 _MOST_LOOSENING = 64.0
 """Limits are loosened to at most so many times what they are."""
+_MOST_SHARES = 4
+"""One question of many may take a quarter of the time left for all, so that easy ones after it are answered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,11 +30,19 @@ class Move:
 
     text: str
     limit: float
-    alone: float
-    """The best that any choice reaches of this one, all others left aside."""
-    needed: float | None
-    """Where it must stand if the others stay; None where they clash by themselves."""
     is_least: bool
+    """Whether it bounds from below."""
+    alone: float | None
+    """The best that any choice reaches of this one, all others and the rules left aside; None where it has no end."""
+    needed: float | None
+    """Where it may stand for some choice to be within, the others kept; None where none was found."""
+    bound: float | None
+    """Nearer to the limit nothing will do; None where that is not known."""
+    is_proven: bool
+    """Whether the limit must move as far as `needed`, to a thousandth of what choices can change of the cost; or, where
+    none was found, whether the others clash by themselves."""
+    at: dict[str, str]
+    """The alternative that the limit belongs to, the easiest of those there are; empty where it always holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +50,15 @@ class Clash:
     """Why no choice is within all limits."""
 
     clashing: tuple[str, ...]
-    """A smallest set of budgets that no choice is within; empty where that could not be told in time."""
+    """Budgets that no choice is within together; empty where none were found in time."""
+    is_smallest: bool
+    """Whether any fewer budgets are known to be met by some choice."""
     moves: tuple[Move, ...]
-    """One for each limit; at a decision's alternatives, the easiest."""
+    """One for each budget; of a range the end that cannot be met even alone, at alternatives the easiest."""
     loosening: float | None
-    """The least share by which all limits must be loosened together, 0.05 for 5 %; None where much is too little."""
+    """A share by which it is enough to loosen all budgets together, 0.05 for 5 %; None where none was found."""
+    is_least_loosening: bool
+    """Whether less is known not to be enough, to a thousandth; or, where none was found, that much is too little."""
 
 
 def prices(problem: Problem, decided: dict[str, str]) -> list[float]:
@@ -79,26 +95,30 @@ def fits(problem: Problem, time_limit_s: float) -> Answer:
         return solve(problem, time_limit_s)
     spread = [_pressure(problem, index) for index in range(len(problem.limits))]
     index = int(np.argmax(spread))
-    tense = with_cost_as_score(problem, index)
-    if problem.limits[index].is_least:
-        groups = tuple(tuple(replace(choice, score=-choice.score) for choice in group) for group in tense.groups)
-        tense = replace(tense, groups=groups)
-    return solve(tense, time_limit_s, tolerance=_ANY)
+    return solve(_tense(problem, index), time_limit_s, tolerance=_ANY)
 
 
-def explain_clash(problem: Problem, time_limit_s: float) -> Clash:
+def explain_clash(problem: Problem, time_limit_s: float, inverse: Collection[str] = ()) -> Clash:
     """Why no choice is within all limits.
 
     Args:
         problem: one that has no choice within its limits.
-        time_limit_s: seconds after which what is known is given.
+        time_limit_s: seconds for all; what clashes, the moves and the loosening may each take an equal share, and what
+            one leaves is the next one's.
+        inverse: texts of budgets whose limits are on one over what was asked for, as latencies are for throughputs.
     """
     deadline = time.monotonic() + time_limit_s
     texts = list(dict.fromkeys(limit.text for limit in problem.limits))
+    clashing, is_smallest = _smallest_clash(problem, texts, _share(deadline, 3))
+    half = time.monotonic() + _share(deadline, 2)
+    moves = [_move(problem, text, _share(half, len(texts) - place)) for place, text in enumerate(texts)]
+    loosening, is_least = _loosening(problem, inverse, _share(deadline, 1))
     return Clash(
-        clashing=_smallest_clash(problem, texts, deadline),
-        moves=tuple(_move(problem, text, deadline) for text in texts),
-        loosening=_loosening(problem, deadline),
+        clashing=clashing,
+        is_smallest=is_smallest,
+        moves=tuple(moves),
+        loosening=loosening,
+        is_least_loosening=is_least,
     )
 
 
@@ -107,15 +127,24 @@ def is_shut_by_rules(problem: Problem, time_limit_s: float) -> bool:
     return isinstance(fits(_only(problem, ()), time_limit_s), Infeasible)
 
 
-def _smallest_clash(problem: Problem, texts: Sequence[str], deadline: float) -> tuple[str, ...]:
+def _share(deadline: float, num_left: int) -> float:
+    """Seconds that one of so many questions may take, all of them before a deadline."""
+    return max(0.0, deadline - time.monotonic()) / num_left
+
+
+def _smallest_clash(problem: Problem, texts: Sequence[str], time_limit_s: float) -> tuple[tuple[str, ...], bool]:
+    """A smallest set of budgets that clash, and whether it is known to be one; empty where none was found."""
+    deadline, is_smallest = time.monotonic() + time_limit_s, True
     for size in range(1, len(texts) + 1):
         for some in itertools.combinations(texts, size):
-            left_s = deadline - time.monotonic()
+            left_s = _share(deadline, _MOST_SHARES if size < len(texts) else 1)
             if left_s <= 0:
-                return ()
-            if isinstance(fits(_only(problem, some), left_s), Infeasible):
-                return some
-    return ()
+                return (), False
+            answer = fits(_only(problem, some), left_s)
+            if isinstance(answer, Infeasible):
+                return some, is_smallest
+            is_smallest = is_smallest and not isinstance(answer, NothingFound)
+    return (), False
 
 
 def _only(problem: Problem, texts: Sequence[str]) -> Problem:
@@ -139,61 +168,117 @@ def _loosened(problem: Problem, index: int) -> Problem:
     return _with_limit(problem, index, replace(limit, limit=end))
 
 
-def _move(problem: Problem, text: str, deadline: float) -> Move:
-    """The easiest move among the limits of one budget."""
-    indices = [index for index, limit in enumerate(problem.limits) if limit.text == text]
-    ends = reachable(problem)
-    candidates = []
-    for index in indices:
-        limit = problem.limits[index]
-        needed = _needed(problem, index, deadline)
-        far = np.inf if needed is None else abs(needed - limit.limit) / max(abs(limit.limit), 1e-300)
-        alone = ends[index]
-        candidates.append(
-            (far, Move(text=text, limit=limit.limit, alone=alone, needed=needed, is_least=limit.is_least))
-        )
-    return min(candidates, key=lambda pair: pair[0])[1]
+def _move(problem: Problem, text: str, time_limit_s: float) -> Move:
+    """The easiest move among the limits of one budget.
+
+    Of a range an end that no choice reaches by itself is the one to move: the other cannot help.
+    """
+    ends, deadline = reachable(problem), time.monotonic() + time_limit_s
+    by_alternative: dict[tuple[str, str] | None, list[int]] = {}
+    for index, limit in enumerate(problem.limits):
+        if limit.text == text:
+            by_alternative.setdefault(limit.when, []).append(index)
+    looked_at: list[int] = []
+    for indices in by_alternative.values():
+        looked_at += [i for i in indices if not problem.limits[i].allows(ends[i])] or indices
+    moves = [
+        _move_of(problem, index, ends[index], _share(deadline, len(looked_at) - place))
+        for place, index in enumerate(looked_at)
+    ]
+    easiest = min(moves, key=_distance)
+    return replace(easiest, is_proven=all(move.is_proven for move in moves))
 
 
-def _needed(problem: Problem, index: int, deadline: float) -> float | None:
+def _distance(move: Move) -> float:
+    return np.inf if move.needed is None else abs(move.needed - move.limit) / max(abs(move.limit), 1e-300)
+
+
+def _move_of(problem: Problem, index: int, alone: float, time_limit_s: float) -> Move:
+    limit = problem.limits[index]
+    answer, tolerance = _nearest(problem, index, time_limit_s)
+    needed = bound = None
+    is_proven = isinstance(answer, Infeasible)
+    if isinstance(answer, Optimal | Feasible):
+        sign, pick = (-1.0, min) if limit.is_least else (1.0, max)
+        needed = limit.fixed + sign * answer.score
+        is_proven = answer.score - answer.bound <= tolerance
+        if np.isfinite(answer.bound):
+            bound = pick(limit.limit, limit.fixed + sign * answer.bound)
+    return Move(
+        text=limit.text,
+        limit=limit.limit,
+        is_least=limit.is_least,
+        alone=alone,
+        needed=needed,
+        bound=bound,
+        is_proven=is_proven,
+        at={} if limit.when is None else dict([limit.when]),
+    )
+
+
+def _nearest(problem: Problem, index: int, time_limit_s: float) -> tuple[Answer, float]:
+    """The choice that costs least, or most where the limit is a least, within the others; and how near that is."""
     limit = problem.limits[index]
     if limit.when is not None:  # what the others allow at this very alternative
         others = [i for i, other in enumerate(problem.limits) if other.when and other.when[0] == limit.when[0]]
         for other in reversed([i for i in others if problem.limits[i].when != limit.when]):
             problem = dropped(problem, other)
             index -= other < index
-    tense = with_cost_as_score(problem, index)
-    if limit.is_least:
-        groups = tuple(tuple(replace(choice, score=-choice.score) for choice in group) for group in tense.groups)
-        tense = replace(tense, groups=groups)
-    answer = solve(dropped(tense, index), max(0.0, deadline - time.monotonic()))
-    if not isinstance(answer, Optimal | Feasible):
-        return None
-    return limit.fixed + (-answer.score if limit.is_least else answer.score)
+    costs = [[choice.costs[index] for choice in group] for group in problem.groups]
+    tolerance = _NEAR * sum(max(group) - min(group) for group in costs)
+    return solve(dropped(_tense(problem, index), index), time_limit_s, tolerance), tolerance * (1 + 1e-9)
 
 
-def _loosening(problem: Problem, deadline: float) -> float | None:
-    """The least share, by halving; limits of rules, which have no amount to loosen, stay."""
+def _loosening(problem: Problem, inverse: Collection[str], time_limit_s: float) -> tuple[float | None, bool]:
+    """A share that is enough, by halving, and whether less is known not to be.
 
-    def is_enough(share: float) -> bool:
+    Limits of rules, which have no amount to loosen, stay.
+    """
+    deadline = time.monotonic() + time_limit_s
+
+    def try_share(share: float) -> Answer:
         loose = problem
         for index, limit in enumerate(problem.limits):
-            if limit.text.startswith("servable by"):
-                continue
-            step = share * abs(limit.limit) * (-1 if limit.is_least else 1)
-            loose = _with_limit(loose, index, replace(limit, limit=limit.limit + step))
-        return isinstance(fits(loose, max(0.0, deadline - time.monotonic())), Optimal | Feasible)
+            if not limit.text.startswith("servable by"):
+                moved = _moved(limit, share, limit.text in inverse)
+                loose = _with_limit(loose, index, replace(limit, limit=moved))
+        return fits(loose, _share(deadline, _MOST_SHARES))
 
-    high = 1 / 64
-    while not is_enough(high):
-        high *= 2
-        if high > _MOST_LOOSENING:
-            return None
-    low = 0.0 if high == 1 / 64 else high / 2
+    low, high, excluded = 0.0, 1 / 64, 0.0
+    while not isinstance(answer := try_share(high), Optimal | Feasible):
+        excluded = high if isinstance(answer, Infeasible) else excluded
+        low, high = high, 2 * high
+        if low >= _MOST_LOOSENING:
+            return None, excluded == low
     for _ in range(_BISECTIONS):
+        if high - low <= _NEAR * high:
+            break
         middle = (low + high) / 2
-        low, high = (low, middle) if is_enough(middle) else (middle, high)
-    return high
+        answer = try_share(middle)
+        if isinstance(answer, Optimal | Feasible):
+            high = middle
+        else:
+            low = middle
+            excluded = middle if isinstance(answer, Infeasible) else excluded
+    return high, high - excluded <= _NEAR * high
+
+
+def _moved(limit: Limit, share: float, is_inverse: bool) -> float:
+    """The limit loosened by a share of what was asked for."""
+    if not is_inverse:
+        return limit.limit + (-share if limit.is_least else share) * abs(limit.limit)
+    if limit.is_least:
+        return limit.limit / (1 + share)
+    return limit.limit / (1 - share) if share < 1 else np.inf
+
+
+def _tense(problem: Problem, index: int) -> Problem:
+    """The problem of coming as far within one limit as can be."""
+    tense = with_cost_as_score(problem, index)
+    if not problem.limits[index].is_least:
+        return tense
+    groups = tuple(tuple(replace(choice, score=-choice.score) for choice in group) for group in tense.groups)
+    return replace(tense, groups=groups)
 
 
 def _with_limit(problem: Problem, index: int, limit: Limit) -> Problem:

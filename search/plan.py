@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from blockwright.cost import Cost, Load, Quantity
 from blockwright.errors import InputError
@@ -49,14 +49,57 @@ class BudgetLine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """A quantity at a load on a device, in its base unit."""
+
+    quantity: Quantity
+    device: str
+    load: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontierAxes:
+    """What the frontier lies between, and where the plan stands there."""
+
+    along: Axis
+    """The quantity whose limit moves."""
+    against: Axis | None
+    """What is best at each limit; None for the sum of scores."""
+    most_score: float | None
+    """The most that the scores of a point may sum to, where one was asked for."""
+    plan_along: float
+    """Of the plan's child, at the end of the promise's interval that budgets hold at."""
+    plan_against: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FrontierPoint:
-    """The best sum of scores at one limit of the budget that the frontier goes along, the others kept."""
+    """The best at one limit of the quantity that the frontier goes along, the budgets on others kept."""
 
     limit: float
     spent: float
-    """At the upper end of the promise's interval."""
+    """At the end of the promise's interval that budgets hold at."""
     score: float
+    """Of this point's child, whatever the frontier is against."""
     bound: float
+    """Nothing better on the other axis is within the limit."""
+    against: float | None = None
+    """What the child costs on the other axis; None where that is the score."""
+
+    @property
+    def value(self) -> float:
+        """On the axis that the frontier is against."""
+        return self.score if self.against is None else self.against
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether it is known to be the best."""
+        return self.bound == self.value
+
+    @property
+    def gap(self) -> float:
+        """How much better it might at most be, as a share."""
+        return _gap(self.value, self.bound)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +109,28 @@ class PoolPlan:
     child: Model
     score: float
     bound: float
+    """No other child that differs as much from those before it has a lower score."""
     layers_differ: int
     """Layers in which it differs from the plan's child."""
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether it is known to be the best of those that differ as much from those before it."""
+        return self.bound == self.score
+
+    @property
+    def gap(self) -> float:
+        """How much better one might at most be, as a share of the score."""
+        return _gap(self.score, self.bound)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Absent:
+    """A load that a device's profile does not tell of."""
+
+    device: str
+    load: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +191,12 @@ class Plan:
     """Empty where no comparison was asked for."""
     whole: Whole | None = None
     """Where the plan was chosen by measuring whole children."""
+    frontier_axes: FrontierAxes | None = None
+    """None where no frontier was asked for, or the plan is older than they."""
+    absent: tuple[Absent, ...] = ()
+    """Loads of other devices' at which a device was not measured: there is no promise then."""
+    shortfalls: tuple[str, ...] = ()
+    """Where the pool or the frontier has less than was asked for, in sentences."""
 
     @property
     def device(self) -> str:
@@ -137,12 +206,20 @@ class Plan:
     @property
     def gap(self) -> float:
         """How much better a choice might at most be, as a share of the score; 0 where the plan is proven optimal."""
-        return 0.0 if self.status == "optimal" or self.score == 0 else (self.score - self.bound) / abs(self.score)
+        return 0.0 if self.status == "optimal" else _gap(self.score, self.bound)
+
+
+def _gap(value: float, bound: float) -> float:
+    return abs(value - bound) / abs(value) if value else 0.0
 
 
 def write_plan(plan: Plan, path: Path) -> None:
     """Writes a plan, whole or not at all."""
-    write_json(path, to_data(plan) | {"gap": plan.gap})
+    data = to_data(plan) | {"gap": plan.gap}
+    for field, many in (("frontier", plan.frontier), ("pool", plan.pool)):
+        for row, each in zip(data[field], many, strict=True):
+            row |= {"gap": each.gap, "is_proven": each.is_proven}
+    write_json(path, data)
 
 
 def read_plan(path: Path) -> Plan:
@@ -153,7 +230,6 @@ def read_plan(path: Path) -> Plan:
     """
     data = read_json(path)
     if isinstance(data, dict):
-        data.pop("gap", None)
         if data.get("schema_version") != SCHEMA_VERSION:
             raise InputError(
                 f"{path}: schema_version",
@@ -161,4 +237,19 @@ def read_plan(path: Path) -> Plan:
                 expected=str(SCHEMA_VERSION),
                 remedy="Search again: the plan is of another version of Blockwright, or no plan.",
             )
+        data = _without_derived(data)
     return from_data(Plan, data, str(path))
+
+
+def _without_derived(data: dict[str, Any]) -> dict[str, Any]:
+    """The data of the fields alone, without what `write_plan` adds for readers of the file."""
+    kept = {key: value for key, value in data.items() if key != "gap"}
+    for field in ("frontier", "pool"):
+        if isinstance(rows := kept.get(field), list):
+            kept[field] = [
+                {key: value for key, value in row.items() if key not in ("gap", "is_proven")}
+                if isinstance(row, dict)
+                else row
+                for row in rows
+            ]
+    return kept

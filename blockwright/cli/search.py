@@ -15,6 +15,11 @@ Several devices and loads at once; a load with several batches leaves the batch 
       --load chat=1x128+128 --load serve=1,4,16x512+128 \\
       --budget 'memory@server:serve <= 20GB' --budget 'throughput@server:serve >= 100tok/s' \\
       --budget 'time_per_token@edge:chat <= 25ms' --servable-by vllm,llama.cpp --pool 16 --differ 2
+
+The frontier between any two quantities, the other budgets kept; against a cost, the score is bounded by --most-score:
+
+  blockwright search --scores scores.parquet --profile profile.json --budget 'memory@chat <= 12MB' \\
+      --frontier 40 --along time_per_token@chat --against memory@chat --most-score 0.3
 """
 
 import argparse
@@ -22,6 +27,8 @@ import json
 from pathlib import Path
 
 from blockwright.cli.flags import add_out, add_rules, add_search_loads, read_rules, read_search_loads
+
+_TIME_LIMIT = "for each solve: the plan, every further plan of a pool, every point of a frontier (default: 60)"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -42,15 +49,38 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_rules(parser)
     parser.add_argument("--extrapolate", action="store_true", help="allow loads beyond what was measured, less certain")
     parser.add_argument("--tolerance", type=float, default=0.0, metavar="SCORE", help="stop this near to the best")
-    parser.add_argument("--time-limit", type=float, default=60.0, metavar="SECONDS", help="of a solve (default: 60)")
-    parser.add_argument("--frontier", type=int, default=16, metavar="POINTS", help="of the frontier (default: 16)")
-    parser.add_argument("--pool", type=int, default=1, metavar="PLANS", help="so many good plans (default: 1)")
-    parser.add_argument(
-        "--differ", type=int, default=1, metavar="LAYERS", help="any two in so many layers (default: 1)"
-    )
+    parser.add_argument("--time-limit", type=float, default=60.0, metavar="SECONDS", help=_TIME_LIMIT)
+    _add_more_answers(parser)
     parser.add_argument("--compare", action="store_true", help="put simpler ways to choose beside the plan")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON instead of a table")
     add_out(parser, "plan.json", "the plan")
+
+
+def _add_more_answers(parser: argparse.ArgumentParser) -> None:
+    """The flags for frontiers and pools."""
+    more = parser.add_argument_group("more than one answer", "Each of them says whether it is proven.")
+    more.add_argument("--frontier", type=int, default=16, metavar="POINTS", help="of the frontier (default: 16)")
+    more.add_argument(
+        "--along",
+        default="",
+        metavar="QUANTITY@LOAD",
+        help="the frontier's first axis, such as memory@chat, or the text of a budget; other budgets are kept "
+        "(default: the first budget from above)",
+    )
+    more.add_argument(
+        "--against",
+        default="score",
+        metavar="QUANTITY@LOAD",
+        help="its second axis: score, or such as time_per_token@chat (default: score)",
+    )
+    more.add_argument(
+        "--most-score",
+        type=float,
+        metavar="SCORE",
+        help="the most that scores may sum to in a frontier against a cost, which else gives quality away",
+    )
+    more.add_argument("--pool", type=int, default=1, metavar="PLANS", help="so many good plans (default: 1)")
+    more.add_argument("--differ", type=int, default=1, metavar="LAYERS", help="any two in so many layers (default: 1)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -79,6 +109,9 @@ def run(arguments: argparse.Namespace) -> None:
         pool_size=arguments.pool,
         min_layers_differ=arguments.differ,
         compares=arguments.compare,
+        along=arguments.along,
+        against=arguments.against,
+        most_score=arguments.most_score,
     )
     try:
         plan = search_plan(arguments.scores, arguments.profile, order, arguments.out)

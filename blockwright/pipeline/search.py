@@ -1,5 +1,6 @@
 """Stage: choose the blocks. Loads no torch."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +15,10 @@ from blockwright.search.budget import parse_budget
 from blockwright.search.build import NO_RULES, Order, Rules, build_problem
 from blockwright.search.choose import Steps, checked, choose
 from blockwright.search.explain import fits
-from blockwright.search.plan import Plan, read_plan, write_plan
+from blockwright.search.plan import Axis, Plan, read_plan, write_plan
 from blockwright.search.rivals import NUM_WAYS
 from blockwright.search.scores import Score, ScoreTable, read_scores
+from blockwright.search.sweep import Sweep, default_sweep, read_axis
 from blockwright.spec import Candidate, Model, parse_format, stored_as
 from blockwright.statistics import Estimate
 from blockwright.strict import to_data
@@ -42,6 +44,12 @@ class SearchOrder:
     min_layers_differ: int = 1
     compares: bool = False
     """Whether simpler ways to choose stand beside the plan."""
+    along: str = ""
+    """What the frontier goes along: a quantity at a load, or a budget's text; empty for the first from above."""
+    against: str = "score"
+    """What is best at each limit: the score, or as `along`."""
+    most_score: float | None = None
+    """The most that scores may sum to in a frontier against a cost."""
 
 
 def search_plan(scores: Path, profiles: Sequence[str | Path], order: SearchOrder, output: Path) -> Plan:
@@ -65,6 +73,7 @@ def search_plan(scores: Path, profiles: Sequence[str | Path], order: SearchOrder
     table = read_scores(scores)
     check_pool(order, table.parent)
     asked = full_order(order, devices)
+    sweep = _sweep(order, asked)
     num_steps = order.frontier_points + order.pool_size + NUM_WAYS * order.compares
     with running(stage), progress("search", num_steps) as advance:
         steps = Steps(
@@ -72,7 +81,7 @@ def search_plan(scores: Path, profiles: Sequence[str | Path], order: SearchOrder
             on_found=lambda: advance("pool"),
             on_rival=lambda: advance("simpler ways to choose"),
         )
-        plan = choose(table, asked, steps)
+        plan = choose(table, asked, steps, sweep)
         write_plan(plan, output)
     return plan
 
@@ -144,6 +153,48 @@ def check_pool(order: SearchOrder, parent: Model) -> None:
             expected=f"from 1 to the {len(parent.layers)} layers of the parent",
             remedy="Correct the value.",
         )
+
+
+def _sweep(order: SearchOrder, asked: Order) -> Sweep | None:
+    """What the frontier was asked to lie between; None where nothing was said.
+
+    Raises:
+        InputError: an axis is none, or both are the same; or the score is bounded where it is an axis.
+    """
+    if not order.along and order.against == "score" and order.most_score is None:
+        return None
+    firsts = {name: loads[0] for name, loads in order.loads.items()}
+
+    def read(text: str, flag: str) -> Axis:
+        return read_axis(text, asked.budgets, firsts, list(asked.devices), flag)
+
+    first = default_sweep(asked)
+    if not order.along and first is None:
+        raise InputError(
+            "--along",
+            got="nothing, and no budget from above",
+            expected="what the frontier goes along",
+            remedy="Write it, such as --along memory@chat.",
+        )
+    along = read(order.along, "--along") if order.along or first is None else first.along
+    against = None if order.against == "score" else read(order.against, "--against")
+    if along == against:
+        raise InputError(
+            "--against",
+            got=f"{order.against}, as --along",
+            expected="another quantity, or score",
+            remedy="Name two that differ.",
+        )
+    if order.most_score is not None and against is None:
+        raise InputError(
+            "--most-score",
+            got=f"{order.most_score} for a frontier against the score",
+            expected="a frontier against a cost, beside which the score is bounded",
+            remedy="Write --against QUANTITY@LOAD, or leave the bound out.",
+        )
+    if order.most_score is not None and not math.isfinite(order.most_score):
+        raise InputError("--most-score", got=order.most_score, expected="a number", remedy="Correct the value.")
+    return Sweep(along=along, against=against, most_score=order.most_score)
 
 
 def full_order(order: SearchOrder, devices: Mapping[str, Profile]) -> Order:

@@ -15,6 +15,7 @@ from blockwright.report.facts import (
     QUANTITY_NAMES,
     RIVALS_CAPTION,
     CostLine,
+    absent_words,
     budget_words,
     cost_lines,
     drift_words,
@@ -27,6 +28,7 @@ from blockwright.report.facts import (
     show,
     speedup,
 )
+from blockwright.report.frontier import frontier_rows, gap_words
 from blockwright.search.plan import Plan
 from blockwright.search.scores import ScoreTable, format_of
 from blockwright.spec import FFN, Candidate, Mixer, NoOp, stored_as, variant_name
@@ -110,18 +112,31 @@ def print_plan(plan: Plan) -> None:
     for index, (own, new) in enumerate(zip(plan.parent.layers, plan.child.layers, strict=True)):
         blocks.add_row(str(index), _part(new.mixer, own.mixer, plan), _part(new.ffn, own.ffn, plan))
     console.print(blocks)
+    if plan.frontier and plan.frontier_axes:
+        _print_frontier(console, plan)
     if plan.pool:
         _print_pool(console, plan)
+    for sentence in [*plan.shortfalls, *absent_words(plan)]:
+        console.print(sentence)
     if plan.rivals:
         _print_rivals(console, plan)
     console.print(f"The plan is {_certificate(plan)}.")
 
 
+def _print_frontier(console: Console, plan: Plan) -> None:
+    heading, *rows = frontier_rows(plan)
+    frontier = _table(*heading, title="The frontier")
+    for row in rows:
+        frontier.add_row(*row)
+    console.print(frontier)
+
+
 def _print_pool(console: Console, plan: Plan) -> None:
-    pool = _table("plan", "sum of scores", "above the best", "layers that differ", title="The pool")
+    columns = ("plan", "sum of scores", "above the best", "layers that differ", "status")
+    pool = _table(*columns, title="The pool")
     for index, other in enumerate(plan.pool):
         above = other.score - plan.score
-        pool.add_row(str(index + 1), f"{other.score:.4f}", f"{above:.4f}", str(other.layers_differ))
+        pool.add_row(str(index + 1), f"{other.score:.4f}", f"{above:.4f}", str(other.layers_differ), gap_words(other))
     console.print(pool)
 
 

@@ -113,6 +113,11 @@ def _round_step(line: BudgetLine) -> float:
     return 10.0 ** math.floor(math.log10(abs(line.limit) / 10)) if line.limit else 1.0
 
 
+def absent_words(plan: Plan) -> list[str]:
+    """What is not promised because a profile does not tell, in sentences."""
+    return [f"No promise for {absent.load} on {absent.device}: {absent.reason}." for absent in plan.absent]
+
+
 def rival_rows(plan: Plan) -> list[dict[str, str]]:
     """The plan and every simpler way to choose: its sum of scores, and how many times the plan's that is."""
     rows = [{"name": "the plan", "score": f"{plan.score:.4f}", "times": ""}]

@@ -21,6 +21,7 @@ from blockwright.report.facts import (
     speedup,
 )
 from blockwright.report.figures import distillation_figure, frontier_figure
+from blockwright.report.frontier import frontier_status
 from blockwright.search.plan import Plan
 from blockwright.units import format_count
 
@@ -67,6 +68,7 @@ def page(report: Report) -> str:
         engines=engine_rows(plan),
         rivals=rival_rows(plan) if plan.rivals else [],
         rivals_caption=RIVALS_CAPTION,
+        frontier_status=frontier_status(plan),
         frontier=frontier_figure(plan) if plan.frontier else "",
         distillation=distillation_figure(report.distillation_kl),
         stages=report.manifest,

@@ -44,6 +44,8 @@ FLAGS = {
         "-o",
     ],
     "search": [
+        "--against",
+        "--along",
         "--backend",
         "--budget",
         "--compare",
@@ -60,6 +62,7 @@ FLAGS = {
         "--keep-last",
         "--load",
         "--metric",
+        "--most-score",
         "--out",
         "--pool",
         "--profile",

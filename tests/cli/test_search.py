@@ -1,18 +1,22 @@
 """The command `search`: devices, batches, rules, and what it says where there is no plan."""
 
+import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 import pytest
 
 from blockwright.cli.main import main
-from blockwright.cost import Load
+from blockwright.cost import Cost, Load, Quantity
 from blockwright.hw_profiles.profile import Profile, write_profile
 from blockwright.profiler.cost_model import predict
+from blockwright.report.figures import frontier_figure
 from blockwright.search.plan import read_plan
-from blockwright.search.scores import ScoreTable, write_scores
-from blockwright.spec import FP32, Attention, Format, LinearFFN, LinearMixer, NoOp
+from blockwright.search.scores import Score, ScoreTable, write_scores
+from blockwright.spec import FP32, Attention, Format, LinearFFN, LinearMixer, NoOp, with_candidate
 
 CHAT = Load(batch=1, prompt_tokens=40, new_tokens=24)
 SERVE = tuple(Load(batch=batch, prompt_tokens=20, new_tokens=30) for batch in (1, 2, 4))
@@ -74,7 +78,13 @@ def test_two_devices_two_loads_and_a_batch_to_decide_on(
     edge = [predict(profiles["edge"], model, CHAT)["time_per_token"] for model in (plan.parent, plan.child)]
     assert edge[1].high <= 0.8 * edge[0].value
     assert len(plan.pool) == 3 and plan.pool[1].layers_differ >= 2
-    for words in ("on server (big-one)", "on edge (small-one)", "The batch of serve on server is 2.", "The pool"):
+    for words in (
+        "on server (big-one)",
+        "on edge (small-one)",
+        "The batch of serve on server is 2.",
+        "The pool",
+        "proven",
+    ):
         assert words in printed
     assert "≥ 4.2 ktok/s" in printed and "≤ 80 %" in printed
 
@@ -84,6 +94,73 @@ def test_what_is_printed_as_json_is_the_plan(search: Run, tmp_path: Path) -> Non
     assert code == 0
     assert json.loads(printed) == json.loads((tmp_path / "plan.json").read_text())
     assert read_plan(tmp_path / "plan.json").frontier
+
+
+def test_a_frontier_lies_between_any_two_quantities(
+    search: Run, profiles: dict[str, Profile], make_table: Callable[..., ScoreTable], tmp_path: Path
+) -> None:
+    """Against every child there is: within the other budget and the bound on the score."""
+    profile = profiles["server"]  # on which small matrices are slow, so that memory and time do not go together
+    slow = (replace(row, time_s=4 * row.time_s) if row.variant == "linear" else row for row in profile.times)
+    profile = replace(profile, times=tuple(slow))
+    write_profile(profile, tmp_path / "server.json")
+    children = _every_child(make_table(metrics=["kl"]), profile)
+    disk = 0.9 * children[0][1]["disk"].value
+    between = ["--along", "memory@chat", "--against", "throughput@chat", "--most-score", "1.5"]
+    budgets = _budgets("memory@chat <= 80%", "disk@chat <= 90%")
+    code, printed, _ = search(*budgets, *LOADS[:2], *between, frontier=6)
+    assert code == 0
+    plan = read_plan(tmp_path / "plan.json")
+    axes, allowed = plan.frontier_axes, [c for s, c in children if s <= 1.5 and c["disk"].high <= disk]
+    assert axes is not None and axes.against is not None
+    assert (axes.along.quantity, axes.against.quantity, axes.most_score) == ("memory", "throughput", 1.5)
+    assert len(plan.frontier) >= 2
+    spread = max(c["request_latency"].high for c in allowed) - min(c["request_latency"].high for c in allowed)
+    for point in plan.frontier:
+        best = max(c["throughput"].low for c in allowed if c["memory"].high <= point.limit * (1 + 1e-9))
+        assert point.against is not None and point.score <= 1.5 + 1e-9
+        assert best * (1 - 1e-9) <= point.bound * (1 + 1e-9) and point.against <= best * (1 + 1e-9)
+        assert CHAT.new_tokens / point.against - CHAT.new_tokens / best <= 3e-3 * spread
+        twin = min(children, key=lambda child: abs(child[0] - point.score))[1]
+        assert (twin["memory"].high, twin["throughput"].low) == pytest.approx((point.spent, point.against))
+    assert axes.plan_along == pytest.approx(predict(profile, plan.child, CHAT)["memory"].high)
+    for words in ("memory at chat", "throughput at chat", "sum of scores (KL, nats per token)", "proven", "ktok/s"):
+        assert words in printed[printed.index("The frontier") :]
+    drawn = frontier_figure(plan)
+    assert "memory at chat, promised" in drawn and "throughput at chat, promised" in drawn
+
+
+def test_a_frontier_along_a_budget_by_its_text_moves_that_budget(
+    search: Run, profiles: dict[str, Profile], make_table: Callable[..., ScoreTable], tmp_path: Path
+) -> None:
+    children = _every_child(make_table(metrics=["kl"]), profiles["server"])
+    budgets = ("throughput@chat >= 3ktok/s", "memory@chat <= 80%")
+    assert search(*_budgets(*budgets), *LOADS[:2], "--along", budgets[0], frontier=5)[0] == 0
+    plan, memory = read_plan(tmp_path / "plan.json"), 0.8 * children[0][1]["memory"].value
+    assert plan.frontier_axes is not None and plan.frontier_axes.against is None
+    assert len(plan.frontier) >= 3
+    assert min(p.spent for p in plan.frontier) < 3e3 < max(p.spent for p in plan.frontier)
+    for point in plan.frontier:
+        fits = [
+            s for s, c in children if c["memory"].high <= memory and c["throughput"].low >= point.limit * (1 - 1e-9)
+        ]
+        assert point.score == pytest.approx(min(fits)) and point.is_proven
+
+
+def _every_child(table: ScoreTable, profile: Profile) -> list[tuple[float, dict[Quantity, Cost]]]:
+    """Sums of scores and what children cost, the parent first."""
+    groups: dict[tuple[int, str], list[Score]] = {}
+    for score in table.scores:
+        groups.setdefault((score.candidate.layer, score.candidate.part), []).append(score)
+    known: dict[tuple[str, ...], dict[Quantity, Cost]] = {}
+    found = []
+    for scores in itertools.product(*groups.values()):
+        child = reduce(with_candidate, [score.candidate for score in scores], table.parent)
+        parts = tuple(sorted(f"{b.mixer}" for b in child.layers) + sorted(f"{b.ffn}" for b in child.layers))
+        if parts not in known:  # layers cost alike in any order
+            known[parts] = predict(profile, child, CHAT)
+        found.append((sum(score.estimate.value for score in scores), known[parts]))
+    return sorted(found, key=lambda child: child[0])
 
 
 def test_without_a_plan_the_reasons_come_as_json_and_in_words(search: Run, tmp_path: Path) -> None:
@@ -163,6 +240,11 @@ def test_a_load_beyond_the_profile_needs_leave_to_be_guessed(search: Run, tmp_pa
         (["--forbid", "layer-02-ffn-*"], "rules: layer 2, ffn", "no candidate that they allow"),
         (["--metric", "task"], "metric", "kl, lm_loss"),
         (["--format", "fp32", "--format", "int4"], "scores", "blockwright score … --format fp32 --format int4-g32"),
+        (["--along", "speed@chat"], "--along", "such as memory@chat, or the text of one of the budgets"),
+        (["--along", "memory@chat", "--against", "memory"], "--against", "another quantity, or score"),
+        (["--most-score", "1"], "--most-score", "--against QUANTITY@LOAD"),
+        (["--against", "disk", "--most-score", "nan"], "--most-score", "a number"),
+        (["--load", "serve=1,2x20+30", "--frontier", "2", "--along", "memory@serve"], "--along", "one batch for each"),
         (["--load", "chat=1x40+24"], "--load", "chat more than once"),
         (["--load", "serve=1,xx20+30"], "--load", "NAME=BATCHxPROMPT+NEW"),
         (["--load", "serve=1,0x20+30"], "--load", "numbers of at least 1"),

@@ -6,17 +6,20 @@ from dataclasses import replace
 
 import pytest
 
-from blockwright.cost import Cost, Load, Quantity
+from blockwright.cost import UNIT_OF, Cost, Load, Quantity
 from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Profile
 from blockwright.profiler.cost_model import predict
 from blockwright.search.budget import parse_budget
 from blockwright.search.build import Order, build_problem
 from blockwright.search.choose import InfeasibleError, Steps, choose
+from blockwright.search.explain import Clash, Move
 from blockwright.search.frontier import frontier
 from blockwright.search.problem import Choice, spent
 from blockwright.search.scores import ScoreTable
+from blockwright.search.words import clash_words, in_own_units
 from blockwright.spec import FP32, Candidate, Format, Model, NoOp
+from blockwright.units import format_quantity
 
 LOAD = Load(batch=1, prompt_tokens=40, new_tokens=24)
 MakeOrder = Callable[..., Order]
@@ -212,6 +215,8 @@ def test_the_frontier_goes_along_what_the_page_can_show(order: MakeOrder, make_t
     parent = next(p.parent for p in plan.promises if p.quantity == "memory")
     assert memory.quantity == "memory"
     assert plan.frontier and all(0.1 * memory.limit < p.spent <= parent.high * (1 + 1e-9) for p in plan.frontier)
+    assert plan.frontier_axes is not None and plan.frontier_axes.along.quantity == "memory"
+    assert plan.frontier_axes.plan_along == pytest.approx(memory.spent)
     assert choose(make_table(), order("throughput >= 1ktok/s", frontier_points=4)).frontier == ()
 
 
@@ -229,3 +234,120 @@ def test_a_throughput_is_promised_and_priced_in_tokens_per_second(
     (same,) = choose(make_table(), asked).budgets
     assert line.price == pytest.approx(same.price * (tokens / 3e3) ** 2 / tokens)
     assert line.price > 0
+
+
+def test_budgets_that_clash_are_told_as_they_were_written(
+    profile: Profile,
+    order: MakeOrder,
+    make_table: MakeTable,
+    every_child: Callable[..., list[tuple[float, Model]]],
+    costs_of: Callable[..., dict[Quantity, Cost]],
+    made_up_offered: Sequence[Candidate],
+) -> None:
+    """A throughput is solved for as a latency; nothing of that is seen. Small parts are slow on this device."""
+    slow = replace(
+        profile,
+        name="slow",
+        times=tuple(replace(row, time_s=1e-3) if row.variant == "linear" else row for row in profile.times),
+    )
+    table = make_table([c for c in made_up_offered if c.variant != NoOp()])
+    costs = [costs_of(slow, child, LOAD) for _, child in every_child(table)]
+    tokens, memory = sorted(c["throughput"].low for c in costs), sorted(c["memory"].high for c in costs)
+    fast, small = 0.99 * tokens[-1], 1.01 * memory[0]
+    texts = (f"throughput >= {fast:.6f}tok/s", f"memory <= {small:.6f}B")
+    with pytest.raises(InfeasibleError) as caught:
+        choose(table, order(*texts, device=slow))
+    best: dict[Quantity, float] = {
+        "throughput": max(c["throughput"].low for c in costs if c["memory"].high <= small),
+        "memory": min(c["memory"].high for c in costs if c["throughput"].low >= fast),
+    }
+    data = caught.value.to_data()
+    assert data["clashing"] == list(texts)
+    told = {move["text"].split()[0]: move for move in data["moves"]}
+    expected: list[tuple[Quantity, tuple[float, float], bool]] = [
+        ("throughput", (fast, tokens[-1]), True),
+        ("memory", (small, memory[0]), False),
+    ]
+    for name, ends, is_least in expected:
+        move = told[name]
+        assert (move["limit"], move["alone"], move["is_least"]) == (*map(pytest.approx, ends), is_least)
+        assert move["needed"] == pytest.approx(best[name], rel=2e-3) and move["is_proven"]
+        assert f"{texts[not is_least]} would have to be {_amount(move['needed'], name)}" in str(caught.value)
+    share = data["loosening"]
+    for factor, is_met in ((1.0, True), (0.99, False)):
+        loose = (fast * (1 - factor * share), small * (1 + factor * share))
+        assert any(c["throughput"].low >= loose[0] and c["memory"].high <= loose[1] for c in costs) == is_met
+
+
+def _amount(value: float, name: Quantity) -> str:
+    return format_quantity(value, UNIT_OF[name])
+
+
+def test_a_throughput_out_of_reach_is_told_in_tokens_per_second(
+    profile: Profile, order: MakeOrder, make_table: MakeTable, every_child: Callable[..., list[tuple[float, Model]]]
+) -> None:
+    with pytest.raises(InfeasibleError) as caught:
+        choose(make_table(), order("throughput >= 90ktok/s"))
+    most = max(predict(profile, child, LOAD)["throughput"].low for _, child in every_child(make_table())[-1:])
+    words = (
+        f"throughput >= 90ktok/s: asks for 90 ktok/s, the most that any child reaches is {_amount(most, 'throughput')}"
+    )
+    assert words in str(caught.value)
+
+
+def test_what_is_not_proven_is_not_told_as_a_fact(order: MakeOrder) -> None:
+    asked = order("throughput >= 4ktok/s", "memory <= 10kB")
+    latency, size = LOAD.new_tokens / 4e3, 10e3
+    moves = (
+        Move(
+            text="throughput >= 4ktok/s",
+            limit=latency,
+            is_least=False,
+            alone=latency / 2,
+            needed=2 * latency,
+            bound=1.25 * latency,
+            is_proven=False,
+            at={},
+        ),
+        Move(
+            text="memory <= 10kB",
+            limit=size,
+            is_least=False,
+            alone=size / 2,
+            needed=None,
+            bound=None,
+            is_proven=False,
+            at={},
+        ),
+    )
+    clash = Clash(clashing=(), is_smallest=False, moves=moves, loosening=0.0504, is_least_loosening=False)
+    words = clash_words(in_own_units(clash, asked), asked)
+    assert words == [
+        "which budgets clash was not found out in time; they are throughput >= 4ktok/s; memory <= 10kB",
+        "with the others kept, throughput >= 4ktok/s would have to be at most 3.2 ktok/s, not proven in time; "
+        "2 ktok/s would do",
+        "with the others kept, memory <= 10kB would have to be moved, how far was not found out in time",
+        "all of them loosened by 5.1 % would fit (whether less would is not proven in time)",
+    ]
+    both = replace(clash, clashing=tuple(move.text for move in moves), loosening=None)
+    words = clash_words(in_own_units(both, asked), asked)
+    assert "whether fewer clash was not found out in time" in words[0] and "each alone" not in words[0]
+    assert words[-1] == "by how much all of them must be loosened together was not found out in time"
+
+
+def test_a_device_that_was_not_measured_at_anothers_load_is_said_to_promise_nothing(
+    profile: Profile, order: MakeOrder, make_table: MakeTable, make_profile: Callable[..., Profile]
+) -> None:
+    long = Load(batch=1, prompt_tokens=80, new_tokens=64)
+    other = make_profile([long], name="other")
+    loads = {"chat": (LOAD,), "long": (long,)}
+    budgets = [parse_budget("time_per_token@made-up:chat <= 60%", {"chat": LOAD}, ["made-up", "other"])]
+    asked = replace(order(), devices={"made-up": profile, "other": other}, loads=loads, budgets=budgets)
+    plan = choose(make_table(), asked)
+    assert {(p.device, p.load) for p in plan.promises} == {("made-up", "chat"), ("other", "long")}
+    assert [(a.device, a.load) for a in plan.absent] == [("made-up", "long"), ("other", "chat")]
+    assert all("profile" in a.reason and "slots" in a.reason for a in plan.absent)
+    assert other.model is not None
+    misshapen = replace(other, model=replace(other.model, hidden_size=32))
+    with pytest.raises(InputError, match="profile other: hidden_size"):
+        choose(make_table(), replace(asked, devices={"made-up": profile, "other": misshapen}))

@@ -4,11 +4,13 @@ import itertools
 import json
 import math
 import random
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
 import pytest
 
+from blockwright.search import explain
 from blockwright.search.explain import Clash, Move, explain_clash, fits, is_binding
 from blockwright.search.problem import Choice, Limit, Problem, holds, is_within, score_of, spent
 from blockwright.search.solve import Feasible, Infeasible, NothingFound, Optimal, solve
@@ -93,21 +95,32 @@ def _end(problem: Problem, index: int, is_alone: bool) -> float | None:
     return (max if limit.is_least else min)(costs, default=None)
 
 
-def _easiest(problem: Problem, text: str) -> tuple[float, float | None]:
-    """What is reachable alone, and with the others kept, of a budget's limit that is nearest to what is needed."""
-    ends = []
+def _easiest(problem: Problem, text: str) -> tuple[float, float | None, float]:
+    """Reachable alone, needed with the others kept, and what choices can change, of a budget's easiest limit.
+
+    Of a range, an end that nothing reaches is the one to move.
+    """
+    ends, short = [], []
     for index, limit in enumerate(problem.limits):
         if limit.text == text:
-            needed = _end(problem, index, is_alone=False)
+            alone, needed = _end(problem, index, is_alone=True), _end(problem, index, is_alone=False)
+            assert alone is not None
             far = math.inf if needed is None else abs(needed - limit.limit) / abs(limit.limit)
-            ends.append((far, _end(problem, index, is_alone=True), needed))
-    return min(ends, key=lambda end: end[0])[1:]
+            costs = [[choice.costs[index] for choice in group] for group in problem.groups]
+            ends.append((far, alone, needed, sum(max(group) - min(group) for group in costs)))
+            short.append(limit.when is None and not limit.allows(alone))
+    kept = [end for end, is_short in zip(ends, short, strict=True) if is_short] or ends
+    return min(kept, key=lambda end: end[0])[1:]
 
 
-def _loosened(problem: Problem, share: float) -> Problem:
-    sign = {True: -1, False: 1}
-    limits = (replace(b, limit=b.limit + sign[b.is_least] * share * abs(b.limit)) for b in problem.limits)
-    return replace(problem, limits=tuple(limits))
+def _loosened(problem: Problem, share: float, inverse: str = "") -> Problem:
+    def moved(limit: Limit) -> float:
+        if limit.text != inverse:
+            return limit.limit + (-1 if limit.is_least else 1) * share * abs(limit.limit)
+        asked = (1 / limit.limit) * (1 + share if limit.is_least else 1 - share)
+        return 1 / asked if asked > 0 else math.inf
+
+    return replace(problem, limits=tuple(replace(limit, limit=moved(limit)) for limit in problem.limits))
 
 
 @pytest.mark.parametrize("block", range(5))
@@ -118,11 +131,15 @@ def test_a_clash_is_what_trying_every_choice_says(block: int, budgets_problem: D
         if _kept(problem, [limit.text for limit in problem.limits]):
             continue
         clash = explain_clash(problem, 30.0)
-        assert clash.clashing == _smallest_clash(problem)
+        assert clash.clashing == _smallest_clash(problem) and clash.is_smallest
         for move in clash.moves:
-            alone, needed = _easiest(problem, move.text)
-            assert move.alone == pytest.approx(alone)
-            assert move.needed == (None if needed is None else pytest.approx(needed))
+            alone, needed, spread = _easiest(problem, move.text)
+            assert move.alone == pytest.approx(alone) and move.is_proven
+            assert (move.needed is None) == (needed is None)
+            if needed is not None and move.needed is not None and move.bound is not None:
+                sign = -1 if move.is_least else 1
+                assert -1e-9 * abs(needed) <= sign * (move.needed - needed) <= 1.01e-3 * spread
+                assert sign * (needed - move.bound) >= -1e-9 * abs(needed)
         assert [move.text for move in clash.moves] == list(dict.fromkeys(limit.text for limit in problem.limits))
         sizes.append(len(clash.clashing))
     assert {1, 2} <= set(sizes)
@@ -135,8 +152,9 @@ def test_to_loosen_all_limits_by_the_share_told_is_just_enough(budgets_problem: 
         texts = [limit.text for limit in problem.limits]
         if _kept(problem, texts):
             continue
-        share = explain_clash(problem, 30.0).loosening
-        assert share is not None and share > 0
+        clash = explain_clash(problem, 30.0)
+        share = clash.loosening
+        assert share is not None and share > 0 and clash.is_least_loosening
         assert _kept(_loosened(problem, share), texts)
         assert not _kept(_loosened(problem, 0.99 * share), texts)
         shares.append(share)
@@ -146,11 +164,8 @@ def test_to_loosen_all_limits_by_the_share_told_is_just_enough(budgets_problem: 
 def test_limits_that_no_loosening_within_reason_meets_are_told(make_choice: MakeChoice) -> None:
     groups = ((make_choice(0, 0, 0.0, 100.0),),)
     clash = explain_clash(Problem(groups=groups, limits=(Limit(text="b", fixed=0.0, limit=1.0),)), 10.0)
-    assert clash == Clash(
-        clashing=("b",),
-        moves=(Move(text="b", limit=1.0, alone=100.0, needed=100.0, is_least=False),),
-        loosening=None,
-    )
+    move = Move(text="b", limit=1.0, is_least=False, alone=100.0, needed=100.0, bound=100.0, is_proven=True, at={})
+    assert clash == Clash(clashing=("b",), is_smallest=True, moves=(move,), loosening=None, is_least_loosening=True)
 
 
 def test_limits_that_clash_among_the_others_leave_nothing_to_move(make_choice: MakeChoice) -> None:
@@ -164,13 +179,95 @@ def test_limits_that_clash_among_the_others_leave_nothing_to_move(make_choice: M
         ("b", 5.0, 9.0),
         ("c", 0.0, None),
     ]
+    assert [move.is_proven for move in clash.moves] == [True, True, True]
     assert clash.loosening == pytest.approx(0.5, rel=1e-3)
 
 
-def test_without_time_nothing_is_claimed(budgets_problem: Draw) -> None:
-    seed = next(s for s in range(99) if isinstance(solve(budgets_problem(s)), Infeasible))
-    clash = explain_clash(budgets_problem(seed), -1.0)
-    assert (clash.clashing, clash.loosening) == ((), None)
+@pytest.mark.parametrize("time_limit_s", [-1.0, 0.0, 1e-9])
+def test_without_time_nothing_is_claimed(
+    time_limit_s: float, block_problem: Draw, budgets_problem: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every solve that has no time left is made to find nothing, as it does where problems are large."""
+    monkeypatch.setattr(explain, "solve", lambda problem, time_limit_s, tolerance=0.0: NothingFound())
+    for seed in range(20):
+        for problem in (block_problem(seed), budgets_problem(seed)):
+            if not problem.limits:
+                continue
+            clash = explain_clash(problem, time_limit_s)
+            assert (clash.clashing, clash.is_smallest) == ((), False)
+            assert (clash.loosening, clash.is_least_loosening) == (None, False)
+            assert all((m.needed, m.bound, m.is_proven) == (None, None, False) for m in clash.moves)
+
+
+@pytest.mark.parametrize("time_limit_s", [0.0, 1e-4, 1e-3, 1e-2])
+def test_what_is_claimed_in_little_time_is_true(time_limit_s: float, budgets_problem: Draw) -> None:
+    for seed in range(30):
+        problem = budgets_problem(seed)
+        texts = [limit.text for limit in problem.limits]
+        if _kept(problem, texts):
+            continue
+        clash = explain_clash(problem, time_limit_s)
+        assert not clash.clashing or not _kept(problem, clash.clashing)
+        assert not clash.is_smallest or len(clash.clashing) == len(_smallest_clash(problem))
+        if clash.loosening is not None:
+            assert _kept(_loosened(problem, clash.loosening), texts)
+            assert not clash.is_least_loosening or not _kept(_loosened(problem, 0.99 * clash.loosening), texts)
+        for move in clash.moves:
+            needed = _easiest(problem, move.text)[1]
+            assert not (move.is_proven and move.needed is None) or needed is None
+
+
+def test_a_question_that_takes_all_its_time_leaves_the_others_theirs(
+    budgets_problem: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is answered in time, and yet each of them is given some."""
+    given: dict[str, list[float]] = {"clash or loosening": [], "move": []}
+
+    def slow(kind: str) -> Callable[..., NothingFound]:
+        def answer(problem: Problem, time_limit_s: float, tolerance: float = 0.0) -> NothingFound:
+            given[kind].append(time_limit_s)
+            time.sleep(time_limit_s)
+            return NothingFound()
+
+        return answer
+
+    monkeypatch.setattr(explain, "fits", slow("clash or loosening"))
+    monkeypatch.setattr(explain, "solve", slow("move"))
+    seed = next(s for s in range(99) if len(budgets_problem(s).limits) >= 3)
+    began = time.monotonic()
+    explain_clash(budgets_problem(seed), 0.6)
+    assert time.monotonic() - began < 0.9
+    assert max(given["move"]) > 0.02 and given["clash or loosening"][-1] < 0.01 < given["clash or loosening"][0]
+    assert sum(given["move"]) == pytest.approx(0.2, rel=0.3)
+
+
+def test_of_a_range_the_end_that_nothing_reaches_is_the_one_to_move(make_choice: MakeChoice) -> None:
+    """Whatever time there is: moving the other end cannot help."""
+    groups = ((make_choice(0, 0, 0.0, 9.0, 9.0), make_choice(0, 1, 0.0, 7.0, 7.0)),)
+    limits = (
+        Limit(text="3 <= a <= 5", fixed=0.0, limit=3.0, is_least=True),
+        Limit(text="3 <= a <= 5", fixed=0.0, limit=5.0),
+    )
+    for time_limit_s in (0.0, 10.0):
+        (move,) = explain_clash(Problem(groups=groups, limits=limits), time_limit_s).moves
+        assert (move.limit, move.is_least, move.alone) == (5.0, False, 7.0)
+    assert (move.needed, move.is_proven) == (7.0, True)
+
+
+def test_what_is_one_over_what_was_asked_for_is_loosened_as_it_was_asked(budgets_problem: Draw) -> None:
+    """A limit L on a latency is one of 1 / L on a throughput: 5 % less of that is L / 0.95."""
+    shares = []
+    for seed in range(40):
+        problem = budgets_problem(seed)
+        texts = [limit.text for limit in problem.limits]
+        if _kept(problem, texts):
+            continue
+        share = explain_clash(problem, 30.0, inverse=["budget 0"]).loosening
+        assert share is not None
+        assert _kept(_loosened(problem, share, "budget 0"), texts)
+        assert not _kept(_loosened(problem, 0.99 * share, "budget 0"), texts)
+        shares.append(share)
+    assert min(shares) < 0.1 and max(shares) > 0.5
 
 
 def test_a_clash_is_plain_data(budgets_problem: Draw) -> None:

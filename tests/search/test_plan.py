@@ -124,6 +124,34 @@ def test_a_plan_of_another_version_says_what_to_do(version: int | None, tmp_path
     assert "another version of Blockwright" in caught.value.remedy
 
 
+def test_every_answer_says_how_far_it_is_proven(tmp_path: Path) -> None:
+    assert [(one.is_proven, one.gap) for one in PLAN.pool] == [
+        (False, pytest.approx(0.2)),
+        (False, pytest.approx(1 / 3)),
+    ]
+    least = FrontierPoint(limit=1e-3, spent=1e-3, score=1.0, bound=80.0, against=100.0)
+    most = replace(least, bound=125.0)  # of a throughput, more is better
+    plan = replace(PLAN, frontier=(PLAN.frontier[0], least, most), pool=(*PLAN.pool, replace(PLAN.pool[0], bound=0.5)))
+    write_plan(plan, tmp_path / "plan.json")
+    data = json.loads((tmp_path / "plan.json").read_text())
+    told = [(row["is_proven"], row["gap"]) for row in (*data["frontier"], data["pool"][-1])]
+    assert told == [(True, 0.0), (False, pytest.approx(0.2)), (False, pytest.approx(0.25)), (True, 0.0)]
+    assert read_plan(tmp_path / "plan.json") == plan
+
+
+def test_a_plan_of_before_answers_said_so_is_read(tmp_path: Path) -> None:
+    write_plan(PLAN, tmp_path / "plan.json")
+    data = json.loads((tmp_path / "plan.json").read_text())
+    for row in (*data["frontier"], *data["pool"]):
+        del row["is_proven"], row["gap"]
+    for row in data["frontier"]:
+        del row["against"]
+    for field in ("frontier_axes", "absent", "shortfalls"):
+        del data[field]
+    (tmp_path / "plan.json").write_text(json.dumps(data))
+    assert read_plan(tmp_path / "plan.json") == PLAN
+
+
 def test_the_first_device_is_the_one_that_runs_measure_on() -> None:
     assert PLAN.device == "server"
 
