@@ -133,7 +133,7 @@ def plan_of(answer: Optimal | Feasible, problem: Problem, table: ScoreTable, ord
     first = next(iter(order.devices))
     told = promises_of(parent, child, order, answer.decided)
     swept = _default_frontier(answer, problem, table, order, steps)
-    pooled = _pool(answer, problem, parent, order, steps) if order.pool_size > 1 else []
+    pooled, is_complete = _pool(answer, problem, parent, order, steps) if order.pool_size > 1 else ([], True)
     return Plan(
         schema_version=SCHEMA_VERSION,
         status="optimal" if isinstance(answer, Optimal) else "feasible",
@@ -155,7 +155,7 @@ def plan_of(answer: Optimal | Feasible, problem: Problem, table: ScoreTable, ord
         rivals=tuple(_rivals(problem, parent, table, order, steps)) if order.compares else (),
         frontier_axes=swept.axes if swept else None,
         absent=told.absent,
-        shortfalls=(*_pool_shortfalls(pooled, order), *(swept.shortfalls if swept else ())),
+        shortfalls=(*_pool_shortfalls(len(pooled), order, is_complete), *(swept.shortfalls if swept else ())),
     )
 
 
@@ -207,7 +207,11 @@ def _default_frontier(
     return sweep_frontier(table, order, sweep, candidates_of(answer.chosen), steps.on_point)
 
 
-def _pool(answer: Optimal | Feasible, problem: Problem, parent: Model, order: Order, steps: Steps) -> list[PoolPlan]:
+def _pool(
+    answer: Optimal | Feasible, problem: Problem, parent: Model, order: Order, steps: Steps
+) -> tuple[list[PoolPlan], bool]:
+    """The plans, and whether time was enough for all."""
+    ended: list[bool] = []
     answers = pool(
         problem,
         order.pool_size,
@@ -216,22 +220,23 @@ def _pool(answer: Optimal | Feasible, problem: Problem, parent: Model, order: Or
         tolerance=order.tolerance,
         first=answer,
         on_found=lambda answer: steps.on_found(),
+        on_end=ended.append,
     )
     found, child = [], child_of(parent, candidates_of(answer.chosen))
     for answer in answers:
         other = child_of(parent, candidates_of(answer.chosen))
         differ = sum(a != b for a, b in zip(other.layers, child.layers, strict=True))
         found.append(PoolPlan(child=other, score=answer.score, bound=answer.bound, layers_differ=differ))
-    return found
+    return found, all(ended)
 
 
-def _pool_shortfalls(found: Sequence[PoolPlan], order: Order) -> list[str]:
-    if order.pool_size <= 1 or len(found) == order.pool_size:
-        return []
-    return [
-        f"The pool has {len(found)} of {order.pool_size} plans: no other that differs in "
-        f"{order.min_layers_differ} layers was found in the time limit."
-    ]
+def _pool_shortfalls(num_found: int, order: Order, is_complete: bool) -> list[str]:
+    has = f"The pool has {num_found} of {order.pool_size} plans"
+    if not is_complete:
+        return [f"{has}, not all of them proven the best of their turn: the time limit came first."]
+    if order.pool_size > 1 and num_found < order.pool_size:
+        return [f"{has}: no other child within the budgets differs in {order.min_layers_differ} layers."]
+    return []
 
 
 def _rivals(problem: Problem, parent: Model, table: ScoreTable, order: Order, steps: Steps) -> list[Rival]:

@@ -37,13 +37,16 @@ class Swept:
 
     axes: FrontierAxes
     points: tuple[FrontierPoint, ...]
+    is_complete: bool
+    """Whether time was enough for every point."""
 
     @property
     def shortfalls(self) -> tuple[str, ...]:
-        """Says so where there is nothing."""
+        """Says so where time was too short, or there is nothing."""
+        if not self.is_complete:
+            return ("The frontier is not all proven, or has gaps: the time limit came first.",)
         bounded = "" if self.axes.most_score is None else " and the bound on the score"
-        nothing = f"The frontier has no point: within the other budgets{bounded} nothing was found in the time limit."
-        return () if self.points else (nothing,)
+        return () if self.points else (f"The frontier has no point: nothing is within the other budgets{bounded}.",)
 
 
 def read_axis(
@@ -109,6 +112,7 @@ def sweep_frontier(
     texts = [limit.text for limit in problem.limits]
     along, value = texts.index(_ALONG), texts.index(_AGAINST) if sweep.against else None
     bounded = problem if sweep.most_score is None else with_score_limit(problem, sweep.most_score)
+    ended: list[bool] = []
     points = frontier(
         bounded,
         along,
@@ -117,6 +121,7 @@ def sweep_frontier(
         tolerance=order.tolerance if value is None else _NEAR * _spread(problem, value),
         time_limit_s=order.time_limit_s,
         on_point=on_point,
+        on_end=ended.append,
     )
     own = _chosen_of(problem, chosen)
     costs, told = spent(problem, own), _Told(order=order)
@@ -128,7 +133,9 @@ def sweep_frontier(
         plan_along=told.cost(sweep.along, costs[along]),
         plan_against=score if value is None or sweep.against is None else told.cost(sweep.against, costs[value]),
     )
-    return Swept(axes=axes, points=tuple(_told_point(point, problem, sweep, told) for point in points))
+    return Swept(
+        axes=axes, points=tuple(_told_point(point, problem, sweep, told) for point in points), is_complete=all(ended)
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

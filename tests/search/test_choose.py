@@ -15,6 +15,7 @@ from blockwright.search.build import Order, build_problem
 from blockwright.search.choose import InfeasibleError, Steps, choose
 from blockwright.search.explain import Clash, Move
 from blockwright.search.frontier import frontier
+from blockwright.search.pool import pool
 from blockwright.search.problem import Choice, spent
 from blockwright.search.scores import ScoreTable
 from blockwright.search.words import clash_words, in_own_units
@@ -351,3 +352,23 @@ def test_a_device_that_was_not_measured_at_anothers_load_is_said_to_promise_noth
     misshapen = replace(other, model=replace(other.model, hidden_size=32))
     with pytest.raises(InputError, match="profile other: hidden_size"):
         choose(make_table(), replace(asked, devices={"made-up": profile, "other": misshapen}))
+
+
+def test_a_pool_that_has_all_there_is_says_so(order: MakeOrder, make_table: MakeTable) -> None:
+    plan = choose(make_table(), order("parameters <= 99%", pool_size=20, min_layers_differ=3))
+    assert 1 < len(plan.pool) < 20 and all(one.is_proven for one in plan.pool)
+    assert plan.shortfalls == (
+        f"The pool has {len(plan.pool)} of 20 plans: no other child within the budgets differs in 3 layers.",
+    )
+
+
+def test_a_pool_and_a_frontier_that_time_ended_say_so(
+    order: MakeOrder, make_table: MakeTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hasty(function: Callable[..., list]) -> Callable[..., list]:
+        return lambda *arguments, **named: function(*arguments, **(named | {"time_limit_s": -1.0}))
+
+    monkeypatch.setattr("blockwright.search.choose.pool", hasty(pool))
+    monkeypatch.setattr("blockwright.search.sweep.frontier", hasty(frontier))
+    plan = choose(make_table(), order("parameters <= 60%", pool_size=3, frontier_points=3))
+    assert len(plan.shortfalls) == 2 and all("the time limit came first" in told for told in plan.shortfalls)
