@@ -1,9 +1,11 @@
 """Flags that several sub-commands share, and how they are read. Loads nothing heavy."""
 
 import argparse
+import contextlib
+import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,6 +75,28 @@ def read_search_loads(texts: Sequence[str] | None) -> dict[str, tuple[Load, ...]
         loads = [load for part in parts for load in read_loads([part]).items()]
         found[loads[0][0]] = tuple(load for _, load in loads)
     return found
+
+
+def add_solving(parser: argparse.ArgumentParser) -> None:
+    """The flags for how a plan is looked for, whatever it must be."""
+    parser.add_argument("--backend", default="onnxruntime", choices=("onnxruntime", "torch"))
+    parser.add_argument("--extrapolate", action="store_true", help="allow loads beyond what was measured, less certain")
+    parser.add_argument("--tolerance", type=float, default=0.0, metavar="SCORE", help="stop this near to the best")
+    parser.add_argument("--time-limit", type=float, default=60.0, metavar="SECONDS", help="of a solve (default: 60)")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON instead of a table")
+
+
+@contextlib.contextmanager
+def explaining(arguments: argparse.Namespace) -> Iterator[None]:
+    """With ``--json``, prints why no child is within the budgets before that error goes on its way."""
+    from blockwright.search.choose import InfeasibleError
+
+    try:
+        yield
+    except InfeasibleError as error:
+        if arguments.json:
+            print(json.dumps(error.to_data(), indent=1))
+        raise
 
 
 def add_rules(parser: argparse.ArgumentParser) -> None:

@@ -3,10 +3,11 @@
 A score says what one candidate loses in the parent; in a child from which much was taken it loses something else. This
 measures whole children, undistilled, on other text than the scores come from: the plan of the best sum, a pool of good
 ones, those of simpler ways to choose; then what every candidate changes in the best of them, which gives the next
-plans, and so on. Writes a plan like `blockwright search`, never one that lost more than the best sum's, and refine.json
-with every plan that was measured and how far sums were off.
+plans, and so on. Writes a plan like `blockwright search`, and refine.json with every plan that was measured and how far
+sums were off. On the text that chose it lost no more than the best sum's; what both lose on text that chose neither is
+what the plan says.
 
-  blockwright refine library --scores scores.parquet --profile profile.json --text texts/ \\
+  blockwright refine library --scores scores.parquet --profile profile --text texts/ \\
       --budget 'time_per_token@chat <= 60%' --out refined.json
 
 With --heal-tokens the best plans are distilled for a while, by halving, and the one that is best after that is taken,
@@ -20,7 +21,9 @@ from blockwright.cli.flags import (
     add_out,
     add_rules,
     add_search_loads,
+    add_solving,
     add_text,
+    explaining,
     read_rules,
     read_search_loads,
     read_tokens,
@@ -36,7 +39,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", action="append", required=True, help="as for search; repeatable")
     add_search_loads(parser)
     add_text(parser)
-    parser.add_argument("--tokens", default="16k", help="to measure a plan, or a part of one, on (default: 16k)")
+    parser.add_argument("--tokens", default="16k", help="to measure a plan on, and the chosen again (default: 16k)")
     parser.add_argument("--rounds", type=int, default=4, help="at most so many (default: 4)")
     parser.add_argument("--pool", type=int, default=8, metavar="PLANS", help="to begin with (default: 8)")
     parser.add_argument("--pairs", type=int, default=0, help="pairs of candidates to measure (default: 0)")
@@ -44,8 +47,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", default="fp32", help="of the engine (default: fp32)")
     parser.add_argument("--metric", default="kl", help="which scores to begin with (default: kl)")
     add_rules(parser)
-    parser.add_argument("--time-limit", type=float, default=60.0, metavar="SECONDS", help="of a solve (default: 60)")
-    parser.add_argument("--json", action="store_true", help="print the plan as JSON instead of a table")
+    add_solving(parser)
     add_out(parser, "refined.json", "the plan")
 
 
@@ -64,6 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_at_least("--rounds", arguments.rounds, 0)
     check_at_least("--pool", arguments.pool, 1)
     check_at_least("--pairs", arguments.pairs, 0)
+    check_at_least("--tolerance", arguments.tolerance, 0)
     order = RefineOrder(
         text=arguments.text,
         window_tokens=arguments.window,
@@ -78,15 +81,18 @@ def run(arguments: argparse.Namespace) -> None:
         loads=read_search_loads(arguments.load),
         budgets=tuple(arguments.budget),
         formats=(arguments.format,),
-        backend="onnxruntime",
+        backend=arguments.backend,
         time_limit_s=arguments.time_limit,
         frontier_points=0,
         metric=arguments.metric,
         rules=read_rules(arguments),
+        may_extrapolate=arguments.extrapolate,
+        tolerance=arguments.tolerance,
     )
     parent = open_parent(arguments.parent or read_library(arguments.library).parent_folder)
     paths = {"library": arguments.library, "scores": arguments.scores, "output": arguments.out}
-    plan = refine_plan(parent, paths, arguments.profile, searched, order)
+    with explaining(arguments):
+        plan = refine_plan(parent, paths, arguments.profile, searched, order)
     if arguments.json:
         print(arguments.out.read_text(), end="")
     else:
