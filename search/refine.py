@@ -97,7 +97,7 @@ def pairs_to_measure(
 
 
 def pairs_of(values: Mapping[tuple[Candidate, ...], float], scores: Mapping[Candidate, float]) -> tuple[Pair, ...]:
-    """What measured pairs lose beyond the sum of their scores."""
+    """What measured pairs lose beyond the sum of their scores, which must come from the same text."""
     return tuple(
         Pair(first=first, second=second, score=value - scores[first] - scores[second])
         for (first, second), value in values.items()

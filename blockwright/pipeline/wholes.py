@@ -18,7 +18,7 @@ from blockwright.tensors import read_tensors
 from blockwright.train.distill import GkdSettings, distill
 from blockwright.train.realise import realise
 
-_BATCH_WINDOWS = 8
+BATCH_WINDOWS = 8
 _KL = "kl"
 
 
@@ -91,8 +91,8 @@ class Wholes:
 
     def _judged(self, start: int, end: int) -> Iterator[tuple[Tensor, Judge]]:
         """Batches of windows with what judges a child's states against the parent's."""
-        for first in range(start, end, _BATCH_WINDOWS):
-            ids_BT = self.ids_NT[first : min(end, first + _BATCH_WINDOWS)]
+        for first in range(start, end, BATCH_WINDOWS):
+            ids_BT = self.ids_NT[first : min(end, first + BATCH_WINDOWS)]
             parent_BTD = _leaving(self.model, ids_BT)
             yield ids_BT, text_judge(head_of(self.model), parent_BTD, ids_BT, TextMetrics())
 
