@@ -150,9 +150,10 @@ class Whole:
     """What plans were measured to lose as wholes, by `blockwright refine`."""
 
     kl: Estimate
-    """Of this plan: KL(parent ‖ child) in nats per token, before distillation, on text that no score was taken from."""
+    """Of this plan: KL(parent ‖ child) in nats per token, before distillation, on windows that chose neither this plan
+    nor any other, and that no score was taken from."""
     best_sum_kl: Estimate
-    """Of the plan with the best sum of scores."""
+    """Of the plan with the best sum of scores, on the same windows."""
     plans_measured: int
     rounds: int
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _LOAD = re.compile(r"([\w.-]+)=(\d+)x(\d+)\+(\d+)")
 DEFAULT_LOAD = "chat=1x128+128"
+_TIME_LIMIT = "for each solve: the plan, every further plan of a pool, every point of a frontier (default: 60)"
 
 
 def add_out(parser: argparse.ArgumentParser, default: str, what: str) -> None:
@@ -82,7 +83,7 @@ def add_solving(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", default="onnxruntime", choices=("onnxruntime", "torch"))
     parser.add_argument("--extrapolate", action="store_true", help="allow loads beyond what was measured, less certain")
     parser.add_argument("--tolerance", type=float, default=0.0, metavar="SCORE", help="stop this near to the best")
-    parser.add_argument("--time-limit", type=float, default=60.0, metavar="SECONDS", help="of a solve (default: 60)")
+    parser.add_argument("--time-limit", type=float, default=60.0, metavar="SECONDS", help=_TIME_LIMIT)
     parser.add_argument("--json", action="store_true", help="print the plan as JSON instead of a table")
 
 
@@ -106,7 +107,7 @@ def add_rules(parser: argparse.ArgumentParser) -> None:
         "--servable-by",
         default="",
         metavar="ENGINE[,ENGINE…]",
-        help="engines that must load it as it is: transformers, vllm, sglang, tensorrt-llm, llama.cpp",
+        help="engines that must load it as it is: transformers, vllm, sglang, tensorrt-llm, llama.cpp, ours",
     )
     rules.add_argument("--shapes", type=int, metavar="K", help="at most so many kinds of block, removed ones aside")
     rules.add_argument("--homogeneous", action="store_true", help="one kind of block: the same as --shapes 1")

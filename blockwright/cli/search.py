@@ -6,7 +6,7 @@ budget is worth, and the certificate.
 A budget bounds time_to_first_token (ttft), time_per_token (tpot), request_latency, throughput, memory, disk, energy or
 parameters, at a load on a device, in its unit or as a share of the parent's cost, from above, from below or both:
 
-  blockwright search --scores scores.parquet --profile profile.json \\
+  blockwright search --scores scores.parquet --profile profile \\
       --budget 'time_per_token@chat <= 60%' --budget 'memory@chat <= 12MB'
 
 Several devices and loads at once; a load with several batches leaves the batch to the search:
@@ -18,17 +18,22 @@ Several devices and loads at once; a load with several batches leaves the batch 
 
 The frontier between any two quantities, the other budgets kept; against a cost, the score is bounded by --most-score:
 
-  blockwright search --scores scores.parquet --profile profile.json --budget 'memory@chat <= 12MB' \\
+  blockwright search --scores scores.parquet --profile profile --budget 'memory@chat <= 12MB' \\
       --frontier 40 --along time_per_token@chat --against memory@chat --most-score 0.3
 """
 
 import argparse
-import json
 from pathlib import Path
 
-from blockwright.cli.flags import add_out, add_rules, add_search_loads, read_rules, read_search_loads
-
-_TIME_LIMIT = "for each solve: the plan, every further plan of a pool, every point of a frontier (default: 60)"
+from blockwright.cli.flags import (
+    add_out,
+    add_rules,
+    add_search_loads,
+    add_solving,
+    explaining,
+    read_rules,
+    read_search_loads,
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -44,15 +49,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", action="append", required=True, help="such as 'memory@chat <= 12MB'; repeatable")
     add_search_loads(parser)
     parser.add_argument("--format", action="append", help="that layers may be stored in; repeatable (default: fp32)")
-    parser.add_argument("--backend", default="onnxruntime", choices=("onnxruntime", "torch"))
     parser.add_argument("--metric", default="kl", help="which scores to go by (default: kl)")
     add_rules(parser)
-    parser.add_argument("--extrapolate", action="store_true", help="allow loads beyond what was measured, less certain")
-    parser.add_argument("--tolerance", type=float, default=0.0, metavar="SCORE", help="stop this near to the best")
-    parser.add_argument("--time-limit", type=float, default=60.0, metavar="SECONDS", help=_TIME_LIMIT)
+    add_solving(parser)
     _add_more_answers(parser)
     parser.add_argument("--compare", action="store_true", help="put simpler ways to choose beside the plan")
-    parser.add_argument("--json", action="store_true", help="print the plan as JSON instead of a table")
     add_out(parser, "plan.json", "the plan")
 
 
@@ -88,7 +89,6 @@ def run(arguments: argparse.Namespace) -> None:
     from blockwright.pipeline.recipe import check_above_zero, check_at_least, check_formats
     from blockwright.pipeline.search import SearchOrder, search_plan
     from blockwright.pipeline.tables import print_plan
-    from blockwright.search.choose import InfeasibleError
 
     formats = arguments.format or ["fp32"]
     check_formats("--format", formats)
@@ -113,12 +113,8 @@ def run(arguments: argparse.Namespace) -> None:
         against=arguments.against,
         most_score=arguments.most_score,
     )
-    try:
+    with explaining(arguments):
         plan = search_plan(arguments.scores, arguments.profile, order, arguments.out)
-    except InfeasibleError as error:
-        if arguments.json:
-            print(json.dumps(error.to_data(), indent=1))
-        raise
     if arguments.json:
         print(arguments.out.read_text(), end="")
     else:

@@ -74,8 +74,10 @@ FLAGS = {
         "-o",
     ],
     "refine": [
+        "--backend",
         "--budget",
         "--contiguous",
+        "--extrapolate",
         "--forbid",
         "--force",
         "--format",
@@ -99,8 +101,8 @@ FLAGS = {
         "--text",
         "--time-limit",
         "--tokens",
+        "--tolerance",
         "--window",
-        "-o",
     ],
     "realise": ["--library", "--out", "--parent", "-o"],
     "distill": [
