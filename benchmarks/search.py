@@ -76,7 +76,7 @@ EQUALS, EQUAL_LIMIT_S = 50, 30.0
 TABLE_SEEDS, TABLE_LIMIT_S = 4, 60.0
 RULE_SEEDS, RULE_LIMIT_S = 3, 20.0
 LIMIT_S = 60.0
-SOLVER = ("arrays", "enumerate", "frontier", "general", "pool", "problem", "relaxation", "solve")
+SOLVER = ("arrays", "core", "decisions", "enumerate", "frontier", "general", "pool", "problem", "relaxation", "solve")
 """Files of search/ that matter here."""
 OWN = ("ours", "CP-SAT")
 """Solvers that are called through them."""
