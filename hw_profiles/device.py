@@ -1,16 +1,41 @@
-"""Which machine this is: enough to tell it from others and to know what its figures hold for."""
+"""Which machine this is: enough to tell it from others and to know what its figures hold for.
+
+Serial numbers, host names and addresses are never read. What changes from minute to minute is in `conditions`.
+"""
 
 import hashlib
 import json
-import os
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+
+from blockwright.hw_profiles.machine import Machine, this_machine
 
 _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
+_APPLE_FEATURES = {"asimd": "AdvSIMD", "asimddp": "arm.FEAT_DotProd", "i8mm": "arm.FEAT_I8MM"}
+"""Linux' names and those of sysctl's hw.optional."""
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "torch", "transformers")
+_ARM_CORES = {
+    ("0x41", "0xd03"): "Cortex-A53",
+    ("0x41", "0xd04"): "Cortex-A35",
+    ("0x41", "0xd05"): "Cortex-A55",
+    ("0x41", "0xd07"): "Cortex-A57",
+    ("0x41", "0xd08"): "Cortex-A72",
+    ("0x41", "0xd09"): "Cortex-A73",
+    ("0x41", "0xd0a"): "Cortex-A75",
+    ("0x41", "0xd0b"): "Cortex-A76",
+    ("0x41", "0xd0c"): "Neoverse-N1",
+    ("0x41", "0xd40"): "Neoverse-V1",
+    ("0x41", "0xd41"): "Cortex-A78",
+    ("0x41", "0xd42"): "Cortex-A78AE",
+    ("0x41", "0xd49"): "Neoverse-N2",
+    ("0x41", "0xd4f"): "Neoverse-V2",
+    ("0x4e", "0x004"): "Carmel",
+}
+"""By implementer and part, as util-linux' lscpu names them (sys-utils/lscpu-arm.c)."""
+_VENDORS = {"0x41": "ARM", "0x4e": "NVIDIA"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,38 +45,40 @@ class Device:
     vendor: str
     model: str
     architecture: str
-    num_cores: int
-    """Cores that this process may use."""
+    num_cores: int | None
+    """Cores that this process may use; None for a GPU whose driver does not tell."""
     memory_bytes: int
     features: tuple[str, ...]
     """Instructions that matrix kernels look for."""
+    board: str | None = None
+    """What the processor is soldered to, where that has a name: ``Raspberry Pi 5 Model B Rev 1.0``."""
+    power_mode: str | None = None
+    """A Jetson's budget of power, which decides its clocks: ``15W``, ``MAXN``."""
 
     @property
     def name(self) -> str:
         """A name fit for files: ``amd-epyc-2c-1a2b3c``."""
-        words = re.sub(r"\(.*?\)|@.*|cpu|processor", " ", self.model.lower())
+        words = re.sub(r"\(.*?\)|@.*|cpu|processor", " ", (self.board or self.model).lower())
         slug = "-".join(re.findall(r"[a-z0-9]+", words)) or self.architecture
-        return f"{slug}-{self.num_cores}c-{self.digest[:6]}"
+        cores = [] if self.num_cores is None else [f"{self.num_cores}c"]
+        return "-".join([slug, *cores, self.digest[:6]])
 
     @property
     def digest(self) -> str:
         """The same for machines of one kind. Memory counts in whole GiB, for kernels take some."""
-        facts = asdict(self) | {"memory_bytes": round(self.memory_bytes / 2**30)}
+        known = {name: value for name, value in asdict(self).items() if value is not None or name == "num_cores"}
+        facts = known | {"memory_bytes": round(self.memory_bytes / 2**30)}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def this_device() -> Device:
-    """The machine that this runs on."""
-    facts = _cpu_facts()
-    flags = set((facts.get("flags") or facts.get("Features") or "").split())
-    return Device(
-        vendor=facts.get("vendor_id") or facts.get("CPU implementer") or platform.system(),
-        model=facts.get("model name") or platform.processor() or platform.machine(),
-        architecture=platform.machine(),
-        num_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        features=tuple(name for name in _FEATURES if name in flags),
-    )
+def this_device(machine: Machine | None = None) -> Device:
+    """The processor and its memory, of the machine that this runs on or of another one.
+
+    Raises:
+        ValueError: the machine does not tell how much memory it has.
+    """
+    machine = machine or this_machine()
+    return _apple_device(machine) if machine.system == "Darwin" else _linux_device(machine)
 
 
 def installed_software() -> dict[str, str]:
@@ -65,10 +92,73 @@ def installed_software() -> dict[str, str]:
     return versions
 
 
-def _cpu_facts() -> dict[str, str]:
-    file = Path("/proc/cpuinfo")
-    if not file.exists():
-        return {}
-    first = file.read_text().split("\n\n")[0]
-    pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
-    return {key.strip(): value.strip() for key, value in pairs}
+def software_digest(software: Mapping[str, str]) -> str:
+    """A short name for a set of versions: rows that carry different ones must not be mixed."""
+    return hashlib.sha256(json.dumps(software, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def cache_bytes(machine: Machine | None = None) -> int | None:
+    """The size of the last level of cache that a core sees; None where the system does not tell."""
+    machine = machine or this_machine()
+    if machine.system == "Darwin":
+        size = machine.run("sysctl -n hw.perflevel0.l2cachesize")
+        return None if size is None else int(size)
+    folders = [f"/sys/devices/system/cpu/cpu0/cache/index{index}" for index in range(8)]
+    sizes = [(int(machine.read(f"{folder}/level") or 0), machine.read(f"{folder}/size")) for folder in folders]
+    last = max(((level, size) for level, size in sizes if size), default=None)
+    return None if last is None else _bytes_of(last[1])
+
+
+def _linux_device(machine: Machine) -> Device:
+    facts, num_processors = _cpu_facts(machine)
+    flags = set((facts.get("flags") or facts.get("Features") or "").split())
+    implementer = facts.get("CPU implementer", "")
+    core = _ARM_CORES.get((implementer, facts.get("CPU part", "")))
+    memory = re.search(r"MemTotal:\s+(\d+) kB", machine.read("/proc/meminfo") or "")
+    if memory is None:
+        raise ValueError("/proc/meminfo says nothing of MemTotal")
+    mode = re.search(r"NV Power Mode: (\S+)", machine.run("nvpmodel -q") or "") if _is_jetson(machine) else None
+    return Device(
+        vendor=facts.get("vendor_id") or _VENDORS.get(implementer, implementer) or machine.system,
+        model=facts.get("model name") or core or machine.architecture,
+        architecture=machine.architecture,
+        num_cores=machine.num_usable_cores or num_processors or 1,
+        memory_bytes=1024 * int(memory[1]),
+        features=tuple(name for name in _FEATURES if name in flags),
+        board=machine.read("/proc/device-tree/model"),
+        power_mode=None if mode is None else mode[1],
+    )
+
+
+def _is_jetson(machine: Machine) -> bool:
+    return "tegra" in (machine.read("/proc/device-tree/compatible") or "")
+
+
+def _apple_device(machine: Machine) -> Device:
+    def ask(name: str) -> str:
+        return machine.run(f"sysctl -n {name}") or ""
+
+    if not ask("hw.memsize"):
+        raise ValueError("sysctl says nothing of hw.memsize")
+    return Device(
+        vendor="Apple",
+        model=ask("machdep.cpu.brand_string") or ask("hw.model"),
+        architecture=machine.architecture,
+        num_cores=machine.num_usable_cores or int(ask("hw.physicalcpu") or 1),
+        memory_bytes=int(ask("hw.memsize")),
+        features=tuple(name for name, word in _APPLE_FEATURES.items() if ask(f"hw.optional.{word}") == "1"),
+        board=ask("hw.model") or None,
+    )
+
+
+def _cpu_facts(machine: Machine) -> tuple[dict[str, str], int]:
+    """What /proc/cpuinfo says of the first processor, and how many there are."""
+    text = machine.read("/proc/cpuinfo") or ""
+    pairs = (line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}, len(re.findall(r"^processor\s*:", text, re.M))
+
+
+def _bytes_of(size: str) -> int:
+    """``32768K``, ``8M``."""
+    number, unit = re.fullmatch(r"(\d+)([KMG]?)", size).groups()  # type: ignore[union-attr]
+    return int(number) * 1024 ** " KMG".index(unit or " ")
