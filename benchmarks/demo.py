@@ -34,7 +34,8 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from blockwright.hw_profiles.device import installed_software, this_device
-from blockwright.hw_profiles.profile import Profile, read_profile
+from blockwright.hw_profiles.folder import read_profile
+from blockwright.hw_profiles.profile import Profile
 from blockwright.library import read_library
 from blockwright.model.parent import Parent, load_model, open_parent
 from blockwright.pipeline.distill import distill_child
@@ -99,7 +100,7 @@ def main() -> None:
         recipe=recipe,
         parent=parent,
         model=load_model(parent),
-        profile=read_profile(arguments.folder / "demo" / "profile.json"),
+        profile=read_profile(arguments.folder / "demo" / "profile"),
         windows=windows_of(
             parent, text.held_out, length=recipe.window_tokens, num_tokens=recipe.measure.tokens, seed=recipe.seed
         ),
@@ -225,7 +226,7 @@ def compare_libraries(bench: Bench) -> dict[str, Any]:
     untrained = replace(library_order(recipe), learning_rate=0.0)
     build_library(bench.parent, untrained, folder / "library")
     score_library(bench.parent, folder / "library", score_order(recipe), folder / "scores.parquet")
-    search_plan(folder / "scores.parquet", [demo / "profile.json"], search_order(recipe), folder / "plan.json")
+    search_plan(folder / "scores.parquet", [demo / "profile"], search_order(recipe), folder / "plan.json")
     realise_plan(bench.parent, folder / "plan.json", folder / "library", folder / "realised")
     children["no BLD"] = folder / "realised"
     for name, order in (("no BLD + GKD", distilled), ("no BLD + longer GKD", longer)):
@@ -318,7 +319,7 @@ def rounds_text(results: dict[str, Any]) -> list[str]:
         off["beside"] = [child / parent for child, parent in zip(off["child"], off["parent"], strict=True)]
         shown += [spread(ratios, "{:.3f}") if ratios else "not planned for" for ratios in off.values()]
         lines.append(f"| {key[0]} | {key[1]} at {key[2]} | " + " | ".join(shown) + " |")
-    bandwidth = results["ceilings"]["read_bytes_per_s"]
+    bandwidth = results["ceilings"]["read_bytes_per_s"]["value"]
     weights = {r["quantity"]: 4 * r["parent"] for r in results["rounds"] if r["quantity"] == "parameters"}["parameters"]
     lines += [
         "",

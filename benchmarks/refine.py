@@ -20,7 +20,7 @@ import numpy as np
 
 from blockwright.files import read_json
 from blockwright.hw_profiles.device import installed_software, this_device
-from blockwright.hw_profiles.profile import read_profile
+from blockwright.hw_profiles.folder import read_profile
 from blockwright.library import read_library
 from blockwright.model.parent import load_model, open_parent
 from blockwright.pipeline.inputs import read_text, windows_to_judge_by
@@ -86,7 +86,7 @@ def measure(subject: Subject) -> dict[str, Any]:
     recipe, folder = subject.recipe, subject.folder
     parent = open_parent(recipe.parent)
     profiled = replace(profile_order(recipe, parent), seconds_per_measurement=0.05)
-    profile_machine(profiled, folder / "profile.json")
+    profile_machine(profiled, folder / "profile")
     build_library(parent, library_order(recipe), folder / "library")
     score_library(parent, folder / "library", score_order(recipe), folder / "scores.parquet")
     text = read_text(recipe.text)
@@ -110,14 +110,14 @@ def _refined(subject: Subject, wholes: Wholes, document_N: np.ndarray, index: in
     searched = replace(search_order(recipe), budgets=(budget,), frontier_points=0)
     order = refine_order(recipe)
     paths = {"library": folder / "library", "scores": folder / "scores.parquet", "output": place / "refined.json"}
-    plan = refine_plan(parent, paths, [folder / "profile.json"], searched, order)
+    plan = refine_plan(parent, paths, [folder / "profile"], searched, order)
     record = read_json(place / RECORD)
     table = read_scores(folder / "scores.parquet")
     layers = [s.candidate.layer for s in table.scores if s.estimate.num_values]
     tokens = recipe.score.tokens + _extra_tokens(record, layers, len(table.parent.layers), recipe.window_tokens)
     longer = replace(score_order(recipe), tokens=tokens)
     score_library(parent, folder / "library", longer, place / "scores.parquet")
-    best_sum = search_plan(place / "scores.parquet", [folder / "profile.json"], searched, place / "plan.json")
+    best_sum = search_plan(place / "scores.parquet", [folder / "profile"], searched, place / "plan.json")
     refined_N, sum_N = (_losses(wholes, spec) for spec in (plan.child, best_sum.child))
     return {
         "budget": budget,
@@ -137,11 +137,11 @@ def _removal(subject: Subject, wholes: Wholes, document_N: np.ndarray) -> dict[s
     rules = Rules(most_shapes=1, forbidden=_all_but_own(read_library(folder / "library").parent))
     searched = replace(search_order(recipe), budgets=(REMOVAL,), frontier_points=0, rules=rules)
     paths = {"library": folder / "library", "scores": folder / "scores.parquet", "output": place / "refined.json"}
-    refined = refine_plan(parent, paths, [folder / "profile.json"], searched, refine_order(recipe)).child
-    best_sum = search_plan(folder / "scores.parquet", [folder / "profile.json"], searched, place / "plan.json").child
+    refined = refine_plan(parent, paths, [folder / "profile"], searched, refine_order(recipe)).child
+    best_sum = search_plan(folder / "scores.parquet", [folder / "profile"], searched, place / "plan.json").child
     table = read_scores(folder / "scores.parquet")
     assert table.influence is not None
-    asked = full_order(searched, {"here": read_profile(folder / "profile.json")})
+    asked = full_order(searched, {"here": read_profile(folder / "profile")})
     chosen = block_influence(build_problem(table, asked), table.parent, table.influence)
     assert chosen is not None
     by_influence = child_of(table.parent, candidates_of(chosen))

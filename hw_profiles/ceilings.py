@@ -43,10 +43,13 @@ class Ceilings:
     """Streaming what fits into a cache near the core, at its best."""
     idle_w: Figure | None = None
     busy_w: Figure | None = None
-    """The power drawn at full load."""
+    """The power drawn while models run; where nothing tells it, energy is unknown, not nothing."""
     reference_s: float | None = None
     """A small fixed piece of work at its best: slower, the machine is disturbed (`profiler/reference.py`)."""
 
     def __post_init__(self) -> None:
         if not self.flop_per_s:
             raise ValueError("a rate of products in at least one format")
+        for size in (self.num_units, self.cache_bytes, self.reference_s):
+            if size is not None and not 0 < size < math.inf:
+                raise ValueError("num_units, cache_bytes and reference_s above 0 and finite, where they are known")

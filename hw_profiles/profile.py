@@ -1,26 +1,25 @@
 """A hardware profile: what a device was measured to do, for the blocks of one shape of model.
 
-One JSON file per device. Times are medians of accepted samples with the 90 % interval of the median; every row
-says where it comes from. The reader refuses unknown fields and figures that cannot be.
+Times are medians of accepted samples with the 90 % interval of the median; every row says where it comes from. How a
+profile is kept as files is `folder`'s affair.
 """
 
 import math
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 from typing import Literal
 
 from blockwright.cost import Origin
 from blockwright.errors import InputError
-from blockwright.files import read_json, write_json
+from blockwright.hw_profiles.ceilings import Ceilings
+from blockwright.hw_profiles.conditions import Conditions
 from blockwright.hw_profiles.device import Device
+from blockwright.hw_profiles.provenance import AccuracyRow, Coverage, Method
 from blockwright.spec import Model, Part
-from blockwright.strict import from_data, to_data
 
-SCHEMA_VERSION = 1
-_HERE = "blockwright.hw_profiles"
+SCHEMA_VERSION = 2
 
 Backend = Literal["onnxruntime", "torch"]
+OperatorKind = Literal["matmul", "attend", "elementwise"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,89 +99,64 @@ class MemoryRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PowerRow:
-    """The power that the device draws while whole models run on it, as its counters tell."""
+class OperatorRow:
+    """The time of one operator by itself."""
 
-    power_w: float
-    low_w: float
-    high_w: float
+    backend: Backend
+    kind: OperatorKind
+    fields: dict[str, int | str | bool]
+    """What the operator is: the fields of its class in `profiler.operators`, which this room may not know."""
+    time_s: float
+    low_s: float
+    high_s: float
     num_samples: int
+    num_rejected: int
     origin: Origin
 
     def __post_init__(self) -> None:
-        if not 0 < self.low_w <= self.power_w <= self.high_w < math.inf:
-            raise ValueError("0 < low_w <= power_w <= high_w, all of them finite")
-        if self.num_samples < 1:
-            raise ValueError("num_samples > 0")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ceilings:
-    """The most that the runtime got out of the device, with the profile's threads."""
-
-    read_bytes_per_s: float
-    """Streaming a matrix of 256 MiB through a matrix-vector product."""
-    fp32_flop_per_s: float
-    """A product of two 1024 × 1024 matrices."""
-    reference_s: float
-    """A small fixed piece of work at its best: slower, the machine is disturbed (`profiler/reference.py`)."""
-
-    def __post_init__(self) -> None:
-        if not all(0 < figure < math.inf for figure in (self.read_bytes_per_s, self.fp32_flop_per_s, self.reference_s)):
-            raise ValueError("finite ceilings above 0")
+        if not (0 <= self.low_s <= self.time_s <= self.high_s < math.inf and self.time_s > 0):
+            raise ValueError("0 <= low_s <= time_s <= high_s, time_s > 0, all of them finite, for an operator")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
     """Everything that one device was measured to do."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     name: str
     device: Device
+    conditions: Conditions
     software: dict[str, str]
     num_threads: int
     created: str
     """Date and time in UTC, ISO 8601."""
-    model: Model
-    """The parent whose blocks were measured; its weights do not matter to time."""
+    model: Model | None
+    """The parent whose blocks were measured, whose weights do not matter to time; None where operators alone were."""
     ceilings: Ceilings
-    times: tuple[TimeRow, ...]
-    wholes: tuple[WholeRow, ...]
-    memory: tuple[MemoryRow, ...]
-    power: PowerRow | None = None
-    """None where no counter tells it: energy is then unknown, not nothing."""
+    method: Method
+    coverage: Coverage
+    accuracy: tuple[AccuracyRow, ...] = ()
+    """How well the profile foretells what it was not made from; empty until that was tried."""
+    times: tuple[TimeRow, ...] = ()
+    wholes: tuple[WholeRow, ...] = ()
+    memory: tuple[MemoryRow, ...] = ()
+    operators: tuple[OperatorRow, ...] = ()
 
 
-def write_profile(profile: Profile, path: Path) -> None:
-    """Writes a profile, whole or not at all."""
-    write_json(path, to_data(profile))
-
-
-def read_profile(name: str | Path) -> Profile:
-    """Reads a profile from a file, or one that ships with Blockwright by its name.
+def parent_of(profile: Profile) -> Model:
+    """The model whose blocks a profile is about.
 
     Raises:
-        InputError: there is none of that name, or it holds what no profile can.
+        InputError: it is about none.
     """
-    path = Path(name)
-    if not path.exists():
-        shipped = {Path(file.name).stem: file for file in resources.files(_HERE).iterdir()}
-        if str(name) not in shipped_profiles():
-            raise InputError(
-                "profile",
-                got=str(name),
-                expected="a profile's file, or one of " + ", ".join(shipped_profiles()),
-                remedy="Measure this machine with `blockwright profile`.",
-            )
-        with resources.as_file(shipped[str(name)]) as file:
-            return from_data(Profile, read_json(file), str(name))
-    return from_data(Profile, read_json(path), str(path))
-
-
-def shipped_profiles() -> list[str]:
-    """The names of the profiles that ship with Blockwright."""
-    names = (Path(file.name) for file in resources.files(_HERE).iterdir())
-    return sorted(name.stem for name in names if name.suffix == ".json")
+    if profile.model is None:
+        raise InputError(
+            f"profile {profile.name}: model",
+            got="none: this profile is of a device, not of a parent's blocks on it",
+            expected="a profile of a parent",
+            remedy="Measure the parent's blocks: blockwright profile --for PARENT.",
+        )
+    return profile.model
 
 
 def check_is_this_machine(profile: Profile, device: Device, software: dict[str, str]) -> None:

@@ -30,6 +30,12 @@ _TURN_S, _LEAST_SAMPLES_PER_TURN, _MOST_SAMPLES_PER_TURN = 0.01, 3, 16
 in turn took 628 µs a step cold, 615 after one run, 428 after two, 400 after four, 403 running alone; a pair of them 435
 and 264 in turns of three samples, 393 and 238 in turns of sixteen, where the first took 397 running alone."""
 _Z_90 = 1.645
+WARM_UP = "half as many runs as the turn has samples, in each turn; the first few runs of all tell how many those are"
+OUTLIER_RULE = (
+    f"on the thread's own clock: the thread was made to give up its core, or wall time exceeded its CPU time by "
+    f"{_MAX_WALL_OVER_CPU - 1:.0%}; on any: the reference kernel was slower than at its best"
+)
+"""What a profile says about how it was measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +84,7 @@ def time_in_turn(
     Returns:
         A timing for each run, then one for each combination.
     """
-    clock: Clock = "thread_cpu" if num_threads == 1 and sys.platform == "linux" else "wall"
+    clock = clock_for(num_threads)
     once_s = [_time_once(run, effort.num_warm_up) for run in runs]
     repeats = [max(1, round(_MIN_CHUNK_S / max(each_s, 1e-9))) for each_s in once_s]
     num_samples = int(np.clip(_TURN_S / max(once_s), _LEAST_SAMPLES_PER_TURN, _MOST_SAMPLES_PER_TURN))
@@ -100,6 +106,11 @@ def time_in_turn(
         is_clean = np.all(clean[:, weights != 0], axis=1)
         timings.append(_summarise(times @ weights, is_clean, clock))
     return timings
+
+
+def clock_for(num_threads: int) -> Clock:
+    """The clock that work of so many threads is timed by."""
+    return "thread_cpu" if num_threads == 1 and sys.platform == "linux" else "wall"
 
 
 def _turn(run: Callable[[], object], repeat: int, num_samples: int, clock: Clock) -> list[tuple[float, bool]]:

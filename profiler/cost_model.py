@@ -18,7 +18,7 @@ from typing import Literal, assert_never
 from blockwright.cost import MEASURED_QUANTITIES, UNIT_OF, Cost, Load, Quantity, exact, product
 from blockwright.count import ffn_matrices, ffn_vectors, mixer_matrices, mixer_vectors
 from blockwright.errors import InputError
-from blockwright.hw_profiles.profile import Backend, Profile
+from blockwright.hw_profiles.profile import Backend, Profile, parent_of
 from blockwright.profiler.memory_model import exact_disk, exact_memory, memory_costs
 from blockwright.profiler.parts import PartCosts, Source, added, multiplied
 from blockwright.profiler.time_model import decode_points, prefill_points, time_costs
@@ -65,7 +65,7 @@ def predict(
 
 def known_quantities(profile: Profile, backend: Backend = "onnxruntime") -> tuple[Quantity, ...]:
     """What can be told of a model: energy only where the profile knows the power, memory only where it is measured."""
-    unknown = _UNKNOWN[backend] if profile.power is not None else (*_UNKNOWN[backend], "energy")
+    unknown = _UNKNOWN[backend] if profile.ceilings.busy_w is not None else (*_UNKNOWN[backend], "energy")
     return tuple(quantity for quantity in UNIT_OF if quantity not in unknown)
 
 
@@ -183,15 +183,15 @@ def _latency_costs(source: Source, load: Load) -> PartCosts:
 
 
 def _power_of(profile: Profile) -> Cost:
-    if profile.power is None:
+    power = profile.ceilings.busy_w
+    if power is None:
         raise InputError(
-            f"profile {profile.name}: power",
+            f"profile {profile.name}: ceilings.busy_w",
             got="none",
             expected="the power that the device draws while models run, which energy is counted from",
             remedy="Measure it where counters can be read, or give a profile that has power; it is never guessed.",
         )
-    power = profile.power
-    return Cost(value=power.power_w, low=power.low_w, high=power.high_w, origin="modelled")
+    return Cost(value=power.value, low=power.low, high=power.high, origin="modelled")
 
 
 def _parameter_costs(model: Model) -> PartCosts:
@@ -228,11 +228,12 @@ def _formats(profile: Profile, backend: Backend, model: Model, given: Sequence[F
 
 
 def _check_shape(profile: Profile, model: Model) -> None:
+    measured = parent_of(profile)
     for name in ("hidden_size", "num_heads", "head_dim", "vocab_size", "has_qk_norm", "has_qkv_bias"):
-        if getattr(profile.model, name) != getattr(model, name):
+        if getattr(measured, name) != getattr(model, name):
             raise InputError(
                 f"profile {profile.name}: {name}",
-                got=str(getattr(profile.model, name)),
+                got=str(getattr(measured, name)),
                 expected=str(getattr(model, name)),
                 remedy="This profile measured blocks of another shape: blockwright profile --for PARENT.",
             )

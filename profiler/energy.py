@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from blockwright.errors import InputError
-from blockwright.hw_profiles.profile import PowerRow
+from blockwright.hw_profiles.ceilings import Figure
 
 EnergySource = Literal["rapl", "nvml", "ina"]
 
@@ -138,7 +138,7 @@ def find_counter(root: Path = Path("/"), nvml_mj: Callable[[], int] | None = Non
     return Rapl(packages) if packages else None
 
 
-def measure_power(run: Callable[[], object], counter: Counter, effort: EnergyEffort | None = None) -> PowerRow:
+def measure_power(run: Callable[[], object], counter: Counter, effort: EnergyEffort | None = None) -> Figure:
     """The power drawn while some work is repeated, from a counter; the interval holds every window.
 
     Args:
@@ -158,12 +158,12 @@ def measure_power(run: Callable[[], object], counter: Counter, effort: EnergyEff
             expected="a counter that moves",
             remedy="Measure for longer, or leave energy out: it is then modelled from the datasheet's power.",
         )
-    return PowerRow(
-        power_w=float(powers.mean()),
-        low_w=float(powers.min()),
-        high_w=float(powers.max()),
-        num_samples=len(powers),
+    return Figure(
+        value=float(powers.mean()),
+        low=float(powers.min()),
+        high=float(powers.max()),
         origin="measured",
+        source=f"the mean of {len(powers)} windows of {effort.window_s:g} s, by the counter {counter.source}",
     )
 
 

@@ -16,8 +16,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from blockwright.cost import Load
+from blockwright.hw_profiles.ceilings import Figure
 from blockwright.hw_profiles.device import Device
-from blockwright.hw_profiles.profile import Ceilings, MemoryRow, Point, PowerRow, Profile, TimeRow, WholeRow
+from blockwright.hw_profiles.folder import read_profile, shipped_profiles
+from blockwright.hw_profiles.profile import MemoryRow, Point, Profile, TimeRow, WholeRow
 from blockwright.profiler.measure import layer_names
 from blockwright.profiler.memory_model import exact_memory
 from blockwright.profiler.time_model import decode_points, prefill_points
@@ -173,21 +175,20 @@ def make_profile(made_up_parent: Model, made_up_offered: list[Candidate]) -> Cal
     ) -> Profile:
         rows = [_rows_of(made_up_parent, made_up_offered, loads, weights, slowness) for weights in formats]
         times, wholes, memory = (tuple(row for part in parts for row in part) for parts in zip(*rows, strict=True))
-        return Profile(
-            schema_version=1,
+        shipped = read_profile(shipped_profiles()[0])
+        power = Figure(value=50.0, low=45.0, high=60.0, origin="measured", source="made up")
+        return replace(
+            shipped,
             name=name,
             device=Device(
                 vendor="none", model="made up", architecture="none", num_cores=1, memory_bytes=2**30, features=()
             ),
             software={},
-            num_threads=1,
-            created="2025-01-01T00:00:00+00:00",
             model=made_up_parent,
-            ceilings=Ceilings(read_bytes_per_s=1e10, fp32_flop_per_s=1e11, reference_s=2e-4),
+            ceilings=replace(shipped.ceilings, busy_w=power),
             times=times,
             wholes=wholes,
             memory=memory,
-            power=PowerRow(power_w=50.0, low_w=45.0, high_w=60.0, num_samples=40, origin="measured"),
         )
 
     return make

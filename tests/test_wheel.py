@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from blockwright.hw_profiles.profile import read_profile, shipped_profiles
+from blockwright.hw_profiles.folder import read_profile, shipped_profiles
+from blockwright.hw_profiles.profile import parent_of
 from blockwright.search.scores import Score, ScoreTable, write_scores
 from blockwright.search.space import SpaceSettings, candidates
 from blockwright.statistics import Estimate
@@ -51,7 +52,10 @@ def test_the_wheel_holds_everything_under_one_name(installed: Path) -> None:
     (packages,) = installed.parent.glob("lib/python*/site-packages")
     ours = {path.name for path in packages.iterdir() if not path.name.endswith((".dist-info", ".pth"))}
     assert ours == {"blockwright"}
-    for file in ("search/solve.py", "hw_profiles/device.py", "report/page.html", "report/page.css"):
+    profile = f"hw_profiles/{shipped_profiles()[0]}"
+    packed = ["search/solve.py", "hw_profiles/device.py", "hw_profiles/profile.schema.json", "report/page.html"]
+    packed += ["report/page.css", *(f"{profile}/{name}" for name in ("profile.json", "measurements.csv", "SHA256SUMS"))]
+    for file in packed:
         assert (packages / "blockwright" / file).is_file()
     program = "import blockwright.search; print(blockwright.search.__file__)"
     done = subprocess.run([installed / "python", "-c", program], cwd="/", capture_output=True, text=True, check=True)
@@ -64,10 +68,10 @@ def test_the_wheel_searches_on_a_shipped_profile_from_anywhere(installed: Path, 
     assert "blockwright run recipes/demo.yaml" in helped.stdout
 
     name = shipped_profiles()[0]
-    profile = read_profile(name)
+    parent = parent_of(read_profile(name))
     scores = []
-    for index, candidate in enumerate(candidates(profile.model, SpaceSettings())):
-        own = candidate.variant == getattr(profile.model.layers[candidate.layer], candidate.part)
+    for index, candidate in enumerate(candidates(parent, SpaceSettings())):
+        own = candidate.variant == getattr(parent.layers[candidate.layer], candidate.part)
         value = 0.0 if own else 0.01 * (1 + index % 7)
         scores.append(
             Score(
@@ -76,7 +80,7 @@ def test_the_wheel_searches_on_a_shipped_profile_from_anywhere(installed: Path, 
                 estimate=Estimate(value=value, low=value, high=value, num_values=1),
             )
         )
-    write_scores(ScoreTable(parent=profile.model, scores=tuple(scores)), tmp_path / "scores.parquet")
+    write_scores(ScoreTable(parent=parent, scores=tuple(scores)), tmp_path / "scores.parquet")
     command = ["search", "--scores", tmp_path / "scores.parquet", "--profile", name, "--json"]
     command += ["--budget", "time_per_token@chat <= 60%", "--out", tmp_path / "plan.json"]
     done = subprocess.run([installed / "blockwright", *command], cwd="/", capture_output=True, text=True, check=True)

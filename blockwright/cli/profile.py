@@ -1,9 +1,9 @@
 """Measure what this machine takes for each block of a parent.
 
-Writes a hardware profile: times of every mixer and ffn that the search may choose, at every load, whole models to fit
-and check the sums, memory, and the machine's ceilings; each row with its spread and origin.
+Writes a hardware profile, a folder: times of every mixer and ffn that the search may choose, at every load, whole
+models to fit and check the sums, memory, and the machine's ceilings; each row with its spread and origin.
 
-  blockwright profile --for path/to/parent --out profile.json
+  blockwright profile --for path/to/parent --out profile
 """
 
 import argparse
@@ -21,7 +21,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=int, default=1, help="threads of the runtime (default: 1)")
     parser.add_argument("--seconds", type=float, default=0.25, help="to measure each thing for (default: 0.25)")
-    add_out(parser, "profile.json", "the profile")
+    add_out(parser, "profile", "the profile's folder")
 
 
 def run(arguments: argparse.Namespace) -> None:

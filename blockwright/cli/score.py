@@ -19,7 +19,7 @@ Examples:
 With budgets it is a race: all candidates are scored on an eighth of the tokens, and more are spent only on those that
 the plan within these budgets still hangs on:
 
-  blockwright score library --text texts/ --profile profile.json --budget 'time_per_token@chat <= 60%'
+  blockwright score library --text texts/ --profile profile --budget 'time_per_token@chat <= 60%'
 """
 
 import argparse

@@ -1,28 +1,22 @@
 """Stage: measure this machine for the blocks of a parent."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from blockwright.compile.engine import SessionSettings
 from blockwright.cost import Load
 from blockwright.files import read_json, write_json
+from blockwright.hw_profiles.ceilings import Ceilings
+from blockwright.hw_profiles.conditions import conditions_now
 from blockwright.hw_profiles.device import installed_software, this_device
-from blockwright.hw_profiles.profile import (
-    SCHEMA_VERSION,
-    Backend,
-    Ceilings,
-    MemoryRow,
-    Profile,
-    TimeRow,
-    WholeRow,
-    read_profile,
-    write_profile,
-)
+from blockwright.hw_profiles.folder import read_profile, write_profile
+from blockwright.hw_profiles.profile import SCHEMA_VERSION, Backend, MemoryRow, Profile, TimeRow, WholeRow
+from blockwright.hw_profiles.provenance import Coverage, Method
 from blockwright.pipeline.console import progress
 from blockwright.pipeline.stage import Stage, running
 from blockwright.profiler.ceilings import measure_ceilings
-from blockwright.profiler.clock import Effort
+from blockwright.profiler.clock import OUTLIER_RULE, WARM_UP, Effort, clock_for
 from blockwright.profiler.measure import Request, Row, steps
 from blockwright.profiler.reference import Reference, make_reference
 from blockwright.search.space import SpaceSettings, candidates
@@ -58,7 +52,9 @@ def profile_machine(order: ProfileOrder, output: Path) -> Profile:
         return before
     session = SessionSettings(num_threads=order.threads)
     with running(stage) as work:
+        _started(work / "started.json")
         rows: list[Row] = []
+        conditions = conditions_now()
         done = {path.stem: path for path in work.glob("step-*.json")}
         reference = _reference(work / "ceilings.json")
         effort = Effort(seconds=order.seconds_per_measurement, judge=reference)
@@ -80,11 +76,19 @@ def profile_machine(order: ProfileOrder, output: Path) -> Profile:
             schema_version=SCHEMA_VERSION,
             name=device.name,
             device=device,
+            conditions=conditions,
             software=software,
             num_threads=order.threads,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            created=_now(),
             model=order.parent,
             ceilings=replace(ceilings, reference_s=reference.least_s),
+            method=Method(
+                clock=clock_for(order.threads),
+                warm_up=WARM_UP,
+                outlier_rule=OUTLIER_RULE,
+                seconds=order.seconds_per_measurement,
+            ),
+            coverage=_all_of(len(todo), _started(work / "started.json")),
             times=tuple(row for row in rows if isinstance(row, TimeRow)),
             wholes=tuple(row for row in rows if isinstance(row, WholeRow)),
             memory=tuple(row for row in rows if isinstance(row, MemoryRow)),
@@ -112,9 +116,33 @@ def _reference(path: Path) -> Reference:
     return make_reference(0.0, _read_ceilings(path).reference_s if path.exists() else None)
 
 
+def _started(path: Path) -> str:
+    """When this was begun, which may be before a kill."""
+    if not path.exists():
+        write_json(path, _now())
+    return from_data(str, read_json(path), str(path))
+
+
+def _all_of(num_steps: int, started: str) -> Coverage:
+    ended = _now()
+    return Coverage(
+        status="complete",
+        asked=num_steps,
+        done=num_steps,
+        failed=0,
+        started=started,
+        ended=ended,
+        wall_s=(datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds(),
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def _ceilings(path: Path, session: SessionSettings, effort: Effort, reference: Reference) -> Ceilings:
     if not path.exists():
-        write_json(path, asdict(measure_ceilings(session, effort, reference)))
+        write_json(path, to_data(measure_ceilings(session, effort, reference)))
     return _read_ceilings(path)
 
 

@@ -9,7 +9,8 @@ from blockwright.cost import Load
 from blockwright.errors import InputError
 from blockwright.files import new_file
 from blockwright.hw_profiles.device import installed_software, this_device
-from blockwright.hw_profiles.profile import Profile, check_is_this_machine, read_profile
+from blockwright.hw_profiles.folder import read_profile
+from blockwright.hw_profiles.profile import Profile, check_is_this_machine
 from blockwright.measured import Measured
 from blockwright.model.parent import Parent, load_model, load_tokenizer, open_parent
 from blockwright.pipeline.compile import CompileOrder, compile_checkpoint
@@ -27,12 +28,13 @@ from blockwright.pipeline.report import report_run
 from blockwright.pipeline.score import ScoreOrder, read_yardsticks, score_library
 from blockwright.pipeline.search import SearchOrder, check_budgets, check_reachable, search_plan
 from blockwright.pipeline.stage import locked
+from blockwright.profiler.check import check_utilisation
 from blockwright.search.plan import Plan
 from blockwright.search.space import candidates
 from blockwright.statistics import LEAST_VALUES
 from blockwright.strict import to_data
 
-RECIPE, PROFILE, LIBRARY, SCORES, PLAN = "recipe.yaml", "profile.json", "library", "scores.parquet", "plan.json"
+RECIPE, PROFILE, LIBRARY, SCORES, PLAN = "recipe.yaml", "profile", "library", "scores.parquet", "plan.json"
 REFINED = "refined.json"
 REALISED, CHILD, ENGINES, MEASURED, REPORT = "realised", "child", "engine/onnxruntime", "measured.json", "report.html"
 
@@ -177,6 +179,7 @@ def _score(recipe: Recipe, parent: Parent, hardware: Profile, folder: Path) -> N
 
 def _ready_profile(recipe: Recipe, name: str) -> Profile:
     hardware = read_profile(name)
+    check_utilisation(hardware)
     check_is_this_machine(hardware, this_device(), installed_software())
     if hardware.num_threads != recipe.engine.threads:
         raise InputError(

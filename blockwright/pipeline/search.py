@@ -8,9 +8,11 @@ from pathlib import Path
 from blockwright.cost import Load
 from blockwright.errors import InputError
 from blockwright.files import digest_of, digest_of_files
-from blockwright.hw_profiles.profile import Backend, Profile, read_profile
+from blockwright.hw_profiles.folder import read_profile
+from blockwright.hw_profiles.profile import Backend, Profile
 from blockwright.pipeline.console import progress
 from blockwright.pipeline.stage import Stage, running
+from blockwright.profiler.check import check_utilisation
 from blockwright.search.budget import parse_budget
 from blockwright.search.build import NO_RULES, Order, Rules, build_problem
 from blockwright.search.choose import Steps, checked, choose
@@ -57,7 +59,7 @@ def search_plan(scores: Path, profiles: Sequence[str | Path], order: SearchOrder
 
     Args:
         scores: the table.
-        profiles: a profile's file or name for each device, or NAME=FILE; the first is the one that runs measure on.
+        profiles: a profile's folder or name for each device, or NAME=FOLDER; the first is the one that runs measure on.
         order: what to choose for.
         output: the plan.
     """
@@ -96,13 +98,14 @@ def read_devices(profiles: Sequence[str | Path]) -> dict[str, Profile]:
     for text in profiles:
         name, separator, file = str(text).rpartition("=") if not Path(text).exists() else ("", "", text)
         profile = read_profile(file)
+        check_utilisation(profile)
         name = name if separator else profile.name
         if name in devices:
             raise InputError(
                 "--profile",
                 got=f"two devices of the name {name}",
                 expected="a name of its own for each",
-                remedy="Name one of them: --profile NAME=FILE.",
+                remedy="Name one of them: --profile NAME=FOLDER.",
             )
         devices[name] = profile
     return devices

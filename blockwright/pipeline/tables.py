@@ -64,7 +64,7 @@ Child       {folder}/child  (loads in plain transformers with trust_remote_code=
 Engine      {folder}/engine/onnxruntime/child-{plan.format}
 Plan        {folder}/{"plan.json" if plan.whole is None else "refined.json"}
 Next        blockwright generate {folder}/engine/onnxruntime/child-{plan.format} --prompt 'def main(' --temperature 0.8
-            blockwright search --scores {folder}/scores.parquet --profile {profile or folder / "profile.json"} \\
+            blockwright search --scores {folder}/scores.parquet --profile {profile or folder / "profile"} \\
                 --budget '{plan.budgets[0].quantity}@{plan.budgets[0].load} <= 80%' --format {plan.format} \\
                 {_load_flags(plan)}""",
         soft_wrap=True,
@@ -181,9 +181,10 @@ def print_profile(profile: Profile) -> None:
     """The times of a profile."""
     console = _console()
     console.print(f"{profile.device.model}, {profile.device.num_cores} cores, {profile.num_threads} thread(s)")
+    rates = [f"{rate.value / 1e9:.1f} in {name}" for name, rate in profile.ceilings.flop_per_s.items()]
     console.print(
-        f"reads {profile.ceilings.read_bytes_per_s / 1e9:.1f} GB/s, "
-        f"computes {profile.ceilings.fp32_flop_per_s / 1e9:.1f} GFLOP/s in fp32"
+        f"reads {profile.ceilings.read_bytes_per_s.value / 1e9:.1f} GB/s from memory, "
+        f"computes GFLOP/s: {', '.join(rates)}; begins an operator in {format_time(profile.ceilings.launch_s.value)}"
     )
     table = _table("backend", "format", "part", "new tokens", "slots", "time", "interval (90 %)")
     for row in profile.times:

@@ -15,7 +15,7 @@ import yaml
 from transformers import BertConfig
 
 from blockwright.cli.main import main
-from blockwright.hw_profiles.profile import read_profile, write_profile
+from blockwright.hw_profiles.folder import read_profile, write_profile
 from blockwright.search.plan import read_plan, write_plan
 
 DEMO_PARENT = Path(__file__).parents[2] / "recipes" / "demo-parent"
@@ -139,7 +139,7 @@ def test_a_budget_that_nothing_can_meet_is_refused_before_anything_is_trained(
     assert "parameters@chat <= 1K" in message and "the least that any child costs" in message
     assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) == [
         "manifest.json",
-        "profile.json",
+        "profile",
         "recipe.yaml",
     ]
 
@@ -211,7 +211,7 @@ def test_text_shorter_than_one_window(
 def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on_later(
     largest_file_bytes: int, tmp_path: Path, small_parent: Path, write_recipe: Callable[..., Path]
 ) -> None:
-    profile, folder = tmp_path / "profile.json", tmp_path / "run"
+    profile, folder = tmp_path / "profile", tmp_path / "run"
     flags = ["--seconds", "0.01", "--load", "chat=1x16+16", "--out", str(profile)]
     assert main(["profile", "--for", str(small_parent), *flags]) == 0
     command = ["run", str(write_recipe()), "--profile", str(profile), "-o", str(folder)]
@@ -254,9 +254,9 @@ def test_a_run_folder_that_is_a_file(
 def test_a_profile_of_another_machine(
     tmp_path: Path, small_parent: Path, write_recipe: Callable[..., Path], refused: Callable[..., str]
 ) -> None:
-    folder, other = tmp_path / "run", tmp_path / "other.json"
+    folder, other = tmp_path / "run", tmp_path / "other"
     assert main(["run", str(write_recipe()), "--out", str(folder)]) == 0
-    profile = read_profile(folder / "profile.json")
+    profile = read_profile(folder / "profile")
     write_profile(replace(profile, device=replace(profile.device, model="Another CPU")), other)
     message = refused("run", write_recipe(), "--profile", other, "--out", tmp_path / "again")
     assert "Another CPU" in message and profile.device.model in message

@@ -11,7 +11,8 @@ import pytest
 
 from blockwright.cli.main import main
 from blockwright.cost import Cost, Load, Quantity
-from blockwright.hw_profiles.profile import Profile, write_profile
+from blockwright.hw_profiles.folder import write_profile
+from blockwright.hw_profiles.profile import Profile
 from blockwright.profiler.cost_model import predict
 from blockwright.report.figures import frontier_figure
 from blockwright.search.plan import read_plan
@@ -26,13 +27,13 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def profiles(tmp_path: Path, make_profile: Callable[..., Profile]) -> dict[str, Profile]:
-    """Two devices, as server.json and edge.json."""
+    """Two devices, in the folders server and edge."""
     found = {
         "server": make_profile([CHAT, *SERVE], formats=[FP32, Format(name="int4", group_size=32)], name="big-one"),
         "edge": make_profile([CHAT, *SERVE], slowness=3.0, name="small-one"),
     }
     for name, profile in found.items():
-        write_profile(profile, tmp_path / f"{name}.json")
+        write_profile(profile, tmp_path / name)
     return found
 
 
@@ -50,7 +51,7 @@ def search(
         capsys.readouterr()
         command = ["search", "--scores", str(tmp_path / "scores.parquet"), "--out", str(tmp_path / "plan.json")]
         for name in list(profiles)[:devices]:
-            command += ["--profile", f"{name}={tmp_path / name}.json"]
+            command += ["--profile", f"{name}={tmp_path / name}"]
         code = main([*command, "--frontier", str(frontier), *words])
         captured = capsys.readouterr()
         return code, captured.out, captured.err
@@ -103,7 +104,7 @@ def test_a_frontier_lies_between_any_two_quantities(
     profile = profiles["server"]  # on which small matrices are slow, so that memory and time do not go together
     slow = (replace(row, time_s=4 * row.time_s) if row.variant == "linear" else row for row in profile.times)
     profile = replace(profile, times=tuple(slow))
-    write_profile(profile, tmp_path / "server.json")
+    write_profile(profile, tmp_path / "server")
     children = _every_child(make_table(metrics=["kl"]), profile)
     disk = 0.9 * children[0][1]["disk"].value
     between = ["--along", "memory@chat", "--against", "throughput@chat", "--most-score", "1.5"]
@@ -278,7 +279,7 @@ def test_budgets_that_contradict_each_other_are_both_named(search: Run) -> None:
 
 
 def test_two_devices_of_one_name_are_refused(search: Run, tmp_path: Path) -> None:
-    words = ["--profile", f"server={tmp_path / 'edge.json'}"]
+    words = ["--profile", f"server={tmp_path / 'edge'}"]
     code, _, complaint = search(*_budgets("memory@chat <= 80%"), *LOADS[:2], *words)
     assert code == 2 and "error in --profile\n" in complaint and "two devices of the name server" in complaint
 
@@ -287,6 +288,6 @@ def test_a_device_is_called_like_its_profile_where_it_is_given_no_name(
     tmp_path: Path, search: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan = tmp_path / "plan.json"
-    command = ["search", "--scores", str(tmp_path / "scores.parquet"), "--profile", str(tmp_path / "edge.json")]
+    command = ["search", "--scores", str(tmp_path / "scores.parquet"), "--profile", str(tmp_path / "edge")]
     assert main([*command, "--budget", "memory@small-one <= 80%", *LOADS[:2], "--frontier", "0", "-o", str(plan)]) == 0
     assert read_plan(plan).devices == {"small-one": "small-one"}

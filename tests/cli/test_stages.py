@@ -31,7 +31,7 @@ MADE_SMALL = {
 """Flags that are added to each command of the README."""
 
 FILES = [
-    "profile.json",
+    "profile/measurements.csv",
     "library/index.json",
     "scores.parquet",
     "plan.json",

@@ -1,28 +1,17 @@
-"""Profiles as files: read strictly, kept to the machine and the versions they were measured with."""
+"""Profiles in memory: figures that can be, kept to the machine and the versions they were measured with."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import pytest
 
+from blockwright.cost import ORIGINS
 from blockwright.errors import InputError
-from blockwright.hw_profiles.device import Device
-from blockwright.hw_profiles.profile import (
-    Ceilings,
-    MemoryRow,
-    Point,
-    PowerRow,
-    Profile,
-    TimeRow,
-    WholeRow,
-    check_is_this_machine,
-    read_profile,
-    shipped_profiles,
-    write_profile,
-)
-from blockwright.spec import Attention, Block, GatedFFN, Model, Rope
-from blockwright.strict import to_data
+from blockwright.hw_profiles.ceilings import Ceilings, Figure
+from blockwright.hw_profiles.device import Device, software_digest
+from blockwright.hw_profiles.folder import read_profile, shipped_profiles
+from blockwright.hw_profiles.profile import OperatorRow, check_is_this_machine, parent_of
+from blockwright.hw_profiles.provenance import AccuracyRow, Coverage, Method
 
 DEVICE = Device(
     vendor="GenuineMade",
@@ -32,177 +21,23 @@ DEVICE = Device(
     memory_bytes=24 * 2**30,
     features=("avx2",),
 )
-ROW = TimeRow(
-    backend="onnxruntime",
+SHIPPED = read_profile(shipped_profiles()[0])
+PROFILE = replace(SHIPPED, device=DEVICE, software={"onnxruntime": "1.30.0"})
+FIGURE = Figure(value=2.0, low=1.0, high=3.0, origin="measured", source="a test")
+COVERAGE = Coverage(status="complete", asked=3, done=3, failed=0, started=None, ended="2026-01-01", wall_s=None)
+ACCURACY = AccuracyRow(
+    quantity="time_per_token",
     format="fp32",
-    part="ffn",
-    variant="ffn-128",
-    point=Point(batch=1, new_tokens=1, slots=256),
-    time_s=2e-5,
-    low_s=1e-5,
-    high_s=3e-5,
-    num_samples=30,
-    num_rejected=1,
-    origin="measured",
+    phase="decode",
+    num_held_out=8,
+    mean_error=0.02,
+    median_error=0.015,
+    p90_error=0.04,
+    worst_error=0.05,
+    bias=-0.01,
+    kendall_tau=0.9,
+    interval_coverage=0.875,
 )
-WHOLE = WholeRow(
-    backend="onnxruntime",
-    format="fp32",
-    layers=(("attention-2", "ffn-128"),),
-    is_anchor=True,
-    point=ROW.point,
-    time_s=2e-4,
-    low_s=1e-4,
-    high_s=3e-4,
-    num_samples=30,
-    num_rejected=1,
-    origin="measured",
-)
-MEMORY = MemoryRow(
-    backend="onnxruntime",
-    format="fp32",
-    batch=1,
-    prompt_tokens=16,
-    new_tokens=16,
-    peak_bytes=2000,
-    exact_bytes=1000,
-    origin="measured",
-)
-POWER = PowerRow(power_w=60.0, low_w=55.0, high_w=70.0, num_samples=40, origin="measured")
-PROFILE = Profile(
-    schema_version=1,
-    name="made-up",
-    device=DEVICE,
-    software={"onnxruntime": "1.30.0"},
-    num_threads=1,
-    created="2026-01-01T00:00:00+00:00",
-    model=Model(
-        family="llama",
-        vocab_size=96,
-        hidden_size=64,
-        num_heads=4,
-        head_dim=16,
-        max_positions=256,
-        norm_eps=1e-6,
-        rope=Rope(theta=1e4),
-        activation="silu",
-        has_tied_embeddings=True,
-        has_qkv_bias=False,
-        has_output_bias=False,
-        has_ffn_bias=False,
-        has_qk_norm=False,
-        layers=(Block(mixer=Attention(num_kv_heads=2), ffn=GatedFFN(width=128)),),
-    ),
-    ceilings=Ceilings(read_bytes_per_s=1e10, fp32_flop_per_s=1e11, reference_s=2e-4),
-    times=(ROW,),
-    wholes=(WHOLE,),
-    memory=(MEMORY,),
-)
-
-
-def _written(folder: Path, change: dict) -> Path:
-    path = folder / "profile.json"
-    write_profile(PROFILE, path)
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    return path
-
-
-def test_a_profile_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    write_profile(PROFILE, tmp_path / "profile.json")
-    assert read_profile(tmp_path / "profile.json") == PROFILE
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"schema_version": 2}, "schema_version"),
-        ({"temperature_c": 40}, "temperature_c"),
-        ({"num_threads": "1"}, "num_threads"),
-        ({"ceilings": {"read_bytes_per_s": 1e10}}, "fp32_flop_per_s"),
-    ],
-)
-def test_what_no_profile_holds_is_refused_by_name(tmp_path: Path, change: dict, named: str) -> None:
-    with pytest.raises(InputError, match=named):
-        read_profile(_written(tmp_path, change))
-
-
-def test_a_time_outside_its_interval_is_refused(tmp_path: Path) -> None:
-    row = json.loads(_written(tmp_path, {}).read_text())["times"][0]
-    with pytest.raises(InputError, match="low_s <= time_s"):
-        read_profile(_written(tmp_path, {"times": [row | {"time_s": 9e-5}]}))
-
-
-@pytest.mark.parametrize(
-    ("rows", "change"),
-    [
-        ("times", {"time_s": float("nan")}),
-        ("times", {"low_s": -1e-5}),
-        ("times", {"high_s": float("inf")}),
-        ("wholes", {"time_s": float("nan")}),
-        ("wholes", {"low_s": float("nan")}),
-        ("wholes", {"high_s": float("inf")}),
-        ("wholes", {"low_s": -1e-4}),
-        ("wholes", {"time_s": 0.0, "low_s": 0.0}),
-        ("wholes", {"time_s": 9e-4}),
-        ("memory", {"peak_bytes": 0}),
-        ("memory", {"exact_bytes": -1}),
-    ],
-)
-def test_a_row_with_a_figure_that_cannot_be_is_refused(tmp_path: Path, rows: str, change: dict) -> None:
-    row = json.loads(_written(tmp_path, {}).read_text())[rows][0]
-    with pytest.raises(InputError, match=next(iter(change))):
-        read_profile(_written(tmp_path, {rows: [row | change]}))
-
-
-@pytest.mark.parametrize("figure", [0.0, -1.0, float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["read_bytes_per_s", "fp32_flop_per_s", "reference_s"])
-def test_a_ceiling_that_cannot_be_is_refused(tmp_path: Path, name: str, figure: float) -> None:
-    ceilings = json.loads(_written(tmp_path, {}).read_text())["ceilings"]
-    with pytest.raises(InputError, match="finite ceilings above 0"):
-        read_profile(_written(tmp_path, {"ceilings": ceilings | {name: figure}}))
-
-
-def test_power_is_kept_where_it_is_known(tmp_path: Path) -> None:
-    write_profile(replace(PROFILE, power=POWER), tmp_path / "profile.json")
-    assert read_profile(tmp_path / "profile.json").power == POWER
-
-
-def test_a_profile_from_before_power_was_kept_is_read(tmp_path: Path) -> None:
-    data = json.loads(_written(tmp_path, {}).read_text())
-    assert data.pop("power") is None
-    (tmp_path / "profile.json").write_text(json.dumps(data))
-    assert read_profile(tmp_path / "profile.json") == PROFILE
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"power_w": 0.0, "low_w": 0.0},
-        {"low_w": 0.0},
-        {"low_w": -1.0},
-        {"power_w": 54.0},
-        {"power_w": 71.0},
-        {"high_w": float("inf")},
-        {"power_w": float("nan")},
-        {"num_samples": 0},
-        {"power_w": "60"},
-        {"watts": 60.0},
-    ],
-)
-def test_a_power_that_cannot_be_is_refused(tmp_path: Path, change: dict) -> None:
-    row = json.loads(_written(tmp_path, {"power": to_data(POWER)}).read_text())["power"]
-    with pytest.raises(InputError, match=r"power|low_w <= power_w|num_samples > 0"):
-        read_profile(_written(tmp_path, {"power": row | change}))
-
-
-def test_a_part_that_takes_no_measurable_time_is_no_mistake() -> None:
-    assert replace(ROW, time_s=0.0, low_s=0.0).time_s == 0
-
-
-def test_an_unknown_name_lists_those_that_ship(tmp_path: Path) -> None:
-    with pytest.raises(InputError) as error:
-        read_profile(tmp_path / "no-such-device")
-    assert all(name in str(error.value) for name in shipped_profiles())
 
 
 @pytest.mark.parametrize("name", shipped_profiles())
@@ -213,14 +48,16 @@ def test_a_shipped_profile_is_read_by_its_name_which_is_its_device(name: str) ->
     assert all(row.origin == "measured" and row.num_samples >= 30 for row in profile.times)
 
 
-def test_some_profile_ships() -> None:
-    assert shipped_profiles()
+def test_what_was_never_measured_is_absent_from_the_shipped_profile() -> None:
+    ceilings = SHIPPED.ceilings
+    assert ceilings.flop_per_s.keys() == {"fp32"}
+    assert ceilings.cache_read_bytes_per_s is None and ceilings.busy_w is None
+    assert not SHIPPED.operators and not SHIPPED.accuracy
 
 
 def test_another_machine_is_told_apart() -> None:
-    other = replace(DEVICE, num_cores=4)
     with pytest.raises(InputError, match="4 cores"):
-        check_is_this_machine(PROFILE, other, PROFILE.software)
+        check_is_this_machine(PROFILE, replace(DEVICE, num_cores=4), PROFILE.software)
 
 
 def test_another_version_of_the_runtime_is_refused() -> None:
@@ -232,6 +69,73 @@ def test_the_machine_it_was_measured_on_is_accepted() -> None:
     check_is_this_machine(PROFILE, DEVICE, PROFILE.software | {"kernel": "another"})
 
 
+def test_a_profile_of_a_device_alone_has_no_parent_to_give() -> None:
+    assert parent_of(SHIPPED) == SHIPPED.model
+    with pytest.raises(InputError, match="of a device, not of a parent") as caught:
+        parent_of(replace(SHIPPED, model=None))
+    assert "--for PARENT" in caught.value.remedy
+
+
+def test_versions_have_one_digest_whatever_their_order() -> None:
+    assert software_digest({"a": "1", "b": "2"}) == software_digest({"b": "2", "a": "1"})
+    assert software_digest({"a": "1"}) != software_digest({"a": "2"})
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_a_figure_may_be_known_in_any_way(origin: Any) -> None:
+    assert replace(FIGURE, origin=origin).origin == origin
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"value": 0.5}, {"value": 4.0}, {"low": 0.0}, {"high": float("inf")}, {"value": float("nan")}, {"source": ""}],
+)
+def test_a_figure_that_cannot_be_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"low <= value|a source"):
+        replace(FIGURE, **change)
+
+
+@pytest.mark.parametrize("change", [{"flop_per_s": {}}, {"num_units": 0}, {"cache_bytes": -1}, {"reference_s": 0.0}])
+def test_ceilings_that_cannot_be_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"a rate of products|above 0"):
+        replace(Ceilings(read_bytes_per_s=FIGURE, flop_per_s={"fp32": FIGURE}, launch_s=FIGURE), **change)
+
+
+@pytest.mark.parametrize("change", [{"done": 2}, {"status": "partial"}, {"failed": 1}, {"asked": -1}, {"wall_s": -1.0}])
+def test_coverage_adds_up(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        replace(COVERAGE, **change)
+    assert replace(COVERAGE, status="partial", done=2, failed=1).failed == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_held_out": 0},
+        {"median_error": 0.06},
+        {"mean_error": float("nan")},
+        {"bias": 0.03},
+        {"kendall_tau": 1.1},
+        {"interval_coverage": 1.1},
+    ],
+)
+def test_an_accuracy_that_cannot_be_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        replace(ACCURACY, **change)
+
+
+def test_a_measurement_takes_some_time() -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        Method(clock="wall", warm_up="none", outlier_rule="none", seconds=0.0)
+
+
+def test_an_operator_that_takes_no_time_is_refused_but_a_part_is_no_mistake() -> None:
+    times: dict[str, Any] = {"time_s": 0.0, "low_s": 0.0, "high_s": 1.0, "num_samples": 3, "num_rejected": 0}
+    with pytest.raises(ValueError, match="time_s > 0"):
+        OperatorRow(backend="onnxruntime", kind="elementwise", fields={"num_values": 1}, origin="measured", **times)
+    assert replace(SHIPPED.times[0], **times).time_s == 0  # a difference of two times
+
+
 def test_memory_that_the_kernel_takes_changes_no_machine() -> None:
     assert replace(DEVICE, memory_bytes=DEVICE.memory_bytes - 2**20).digest == DEVICE.digest
     assert replace(DEVICE, memory_bytes=DEVICE.memory_bytes // 2).digest != DEVICE.digest
@@ -239,3 +143,7 @@ def test_memory_that_the_kernel_takes_changes_no_machine() -> None:
 
 def test_a_name_is_fit_for_a_file() -> None:
     assert DEVICE.name == f"made-up-9000-2c-{DEVICE.digest[:6]}"
+
+
+def test_another_power_mode_is_another_device() -> None:
+    assert replace(DEVICE, power_mode="15W").digest != replace(DEVICE, power_mode="25W").digest != DEVICE.digest

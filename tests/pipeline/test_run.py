@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from blockwright.cli.main import main
-from blockwright.hw_profiles.profile import read_profile
+from blockwright.hw_profiles.folder import read_profile
 from blockwright.measured import read_measured
 from blockwright.search.plan import read_plan, write_plan
 
@@ -23,7 +23,8 @@ DATA = Path(os.environ.get("BLOCKWRIGHT_DATA") or Path(__file__).parents[3] / "s
 FILES = [
     "recipe.yaml",
     "manifest.json",
-    "profile.json",
+    "profile/profile.json",
+    "profile/measurements.csv",
     "library/index.json",
     "scores.parquet",
     "plan.json",
@@ -80,7 +81,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_plan_and_child(
     recipe = write_recipe()
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert main(["run", str(recipe), "--out", str(whole)]) == 0
-    command = ["run", str(recipe), "--profile", str(whole / "profile.json"), "--out", str(killed)]
+    command = ["run", str(recipe), "--profile", str(whole / "profile"), "--out", str(killed)]
     # Unfinished work of a stage by its files; the run is killed as soon as one appears.
     for sign in (
         ".library-*/layer-00-*",
@@ -100,7 +101,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_plan_and_child(
 
 @pytest.mark.slow
 def test_a_profile_killed_half_way_keeps_what_it_measured(tmp_path: Path, small_parent: Path) -> None:
-    output = tmp_path / "profile.json"
+    output = tmp_path / "profile"
     command = ["profile", "--for", str(small_parent), "--seconds", "0.2", "--out", str(output)]
     command += ["--load", "chat=1x16+16"]
     _run_until(command, tmp_path, ".profile-*/step-0002.json")

@@ -1,5 +1,6 @@
 """The search as a stage: read once, made anew when anything changed, and asked before there are scores."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,8 @@ import pytest
 
 from blockwright.cost import Load
 from blockwright.errors import InputError
-from blockwright.hw_profiles.profile import Profile, write_profile
+from blockwright.hw_profiles.folder import write_profile
+from blockwright.hw_profiles.profile import Profile
 from blockwright.pipeline.search import SearchOrder, check_reachable, read_devices, search_plan
 from blockwright.search.build import Rules
 from blockwright.search.choose import InfeasibleError
@@ -36,13 +38,13 @@ def profile(make_profile: Callable[..., Profile]) -> Profile:
 def files(tmp_path: Path, profile: Profile, make_table: Callable[..., ScoreTable]) -> Path:
     """A folder with scores and the profiles of two devices."""
     write_scores(make_table(), tmp_path / "scores.parquet")
-    write_profile(profile, tmp_path / "one.json")
-    write_profile(replace(profile, name="other"), tmp_path / "two.json")
+    write_profile(profile, tmp_path / "one")
+    write_profile(replace(profile, name="other"), tmp_path / "two")
     return tmp_path
 
 
 def test_a_plan_is_made_once_for_the_same_inputs(files: Path) -> None:
-    def made(order: SearchOrder = ORDER, profiles: tuple[str, ...] = ("one.json",)) -> int:
+    def made(order: SearchOrder = ORDER, profiles: tuple[str, ...] = ("one",)) -> int:
         search_plan(files / "scores.parquet", [files / name for name in profiles], order, files / "plan.json")
         return (files / "plan.json").stat().st_mtime_ns
 
@@ -53,12 +55,12 @@ def test_a_plan_is_made_once_for_the_same_inputs(files: Path) -> None:
         after = made(changed)
         assert after != before
         before = after
-    assert made(profiles=("two.json",)) != before
+    assert made(profiles=("two",)) != before
 
 
 def test_which_device_is_the_first_makes_another_plan(files: Path) -> None:
     for names in (("one", "two"), ("two", "one")):
-        profiles = [f"{name}={files / name}.json" for name in names]
+        profiles = [f"{name}={files / name}" for name in names]
         plan = search_plan(files / "scores.parquet", profiles, ORDER, files / "plan.json")
         assert tuple(plan.devices) == names
         assert plan.device == read_plan(files / "plan.json").device == names[0]
@@ -66,10 +68,10 @@ def test_which_device_is_the_first_makes_another_plan(files: Path) -> None:
 
 def test_a_device_has_the_name_it_is_given_or_its_profiles(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(files)
-    (files / "a=b.json").write_text((files / "one.json").read_text())
-    assert list(read_devices(["phone=one.json", "two.json", "a=b.json"])) == ["phone", "other", "made-up"]
+    shutil.copytree(files / "one", files / "a=b")
+    assert list(read_devices(["phone=one", "two", "a=b"])) == ["phone", "other", "made-up"]
     with pytest.raises(InputError, match="two devices of the name made-up"):
-        read_devices(["one.json", "a=b.json"])
+        read_devices(["one", "a=b"])
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,10 @@ from blockwright.compile.decoder import decoder_graph
 from blockwright.compile.session import make_cache
 from blockwright.cost import MEASURED_QUANTITIES, UNIT_OF, Cost, Load, Quantity
 from blockwright.errors import InputError
+from blockwright.hw_profiles.ceilings import Figure
 from blockwright.hw_profiles.device import Device
-from blockwright.hw_profiles.profile import Backend, Ceilings, MemoryRow, Point, PowerRow, Profile, TimeRow, WholeRow
+from blockwright.hw_profiles.folder import read_profile, shipped_profiles
+from blockwright.hw_profiles.profile import Backend, MemoryRow, Point, Profile, TimeRow, WholeRow
 from blockwright.profiler.cost_model import (
     all_part_costs,
     known_quantities,
@@ -48,7 +50,8 @@ INT8 = Format(name="int8", group_size=32)
 MIXERS = (Attention(num_kv_heads=4), Attention(num_kv_heads=2), LinearMixer(), NoOp())
 FFNS = (GatedFFN(width=128), GatedFFN(width=96), GatedFFN(width=32), LinearFFN(), NoOp())
 LOAD = Load(batch=1, prompt_tokens=40, new_tokens=24)
-POWER = PowerRow(power_w=50.0, low_w=45.0, high_w=60.0, num_samples=40, origin="measured")
+SHIPPED = read_profile(shipped_profiles()[0])
+POWER = replace(SHIPPED.ceilings, busy_w=Figure(value=50.0, low=45.0, high=60.0, origin="measured", source="made up"))
 TIMES: list[Quantity] = ["time_per_token", "time_to_first_token"]
 ADDITIVE: list[Quantity] = [quantity for quantity in UNIT_OF if quantity != "throughput"]
 
@@ -158,15 +161,12 @@ def _profile(
         for workspace in (90_000, 100_000)
     ]
     device = Device(vendor="none", model="made up", architecture="none", num_cores=1, memory_bytes=2**30, features=())
-    return Profile(
-        schema_version=1,
+    return replace(
+        SHIPPED,
         name="made-up",
         device=device,
         software={},
-        num_threads=1,
-        created="2025-01-01T00:00:00+00:00",
         model=_model(),
-        ceilings=Ceilings(read_bytes_per_s=1e10, fp32_flop_per_s=1e11, reference_s=2e-4),
         times=tuple(times),
         wholes=tuple(wholes),
         memory=tuple(memory) if backend == "onnxruntime" else (),
@@ -183,7 +183,7 @@ def _in_both_formats(fp32_error: float = 0.0, int4_error: float = 0.0) -> Profil
         times=tuple(row for profile in profiles for row in profile.times),
         wholes=tuple(row for profile in profiles for row in profile.wholes),
         memory=tuple(row for profile in profiles for row in profile.memory),
-        power=POWER,
+        ceilings=POWER,
     )
 
 
@@ -208,7 +208,7 @@ def _measured_points() -> list[Point]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_cost_of_a_model_is_the_sum_of_its_parts(seed: int) -> None:
-    model, profile = _random_model(seed), replace(_profile(_measured_points()), power=POWER)
+    model, profile = _random_model(seed), replace(_profile(_measured_points()), ceilings=POWER)
     predicted = predict(profile, model, LOAD)
     assert list(predicted) == list(UNIT_OF)
     for quantity in ADDITIVE:
@@ -421,7 +421,7 @@ def test_a_throughput_without_an_upper_end_is_not_told() -> None:
 @pytest.mark.parametrize("batch", [1, 4])
 def test_energy_is_what_a_sequence_takes_of_the_power(batch: int) -> None:
     load = replace(LOAD, batch=batch)
-    profile = replace(_profile([*decode_points(load), *prefill_points(load)], held_out_error=0.1), power=POWER)
+    profile = replace(_profile([*decode_points(load), *prefill_points(load)], held_out_error=0.1), ceilings=POWER)
     model = _random_model(1)
     energy = part_costs(profile, model, load, "energy").of_model(model)
     latency = part_costs(profile, model, load, "request_latency").of_model(model)
@@ -436,17 +436,17 @@ def test_energy_without_power_is_unknown_and_not_nothing(backend: Backend) -> No
     profile = _profile(_measured_points(), backend=backend)
     assert "energy" not in known_quantities(profile, backend)
     assert "energy" not in predict(profile, _model(), LOAD, backend)
-    assert "energy" in known_quantities(replace(profile, power=POWER), backend)
+    assert "energy" in known_quantities(replace(profile, ceilings=POWER), backend)
     with pytest.raises(InputError) as caught:
         part_costs(profile, _model(), LOAD, "energy", backend)
-    assert (caught.value.field, caught.value.got) == ("profile made-up: power", "none")
+    assert (caught.value.field, caught.value.got) == ("profile made-up: ceilings.busy_w", "none")
     assert "counters" in caught.value.remedy and "power" in caught.value.expected
 
 
 def test_promises_are_made_of_what_is_measured() -> None:
-    profile = replace(_profile(_measured_points()), power=POWER)
+    profile = replace(_profile(_measured_points()), ceilings=POWER)
     assert tuple(all_part_costs(profile, _model(), LOAD)) == MEASURED_QUANTITIES
-    in_torch = replace(_profile(_measured_points(), backend="torch"), power=POWER)
+    in_torch = replace(_profile(_measured_points(), backend="torch"), ceilings=POWER)
     assert set(all_part_costs(in_torch, _model(), LOAD, "torch")) == set(MEASURED_QUANTITIES) - {"memory"}
 
 
@@ -459,7 +459,7 @@ def test_every_cost_grows_with_width() -> None:
 
 
 def test_nothing_costs_nothing() -> None:
-    profile = replace(_profile(_measured_points()), power=POWER)
+    profile = replace(_profile(_measured_points()), ceilings=POWER)
     for quantity in ADDITIVE:
         costs = part_costs(profile, _model(), LOAD, quantity)
         assert costs.of_mixer(NoOp()).value == costs.of_ffn(NoOp()).value == 0

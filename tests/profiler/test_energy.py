@@ -62,8 +62,8 @@ def test_a_jetsons_input_is_summed_up(tmp_path: Path, monkeypatch: pytest.Monkey
     counter = find_counter(tmp_path)
     assert counter is not None and counter.source == "ina"
     row = measure_power(lambda: time.sleep(0.01), counter, EnergyEffort(window_s=0.05, cool_s=0.0, num_windows=2))
-    assert row.power_w == pytest.approx(10.0, rel=0.1)
-    assert row.num_samples == 2
+    assert row.value == pytest.approx(10.0, rel=0.1)
+    assert row.source == "the mean of 2 windows of 0.05 s, by the counter ina"
 
 
 def test_no_counter_is_none_and_not_zero(tmp_path: Path) -> None:

@@ -88,8 +88,11 @@ def test_ceilings_are_those_of_a_machine_of_this_century() -> None:
     effort = Effort(seconds=0.0, min_samples=3, num_warm_up=1)
     ceilings = measure_ceilings(SessionSettings(num_threads=1), effort, reference)
     assert ceilings.reference_s == reference.least_s
-    assert 5e8 < ceilings.read_bytes_per_s < 1e13
-    assert 5e8 < ceilings.fp32_flop_per_s < 1e14
+    assert 5e8 < ceilings.read_bytes_per_s.value < 1e13
+    assert ceilings.flop_per_s.keys() == {"fp32", "int8-g32", "int4-g32"}
+    assert all(5e8 < rate.value < 1e14 for rate in ceilings.flop_per_s.values())
+    assert ceilings.cache_read_bytes_per_s and 5e8 < ceilings.cache_read_bytes_per_s.value < 1e14
+    assert 1e-8 < ceilings.launch_s.value < 1e-3
 
 
 def test_a_parent_beyond_one_graph_is_refused_before_anything_is_measured() -> None:

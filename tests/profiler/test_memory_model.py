@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from blockwright.cost import Load, exact
 from blockwright.errors import InputError
-from blockwright.hw_profiles.profile import MemoryRow, Profile, read_profile, shipped_profiles
+from blockwright.hw_profiles.folder import read_profile, shipped_profiles
+from blockwright.hw_profiles.profile import MemoryRow, Profile
 from blockwright.profiler.cost_model import part_costs
 from blockwright.profiler.memory_model import exact_memory, memory_costs
 from blockwright.profiler.parts import PartCosts, Source

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from blockwright.cost import Load
 from blockwright.errors import InputError
 from blockwright.hw_profiles.device import Device
-from blockwright.hw_profiles.profile import Ceilings, Point, Profile, TimeRow, WholeRow
+from blockwright.hw_profiles.folder import read_profile, shipped_profiles
+from blockwright.hw_profiles.profile import Point, Profile, TimeRow, WholeRow
 from blockwright.profiler.cost_model import part_costs, predict
 from blockwright.profiler.parts import Source
 from blockwright.profiler.time_model import PointTable, decode_points, prefill_points, table_at
@@ -58,17 +59,14 @@ def _profile(points: Sequence[Point], times: Times = _linear, held_out_error: fl
         for depth, is_anchor in ((1, True), (2, True), (3, False)):
             time_s = (intercept + depth * (mixer + ffn)) * (1 if is_anchor else 1 + held_out_error)
             wholes.append(WholeRow(layers=LAYERS * depth, is_anchor=is_anchor, time_s=time_s, **figures))
-    return Profile(
-        schema_version=1,
+    return replace(
+        read_profile(shipped_profiles()[0]),
         name="made-up",
         device=Device(
             vendor="none", model="made up", architecture="none", num_cores=1, memory_bytes=2**30, features=()
         ),
         software={},
-        num_threads=1,
-        created="2025-01-01T00:00:00+00:00",
         model=PARENT,
-        ceilings=Ceilings(read_bytes_per_s=1e10, fp32_flop_per_s=1e11, reference_s=2e-4),
         times=tuple(rows),
         wholes=tuple(wholes),
         memory=(),

@@ -8,8 +8,8 @@ import torch
 
 from blockwright.compile.engine import SessionSettings
 from blockwright.cost import Load, Quantity
-from blockwright.hw_profiles.device import this_device
-from blockwright.hw_profiles.profile import SCHEMA_VERSION, Ceilings, MemoryRow, Point, Profile, TimeRow, WholeRow
+from blockwright.hw_profiles.folder import read_profile, shipped_profiles
+from blockwright.hw_profiles.profile import MemoryRow, Point, Profile, TimeRow, WholeRow
 from blockwright.model.parent import spec_of
 from blockwright.profiler.bench import Bench
 from blockwright.profiler.clock import Effort
@@ -76,15 +76,9 @@ def _measure(seconds: float, min_samples: int) -> list[Row]:
 
 
 def _profile(rows: Sequence[Row]) -> Profile:
-    return Profile(
-        schema_version=SCHEMA_VERSION,
-        name="this",
-        device=this_device(),
-        software={},
-        num_threads=1,
-        created="2025-01-01T00:00:00+00:00",
+    return replace(
+        read_profile(shipped_profiles()[0]),
         model=_model(),
-        ceilings=Ceilings(read_bytes_per_s=1.0, fp32_flop_per_s=1.0, reference_s=2e-4),
         times=tuple(row for row in rows if isinstance(row, TimeRow)),
         wholes=tuple(row for row in rows if isinstance(row, WholeRow)),
         memory=tuple(row for row in rows if isinstance(row, MemoryRow)),
