@@ -1,0 +1,159 @@
+"""How well times of operators that were not timed are predicted, on one device at a time.
+
+`OMP_NUM_THREADS=1 python benchmarks/costmodel/unseen.py --data FOLDER`, about 20 minutes; the folder holds the open
+tables (`hw/aiconfigurator`, `hw/vidur`) and defaults to the environment's BLOCKWRIGHT_DATA. The forest of scikit-learn
+needs `pip install -e '.[bench]'`.
+
+`folds.py` says what is measured and what is asked for, `baselines.py` what ours stands beside. Settings were chosen on
+the H100's tables only. Errors are relative to the measured time; the interval is ours, of 90 %, and the width is its
+median over the prediction. Writes benchmarks/results/costmodel-unseen_<date>.json.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import folds
+import numpy as np
+from baselines import BASELINES
+from tables import SYSTEMS, VIDUR, Table, attention, products, vidur
+
+from blockwright.hw_profiles.device import installed_software, this_device
+from blockwright.profiler.utilisation import fit_times
+
+REPOSITORY = Path(__file__).parents[2]
+SEEDS = (0, 1, 2, 3, 4)
+ONE_SEED = (0,)
+"""For what is asked of thousands of rows in one fold already."""
+
+
+def main() -> None:
+    """Runs all tests on all tables and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("BLOCKWRIGHT_DATA"), help="open tables")
+    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results")
+    parser.add_argument("--devices", nargs="+", default=sorted({*SYSTEMS, *VIDUR}))
+    parser.add_argument("--splits", type=int, default=len(SEEDS), help="of the widths")
+    parser.add_argument("--name", default="costmodel-unseen", help="of the results' file")
+    arguments = parser.parse_args()
+    if arguments.data is None:
+        parser.error("--data or BLOCKWRIGHT_DATA")
+    state = commit()
+    rows = []
+    for table, test, seeds, fold in tests(arguments.data, arguments.devices, SEEDS[: arguments.splits]):
+        found = measured(table, test, seeds, fold)
+        rows += found
+        print("\n".join(as_line(row) for row in found), flush=True)
+    day = datetime.now(UTC).date().isoformat()
+    results = {
+        "date": day,
+        "command": " ".join(["python benchmarks/costmodel/unseen.py", "--devices", *arguments.devices]),
+        "commit": state,
+        "device": asdict(this_device()),
+        "software": installed_software() | {"system": platform.platform()},
+        "seeds": SEEDS[: arguments.splits],
+        "rows": rows,
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / f"{arguments.name}_{day}.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+def commit() -> str:
+    """The commit that is measured, marked where files differ from it."""
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def tests(
+    data: Path, devices: list[str], seeds: tuple[int, ...]
+) -> Iterator[tuple[Table, str, tuple[int, ...], partial[folds.Fold]]]:
+    """Each table with what is asked of it, the quickest first."""
+    known = [device for device in devices if device in SYSTEMS]
+    for device in known:
+        for phase in ("decode", "prefill"):
+            table = attention(data, device, phase)
+            for name, is_lattice in (("scattered", False), ("lattice", True)):
+                yield table, name, ONE_SEED, partial(folds.attention, table, is_lattice=is_lattice)
+    dtypes = [
+        (device, dtype) for dtype in ("bfloat16", "fp8") for device in known if (device, dtype) != ("A100", "fp8")
+    ]
+    for device, dtype in dtypes:
+        table = products(data, device, dtype)
+        for name, is_half in (("half dense", True), ("none dense", False)):
+            yield table, f"rows, {name}", ONE_SEED, partial(folds.rows, table, is_half_dense=is_half)
+        yield table, "widths", seeds if dtype == "bfloat16" else ONE_SEED, partial(folds.widths, table)
+    for device in sorted(VIDUR.keys() & set(devices)):
+        table = vidur(data, device)
+        yield table, "rows, none dense", ONE_SEED, partial(folds.rows, table, is_half_dense=False)
+
+
+def measured(table: Table, test: str, seeds: tuple[int, ...], fold_of: partial[folds.Fold]) -> list[dict[str, object]]:
+    """Ours and the baselines on the same folds, errors of all seeds together."""
+    errors: dict[tuple[str, str], list[np.ndarray]] = {}
+    covers: dict[str, list[np.ndarray]] = {}
+    widths: dict[str, list[np.ndarray]] = {}
+    num_learnt, fit_s = 0, []
+    for seed in seeds:
+        fold = fold_of(seed)
+        num_learnt = len(fold.learn)
+        started = time.process_time()
+        model = fit_times(table.ceilings, table.timed(fold.learn))
+        fit_s.append(time.process_time() - started)
+        ours = model.costs(table.operators)
+        ways = {"ours": ours.values}
+        for name, way in BASELINES.items():
+            if name != "random forest" or find_spec("sklearn"):
+                ways[name] = table.seconds.copy()
+                ways[name][fold.predict] = way(table, fold.learn, fold.predict)
+        cases = {"operators": fold.predict[:, None]} | {f"blocks, {case}": each for case, each in fold.blocks.items()}
+        for case, index in cases.items():
+            weights = np.array([2, 2, 1]) if index.shape[1] == 3 else np.ones(1)
+            truth = table.seconds[index] @ weights
+            for name, values in ways.items():
+                errors.setdefault((case, name), []).append(values[index] @ weights / truth - 1)
+            low, value, high = (each[index] @ weights for each in (ours.lows, ours.values, ours.highs))
+            covers.setdefault(case, []).append((low <= truth) & (truth <= high))
+            widths.setdefault(case, []).append((high - low) / value)
+    rows: list[dict[str, object]] = []
+    for (case, name), found in errors.items():
+        row = {"device": table.device, "table": table.name, "test": test, "case": case, "way": name}
+        row |= {"learnt": num_learnt, "refused": table.num_refused} | summary(np.concatenate(found))
+        if name == "ours":
+            row |= {"coverage": float(np.concatenate(covers[case]).mean())}
+            row |= {"interval_width": float(np.median(np.concatenate(widths[case])))}
+            row |= {"fit_cpu_s": float(np.median(fit_s))}
+        rows.append(row)
+    return rows
+
+
+def summary(errors: np.ndarray) -> dict[str, float]:
+    """Of relative errors, as shares of one."""
+    sizes = np.abs(errors)
+    return {
+        "n": len(errors),
+        "mean": float(sizes.mean()),
+        "median": float(np.median(sizes)),
+        "p90": float(np.quantile(sizes, 0.9)),
+        "within_10": float(np.mean(sizes <= 0.1)),
+        "bias": float(errors.mean()),
+    }
+
+
+def as_line(row: dict[str, object]) -> str:
+    """A row of the printed table, in per cent."""
+    names = " | ".join(str(row[key]) for key in ("device", "table", "test", "case", "way", "n"))
+    keys = ("mean", "median", "p90", "within_10", "bias", "coverage", "interval_width")
+    return f"| {names} | " + " | ".join(f"{100 * float(str(row[key])):.1f}" for key in keys if key in row) + " |"
+
+
+if __name__ == "__main__":
+    main()
