@@ -22,11 +22,19 @@ def make_session(graph: Path | bytes, settings: SessionSettings) -> ort.Inferenc
     options.intra_op_num_threads = settings.num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads would take the core
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")  # denormals are several times as slow
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(settings.accuracy_level))
+    for key, value in session_entries(settings).items():
+        options.add_session_config_entry(key, value)
     source = graph if isinstance(graph, bytes) else str(graph)
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def session_entries(settings: SessionSettings) -> dict[str, str]:
+    """What a session is configured with beside its threads."""
+    return {
+        "session.intra_op.allow_spinning": "0",  # waiting threads would take the core
+        "session.set_denormal_as_zero": "1",  # denormals are several times as slow
+        "session.qdq_matmulnbits_accuracy_level": str(settings.accuracy_level),
+    }
 
 
 class Decoder:

@@ -1,4 +1,4 @@
-"""Measures a device for the blocks of a parent: a list of small steps, each giving rows of the profile."""
+"""Measures a device for the blocks of a parent: a list of small cases, each giving rows of the profile."""
 
 import random
 import tempfile
@@ -17,7 +17,7 @@ from blockwright.profiler.clock import Effort, Timing
 from blockwright.profiler.cost_model import decode_points, exact_memory, prefill_points
 from blockwright.profiler.memory import peak_bytes
 from blockwright.profiler.synthetic import random_weights
-from blockwright.spec import FFN, FP32, Block, Format, Mixer, Model, NoOp, V, stored_as, variant_name, with_format
+from blockwright.spec import FFN, FP32, Block, Format, Mixer, Model, NoOp, Part, V, stored_as, variant_name, with_format
 from blockwright.units import format_bytes
 
 Row = TimeRow | WholeRow | MemoryRow
@@ -25,6 +25,7 @@ Row = TimeRow | WholeRow | MemoryRow
 _ANCHOR_SHARES = (1.0, 0.5, 0.0)
 _HELD_OUT_SHARES = (0.7, 0.3, 0.1)
 """Whole models are random mixes in which a layer's part is the parent's own with this chance."""
+_WHOLE_SHARES = (*_ANCHOR_SHARES, *_HELD_OUT_SHARES)
 _MEMORY_SHARES = (1.0, 0.6, 0.3, 0.0)
 """The same for memory."""
 _MOST_GRAPH_BYTES = 2**31 - 2**24
@@ -55,14 +56,131 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One thing to measure, with a name that is the same in every run."""
+class PartCase:
+    """The time of one mixer or ffn at one point."""
 
-    name: str
-    measure: Callable[[], list[Row]]
+    bench: Bench
+    variant: Mixer | FFN
+    point: Point
+
+    @property
+    def name(self) -> str:
+        """The same in every run."""
+        return (
+            f"{self.bench.backend} {self.bench.weights} {self._part} {variant_name(self.variant)}, {_where(self.point)}"
+        )
+
+    def row(self, timing: Timing) -> TimeRow:
+        """What a timing says."""
+        return TimeRow(
+            backend=self.bench.backend,
+            format=str(self.bench.weights),
+            part=self._part,
+            variant=variant_name(self.variant),
+            point=self.point,
+            time_s=max(timing.median_s, 0.0),
+            low_s=max(timing.low_s, 0.0),
+            high_s=max(timing.high_s, 0.0),
+            num_samples=timing.num_samples,
+            num_rejected=timing.num_rejected,
+            origin="measured",
+        )
+
+    def measure(self) -> list[Row]:
+        """Times it here."""
+        return [self.row(_TIME_VARIANT[self.bench.backend](self.bench, self.variant, self.point))]
+
+    @property
+    def _part(self) -> Part:
+        return "mixer" if isinstance(self.variant, Mixer) else "ffn"
 
 
-def steps(request: Request) -> Iterator[Step]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholesCase:
+    """The times of whole models at one point: the anchors, then those held out."""
+
+    bench: Bench
+    models: tuple[Model, ...]
+    point: Point
+
+    @property
+    def name(self) -> str:
+        """The same in every run."""
+        return f"{self.bench.backend} {self.bench.weights} whole models, {_where(self.point)}"
+
+    def rows(self, timings: Sequence[Timing]) -> list[WholeRow]:
+        """What the timings of all models say."""
+        return [
+            WholeRow(
+                backend=self.bench.backend,
+                format=str(self.bench.weights),
+                layers=layer_names(model),
+                is_anchor=index < len(_ANCHOR_SHARES),
+                point=self.point,
+                time_s=timing.median_s,
+                low_s=timing.low_s,
+                high_s=timing.high_s,
+                num_samples=timing.num_samples,
+                num_rejected=timing.num_rejected,
+                origin="measured",
+            )
+            for index, (model, timing) in enumerate(zip(self.models, timings, strict=True))
+        ]
+
+    def measure(self) -> list[Row]:
+        """Times them here."""
+        return list(self.rows(_TIME_MODELS[self.bench.backend](self.bench, list(self.models), self.point)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryCase:
+    """The memory of whole models at a load."""
+
+    bench: Bench
+    models: tuple[Model, ...]
+    load: Load
+
+    @property
+    def name(self) -> str:
+        """The same in every run."""
+        load = self.load
+        where = f"batch {load.batch}, {load.prompt_tokens}+{load.new_tokens}"
+        return f"{self.bench.backend} {self.bench.weights} memory, {where}"
+
+    def row(self, model: Model, peak: int) -> MemoryRow:
+        """What a peak says."""
+        return MemoryRow(
+            backend=self.bench.backend,
+            format=str(self.bench.weights),
+            batch=self.load.batch,
+            prompt_tokens=self.load.prompt_tokens,
+            new_tokens=self.load.new_tokens,
+            peak_bytes=peak,
+            exact_bytes=int(exact_memory(model, self.load).of_model(model).value),
+            origin="measured",
+        )
+
+    def measure(self) -> list[Row]:
+        """Takes them here."""
+        return [self.row(model, self._peak(model)) for model in self.models]
+
+    def _peak(self, model: Model) -> int:
+        order = EngineOrder(
+            model=model,
+            weights_format=self.bench.weights,
+            num_positions=self.load.total_tokens,
+            session=self.bench.session,
+            built_from="random weights",
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            write_engine(order, random_weights(model), Path(folder))
+            return peak_bytes(Path(folder), self.load)
+
+
+Case = PartCase | WholesCase | MemoryCase
+
+
+def cases(request: Request) -> Iterator[Case]:
     """Everything to measure, in order.
 
     Raises:
@@ -82,11 +200,11 @@ def steps(request: Request) -> Iterator[Step]:
             for point in points:
                 for variant in (*request.mixers, *request.ffns):
                     if not isinstance(variant, NoOp):
-                        yield _variant_step(bench, stored_as(variant, weights), point)
-                yield _wholes_step(bench, request, point)
+                        yield PartCase(bench=bench, variant=stored_as(variant, weights), point=point)
+                yield WholesCase(bench=bench, models=_mixes(request, weights, _WHOLE_SHARES), point=point)
             if backend == "onnxruntime":
                 for load in request.loads:
-                    yield _memory_step(bench, request, load)
+                    yield MemoryCase(bench=bench, models=_mixes(request, weights, _MEMORY_SHARES), load=load)
 
 
 def _check_fits(parent: Model) -> None:
@@ -100,91 +218,10 @@ def _check_fits(parent: Model) -> None:
         )
 
 
-def _variant_step(bench: Bench, variant: Mixer | FFN, point: Point) -> Step:
-    part = "mixer" if isinstance(variant, Mixer) else "ffn"
-
-    def measure() -> list[Row]:
-        timing = _TIME_VARIANT[bench.backend](bench, variant, point)
-        return [
-            TimeRow(
-                backend=bench.backend,
-                format=str(bench.weights),
-                part=part,
-                variant=variant_name(variant),
-                point=point,
-                time_s=max(timing.median_s, 0.0),
-                low_s=max(timing.low_s, 0.0),
-                high_s=max(timing.high_s, 0.0),
-                num_samples=timing.num_samples,
-                num_rejected=timing.num_rejected,
-                origin="measured",
-            )
-        ]
-
-    name = f"{bench.backend} {bench.weights} {part} {variant_name(variant)}, {_where(point)}"
-    return Step(name=name, measure=measure)
-
-
-def _wholes_step(bench: Bench, request: Request, point: Point) -> Step:
-    shares = [*_ANCHOR_SHARES, *_HELD_OUT_SHARES]
-    models = [
-        with_format(mix(request.parent, request.mixers, request.ffns, share, seed), bench.weights)
+def _mixes(request: Request, weights: Format, shares: Sequence[float]) -> tuple[Model, ...]:
+    return tuple(
+        with_format(mix(request.parent, request.mixers, request.ffns, share, seed), weights)
         for seed, share in enumerate(shares)
-    ]
-
-    def measure() -> list[Row]:
-        timings = _TIME_MODELS[bench.backend](bench, models, point)
-        return [
-            WholeRow(
-                backend=bench.backend,
-                format=str(bench.weights),
-                layers=layer_names(model),
-                is_anchor=index < len(_ANCHOR_SHARES),
-                point=point,
-                time_s=timing.median_s,
-                low_s=timing.low_s,
-                high_s=timing.high_s,
-                num_samples=timing.num_samples,
-                num_rejected=timing.num_rejected,
-                origin="measured",
-            )
-            for index, (model, timing) in enumerate(zip(models, timings, strict=True))
-        ]
-
-    return Step(name=f"{bench.backend} {bench.weights} whole models, {_where(point)}", measure=measure)
-
-
-def _memory_step(bench: Bench, request: Request, load: Load) -> Step:
-    models = [
-        with_format(mix(request.parent, request.mixers, request.ffns, share, seed), bench.weights)
-        for seed, share in enumerate(_MEMORY_SHARES)
-    ]
-    return Step(
-        name=f"{bench.backend} {bench.weights} memory, batch {load.batch}, {load.prompt_tokens}+{load.new_tokens}",
-        measure=lambda: [_memory_row(bench, model, load) for model in models],
-    )
-
-
-def _memory_row(bench: Bench, model: Model, load: Load) -> MemoryRow:
-    order = EngineOrder(
-        model=model,
-        weights_format=bench.weights,
-        num_positions=load.total_tokens,
-        session=bench.session,
-        built_from="random weights",
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        write_engine(order, random_weights(model), Path(folder))
-        peak = peak_bytes(Path(folder), load)
-    return MemoryRow(
-        backend=bench.backend,
-        format=str(bench.weights),
-        batch=load.batch,
-        prompt_tokens=load.prompt_tokens,
-        new_tokens=load.new_tokens,
-        peak_bytes=peak,
-        exact_bytes=int(exact_memory(model, load).of_model(model).value),
-        origin="measured",
     )
 
 

@@ -17,7 +17,7 @@ from blockwright.pipeline.console import progress
 from blockwright.pipeline.stage import Stage, running
 from blockwright.profiler.ceilings import measure_ceilings
 from blockwright.profiler.clock import OUTLIER_RULE, WARM_UP, Effort, clock_for
-from blockwright.profiler.measure import Request, Row, steps
+from blockwright.profiler.measure import Request, Row, cases
 from blockwright.profiler.reference import Reference, make_reference
 from blockwright.search.space import SpaceSettings, candidates
 from blockwright.spec import Model, parse_format
@@ -58,7 +58,7 @@ def profile_machine(order: ProfileOrder, output: Path) -> Profile:
         done = {path.stem: path for path in work.glob("step-*.json")}
         reference = _reference(work / "ceilings.json")
         effort = Effort(seconds=order.seconds_per_measurement, judge=reference)
-        todo = list(steps(_request(order, session, effort)))
+        todo = list(cases(_request(order, session, effort)))
         reference.patience_s = _PATIENCE_PER_EFFORT * effort.seconds * len(todo)
         with progress("profile", len(todo) + 1) as advance:
             ceilings = _ceilings(work / "ceilings.json", session, effort, reference)

@@ -11,7 +11,7 @@ from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Backend, MemoryRow, TimeRow, WholeRow
 from blockwright.profiler.ceilings import measure_ceilings
 from blockwright.profiler.clock import Effort
-from blockwright.profiler.measure import Request, layer_names, mix, steps
+from blockwright.profiler.measure import Request, cases, layer_names, mix
 from blockwright.profiler.reference import make_reference
 from blockwright.spec import FP32, Attention, Block, Format, GatedFFN, LinearFFN, LinearMixer, Model, NoOp, Rope
 
@@ -51,7 +51,7 @@ def _request(*backends: Backend) -> Request:
 
 
 def test_the_runtime_gives_rows_for_every_part_format_and_load() -> None:
-    rows = [row for step in steps(_request("onnxruntime")) for row in step.measure()]
+    rows = [row for case in cases(_request("onnxruntime")) for row in case.measure()]
     times = {(row.format, row.part, row.variant, row.point) for row in rows if isinstance(row, TimeRow)}
     assert len(times) == 2 * 5 * 4  # formats, parts that are something, points
     wholes = [row for row in rows if isinstance(row, WholeRow)]
@@ -65,9 +65,9 @@ def test_the_runtime_gives_rows_for_every_part_format_and_load() -> None:
 
 
 def test_steps_have_names_of_their_own_that_stay_the_same() -> None:
-    names = [step.name for step in steps(_request("onnxruntime", "torch"))]
+    names = [case.name for case in cases(_request("onnxruntime", "torch"))]
     assert len(set(names)) == len(names)
-    assert names == [step.name for step in steps(_request("onnxruntime", "torch"))]
+    assert names == [case.name for case in cases(_request("onnxruntime", "torch"))]
     assert not any(re.match(r"torch (int4|.*memory)", name) for name in names)
 
 
@@ -98,4 +98,4 @@ def test_ceilings_are_those_of_a_machine_of_this_century() -> None:
 def test_a_parent_beyond_one_graph_is_refused_before_anything_is_measured() -> None:
     huge = replace(MODEL, vocab_size=1 << 20, hidden_size=1 << 10)
     with pytest.raises(InputError, match=r"4\.\d+ GB of weights"):
-        next(iter(steps(replace(_request("onnxruntime"), parent=huge))))
+        next(iter(cases(replace(_request("onnxruntime"), parent=huge))))

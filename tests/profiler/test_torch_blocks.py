@@ -14,7 +14,7 @@ from blockwright.model.parent import spec_of
 from blockwright.profiler.bench import Bench
 from blockwright.profiler.clock import Effort
 from blockwright.profiler.cost_model import part_costs, predict
-from blockwright.profiler.measure import Request, Row, mix, steps
+from blockwright.profiler.measure import Request, Row, cases, mix
 from blockwright.profiler.torch_blocks import build_random, hf_config, time_models, time_variant
 from blockwright.spec import (
     FP32,
@@ -72,7 +72,7 @@ def _measure(seconds: float, min_samples: int) -> list[Row]:
         effort=Effort(seconds=seconds, min_samples=min_samples),
         backends=("torch",),
     )
-    return [row for step in steps(request) for row in step.measure()]
+    return [row for case in cases(request) for row in case.measure()]
 
 
 def _profile(rows: Sequence[Row]) -> Profile:
@@ -171,8 +171,8 @@ def test_a_new_mix_of_blocks_takes_the_share_of_its_parent_that_was_predicted() 
     profile = _profile(_measure(seconds=0.2, min_samples=30))
     bench = Bench(backend="torch", weights=FP32, model=_model(), session=SESSION, effort=Effort(seconds=0.3))
     models = [mix(_model(), MIXERS, FFNS, own_share=0.4, seed=99), _model()]
-    cases: tuple[tuple[int, Quantity], ...] = ((1, "time_per_token"), (40, "time_to_first_token"))
-    for new_tokens, quantity in cases:
+    expected: tuple[tuple[int, Quantity], ...] = ((1, "time_per_token"), (40, "time_to_first_token"))
+    for new_tokens, quantity in expected:
         child, parent = (part_costs(profile, m, LOAD, quantity, "torch").of_model(m).value for m in models)
         # Shares, for what else runs on the machine may slow all of it down between profile and test.
         timings = time_models(bench, models, Point(batch=1, new_tokens=new_tokens, slots=64))
