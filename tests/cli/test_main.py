@@ -103,6 +103,7 @@ FLAGS = {
         "--tokens",
         "--tolerance",
         "--window",
+        "-o",
     ],
     "realise": ["--library", "--out", "--parent", "-o"],
     "distill": [
