@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from blockwright.cost import Load
 from blockwright.errors import InputError
@@ -19,6 +19,31 @@ if TYPE_CHECKING:
 _LOAD = re.compile(r"([\w.-]+)=(\d+)x(\d+)\+(\d+)")
 DEFAULT_LOAD = "chat=1x128+128"
 _TIME_LIMIT = "for each solve: the plan, every further plan of a pool, every point of a frontier (default: 60)"
+
+
+class Command(Protocol):
+    """A module that is a sub-command; its docstring is the help."""
+
+    __name__: str
+    __doc__: str | None
+
+    def add_flags(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, arguments: argparse.Namespace) -> None: ...
+
+
+def add_command(commands: Any, module: Command, name: str) -> None:
+    """Adds a sub-command to what `add_subparsers` returned."""
+    text = module.__doc__ or ""
+    command = commands.add_parser(
+        name,
+        help=text.splitlines()[0].rstrip("."),
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_flags(command)
+    command.set_defaults(action=module.run)
 
 
 def add_out(parser: argparse.ArgumentParser, default: str, what: str) -> None:

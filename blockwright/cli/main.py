@@ -21,9 +21,23 @@ from blockwright.cli import (
     score,
     search,
 )
+from blockwright.cli.flags import Command, add_command
 from blockwright.errors import InputError
 
-_COMMANDS = (run, profile, library, score, search, refine, realise, distill, compile, measure, generate, report)
+_COMMANDS: tuple[Command, ...] = (
+    run,
+    profile,
+    library,
+    score,
+    search,
+    refine,
+    realise,
+    distill,
+    compile,
+    measure,
+    generate,
+    report,
+)
 
 _DESCRIPTION = """\
 Fits a language model to a piece of hardware: finds the child of a parent model that keeps most of its quality
@@ -76,17 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"blockwright {blockwright.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in _COMMANDS:
-        name = module.__name__.rpartition(".")[2]
-        text = module.__doc__ or ""
-        command = commands.add_parser(
-            name,
-            help=text.splitlines()[0].rstrip("."),
-            description=text,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        module.add_flags(command)
-        command.set_defaults(action=module.run)
+        add_command(commands, module, module.__name__.rpartition(".")[2])
     return parser
 
 

@@ -8,12 +8,18 @@ models to fit and check the sums, memory, and the machine's ceilings; each row w
 
 import argparse
 
-from blockwright.cli.flags import add_loads, add_out, read_loads
+from blockwright.cli import profile_pack
+from blockwright.cli.flags import Command, add_command, add_loads, add_out, read_loads
+
+_ACTIONS: tuple[Command, ...] = (profile_pack,)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the sub-command's flags."""
-    parser.add_argument("--for", dest="parent", required=True, help="the parent whose blocks are measured")
+    actions = parser.add_subparsers(metavar="ACTION", help="without one, this machine is measured")
+    for module in _ACTIONS:
+        add_command(actions, module, module.__name__.rpartition("_")[2])
+    parser.add_argument("--for", dest="parent", help="the parent whose blocks are measured")
     add_loads(parser)
     parser.add_argument("--format", action="append", help="weight format; repeatable (default: fp32)")
     parser.add_argument(
@@ -26,6 +32,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
+    from blockwright.errors import InputError
     from blockwright.hw_profiles.profile import Backend
     from blockwright.model.parent import open_parent
     from blockwright.pipeline.profile import ProfileOrder, profile_machine
@@ -33,6 +40,13 @@ def run(arguments: argparse.Namespace) -> None:
     from blockwright.pipeline.tables import print_profile
     from blockwright.search.space import SpaceSettings
 
+    if arguments.parent is None:
+        raise InputError(
+            "--for",
+            got="no parent",
+            expected="the parent whose blocks are measured",
+            remedy="Name it: blockwright profile --for path/to/parent",
+        )
     loads = read_loads(arguments.load)
     formats = tuple(arguments.format or ["fp32"])
     check_formats("--format", formats)

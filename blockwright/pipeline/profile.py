@@ -14,12 +14,13 @@ from blockwright.hw_profiles.folder import read_profile, write_profile
 from blockwright.hw_profiles.profile import SCHEMA_VERSION, Backend, MemoryRow, Profile, TimeRow, WholeRow
 from blockwright.hw_profiles.provenance import Coverage, Method
 from blockwright.pipeline.console import progress
+from blockwright.pipeline.kit import offered
 from blockwright.pipeline.stage import Stage, running
 from blockwright.profiler.ceilings import measure_ceilings
 from blockwright.profiler.clock import OUTLIER_RULE, WARM_UP, Effort, clock_for
 from blockwright.profiler.measure import Request, Row, cases
 from blockwright.profiler.reference import Reference, make_reference
-from blockwright.search.space import SpaceSettings, candidates
+from blockwright.search.space import SpaceSettings
 from blockwright.spec import Model, parse_format
 from blockwright.strict import from_data, to_data
 
@@ -98,11 +99,11 @@ def profile_machine(order: ProfileOrder, output: Path) -> Profile:
 
 
 def _request(order: ProfileOrder, session: SessionSettings, effort: Effort) -> Request:
-    offered = candidates(order.parent, order.space)
+    mixers, ffns = offered(order.parent, order.space)
     return Request(
         parent=order.parent,
-        mixers=tuple(dict.fromkeys(c.variant for c in offered if c.part == "mixer")),  # type: ignore[arg-type]
-        ffns=tuple(dict.fromkeys(c.variant for c in offered if c.part == "ffn")),  # type: ignore[arg-type]
+        mixers=mixers,
+        ffns=ffns,
         formats=tuple(parse_format(text) for text in order.formats),
         loads=tuple(order.loads.values()),
         session=session,

@@ -1,0 +1,40 @@
+"""Kits: what is to be measured on a device without torch, packed here and measured there."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from blockwright.cost import Load
+from blockwright.pipeline.console import progress, say
+from blockwright.profiler.kit import KitOrder, write_kit
+from blockwright.search.space import SpaceSettings, candidates
+from blockwright.spec import FFN, Mixer, Model, parse_format
+from blockwright.units import format_bytes
+
+
+def pack(parent: Model, space: SpaceSettings, loads: Sequence[Load], formats: Sequence[str], output: Path) -> None:
+    """Writes the kit for a parent's blocks.
+
+    Raises:
+        InputError: the parent is too large to be measured as one graph.
+    """
+    mixers, ffns = offered(parent, space)
+    order = KitOrder(
+        parent=parent,
+        mixers=mixers,
+        ffns=ffns,
+        formats=tuple(parse_format(text) for text in formats),
+        loads=tuple(loads),
+    )
+    with progress("pack", len(order.cases())) as advance:
+        num_cases = write_kit(order, output, advance)
+    say(f"{output}: {num_cases} cases, {format_bytes(output.stat().st_size)}. On the device:")
+    say(f"  unzip {output.name} -d kit && cd kit && python run.py")
+    say("Bring its folder results/ back, then: blockwright profile import results/")
+
+
+def offered(parent: Model, space: SpaceSettings) -> tuple[tuple[Mixer, ...], tuple[FFN, ...]]:
+    """The mixers and the ffns that a space offers, each once."""
+    found = candidates(parent, space)
+    mixers = dict.fromkeys(c.variant for c in found if isinstance(c.variant, Mixer) and c.part == "mixer")
+    ffns = dict.fromkeys(c.variant for c in found if isinstance(c.variant, FFN) and c.part == "ffn")
+    return tuple(mixers), tuple(ffns)
