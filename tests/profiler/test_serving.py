@@ -194,8 +194,7 @@ def test_a_pipeline_is_no_faster_with_more_devices():
 
 
 def test_tensor_parallel_is_faster_but_not_by_all_of_it():
-    step = Step(sequences=1, context=64)
-    one, four = (step_time(server(num_devices=n), step).value for n in (1, 4))
+    one, four = (step_time(server(num_devices=n), Step(sequences=1, context=64)).value for n in (1, 4))
     assert one / 4 < four < one
 
 
@@ -217,6 +216,16 @@ def test_energy_is_power_times_time_over_tokens_and_never_nothing():
     assert watts == pytest.approx(power_of(of, use))
 
 
+def test_devices_that_wait_for_each_other_draw_for_their_share_of_the_step():
+    runtime = replace(RUNTIMES["llama.cpp-cuda"], hop_s=0.0)
+    one, two = (server(runtime=runtime, num_devices=n) for n in (1, 2))
+    load = Load(batch=1, prompt_tokens=1, new_tokens=100)
+    use = step_use(one, Step(sequences=1, context=51))
+    power_w = power_of(two, replace(use, device_s=use.device_s / 2, num_bytes=use.num_bytes / 2, flop=use.flop / 2))
+    energy = serve(two, load).energy_per_token
+    assert power_w and energy and energy.value == pytest.approx(2 * power_w * use.time_s, rel=1e-6)
+
+
 def test_energy_is_unknown_without_a_power_limit():
     of = server(ceilings=replace(H100, busy_w=None))
     assert serve(of, Load(batch=1, prompt_tokens=8, new_tokens=8)).energy_per_token is None
@@ -234,6 +243,12 @@ def test_throughput_is_the_batch_over_the_mean_step():
     fixed = server(runtime=replace(BARE, step_s=0.5), operator_times=lambda operators: np.zeros(len(operators)))
     service = serve(fixed, Load(batch=20, prompt_tokens=10, new_tokens=10))
     assert service.throughput.value == pytest.approx(40.0)
+
+
+def test_the_median_step_reads_no_prompt_where_few_sequences_end():
+    service = serve(server(), Load(batch=32, prompt_tokens=500, new_tokens=100), mean_context=550)
+    assert service.time_per_token == step_time(server(), Step(sequences=32, context=550))
+    assert service.batch / service.throughput.value > service.time_per_token.value
 
 
 def test_every_cost_is_modelled_and_inside_its_interval():
