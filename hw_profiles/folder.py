@@ -17,6 +17,8 @@ from typing import Any, get_args
 
 from blockwright.errors import InputError
 from blockwright.files import new_folder, read_json, write_json
+from blockwright.hw_profiles.datasheet_figures import known_devices
+from blockwright.hw_profiles.datasheet_profile import datasheet_profile
 from blockwright.hw_profiles.device import software_digest
 from blockwright.hw_profiles.profile import SCHEMA_VERSION, MemoryRow, OperatorRow, Profile, TimeRow, WholeRow
 from blockwright.hw_profiles.table import COLUMNS, Row, RowKind, cells_of, kind_of_row, row_of
@@ -62,11 +64,15 @@ def write_profile(profile: Profile, folder: Path) -> None:
 def read_profile(name: str | Path) -> Profile:
     """Reads a profile from its folder, or from the ``profile.json`` in it, or one that ships by its name.
 
+    A device that is known from documents alone has a profile as well, in which nothing is measured.
+
     Raises:
         InputError: there is none of that name, or it holds what no profile can.
     """
     path = Path(name)
     if not path.exists():
+        if str(name) in known_devices():
+            return datasheet_profile(str(name))
         if str(name) not in shipped_profiles():
             raise InputError(
                 "profile",
@@ -103,7 +109,12 @@ def read_profile(name: str | Path) -> Profile:
 
 
 def shipped_profiles() -> list[str]:
-    """The names of the profiles that ship with Blockwright."""
+    """The names of the profiles that ship with Blockwright: first those measured, then those of datasheets."""
+    return [*measured_profiles(), *known_devices()]
+
+
+def measured_profiles() -> list[str]:
+    """The names of the measured profiles that ship with Blockwright."""
     return sorted(head.parent.name for head in _SHIPPED.glob(f"*/{HEAD}"))
 
 

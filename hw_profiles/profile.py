@@ -133,7 +133,8 @@ class Profile:
     model: Model | None
     """The parent whose blocks were measured, whose weights do not matter to time; None where operators alone were."""
     ceilings: Ceilings
-    method: Method
+    method: Method | None
+    """None where nothing was measured: all that is known stands in documents."""
     coverage: Coverage
     accuracy: tuple[AccuracyRow, ...] = ()
     """How well the profile foretells what it was not made from; empty until that was tried."""

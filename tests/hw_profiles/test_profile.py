@@ -9,7 +9,7 @@ from blockwright.cost import ORIGINS
 from blockwright.errors import InputError
 from blockwright.hw_profiles.ceilings import Ceilings, Figure
 from blockwright.hw_profiles.device import Device, software_digest
-from blockwright.hw_profiles.folder import read_profile, shipped_profiles
+from blockwright.hw_profiles.folder import measured_profiles, read_profile, shipped_profiles
 from blockwright.hw_profiles.profile import OperatorRow, check_is_this_machine, parent_of
 from blockwright.hw_profiles.provenance import AccuracyRow, Coverage, Method
 
@@ -40,7 +40,7 @@ ACCURACY = AccuracyRow(
 )
 
 
-@pytest.mark.parametrize("name", shipped_profiles())
+@pytest.mark.parametrize("name", measured_profiles())
 def test_a_shipped_profile_is_read_by_its_name_which_is_its_device(name: str) -> None:
     profile = read_profile(name)
     assert profile.name == profile.device.name == name
