@@ -4,8 +4,9 @@ Everything is asked of ONNX Runtime as engines ask it: integer weights go throug
 what is measured for them is MatMulNBits. Rates are of the median time; their intervals are the median's 90 %.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -29,34 +30,85 @@ _CHAIN = 32
 """Products in a row, or 4 times as many operators that do nothing: entering the runtime does not show beside them."""
 
 
-def measure_ceilings(session: SessionSettings, effort: Effort, reference: Reference) -> Ceilings:
-    """Times large and small products and an operator that does nothing, and adds the reference's best.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CeilingCase:
+    """A graph whose time says what the device does at most."""
 
-    The power stays unknown here (`energy.measure_power`).
+    name: str
+    graph: Graph
+    shape: tuple[int, int]
+    """Of its input, rows of fp32."""
+
+
+def ceiling_cases() -> list[CeilingCase]:
+    """Large and small products, and an operator that does nothing."""
+    streamed = CeilingCase(name="stream", graph=_product(1, (_ROWS, _COLUMNS)), shape=(1, _ROWS))
+    near = [CeilingCase(name=f"near {size}", graph=_chain(size), shape=(1, size)) for size in _CACHED]
+    rates = [
+        CeilingCase(
+            name=f"rate {weights}",
+            graph=_product(_MATRIX_ROWS, (_SIZE, _SIZE), weights),
+            shape=(_MATRIX_ROWS, _SIZE),
+        )
+        for weights in _FORMATS
+    ]
+    return [streamed, *near, *rates, CeilingCase(name="nothing", graph=_nothing(), shape=(1, 1))]
+
+
+def ceilings_of(
+    timings: Mapping[str, Timing],
+    how: str,
+    *,
+    num_units: int | None,
+    cache_bytes: int | None,
+    reference_s: float | None,
+) -> Ceilings:
+    """What the times of `ceiling_cases` say.
+
+    Args:
+        timings: by the names of the cases.
+        how: when and in what they were measured, for the source of every figure.
+        num_units: cores.
+        cache_bytes: the last level of cache.
+        reference_s: see `reference`.
     """
-    time = partial(_time, settings=session, effort=effort)
-    today = f"{datetime.now(UTC).date()}, ONNX Runtime, {session.num_threads} thread(s)"
-    streamed = time(_product(1, (_ROWS, _COLUMNS)), 1, _ROWS)
-    near = [(4 * size * size, time(_chain(size), 1, size)) for size in _CACHED]
-    best_bytes, best = max(near, key=lambda pair: pair[0] / pair[1].median_s)
+    near = {4 * size * size: timings[f"near {size}"] for size in _CACHED}
+    best_bytes, best = max(near.items(), key=lambda pair: pair[0] / pair[1].median_s)
     rates = {
         str(weights): _rate(
             2 * _MATRIX_ROWS * _SIZE**2,
-            time(_product(_MATRIX_ROWS, (_SIZE, _SIZE), weights), _MATRIX_ROWS, _SIZE),
-            f"{_MATRIX_ROWS}×{_SIZE} by {_SIZE}×{_SIZE} in {weights}; {today}",
+            timings[f"rate {weights}"],
+            f"{_MATRIX_ROWS}×{_SIZE} by {_SIZE}×{_SIZE} in {weights}; {how}",
         )
         for weights in _FORMATS
     }
-    nothing = time(_nothing(), 1, 1)
     return Ceilings(
-        read_bytes_per_s=_rate(4 * _ROWS * _COLUMNS, streamed, f"a vector by {_ROWS}×{_COLUMNS} in fp32; {today}"),
+        read_bytes_per_s=_rate(
+            4 * _ROWS * _COLUMNS, timings["stream"], f"a vector by {_ROWS}×{_COLUMNS} in fp32; {how}"
+        ),
         flop_per_s=rates,
-        launch_s=_figure(nothing, 1 / (4 * _CHAIN), f"the sine of one number, {4 * _CHAIN} times in a row; {today}"),
+        launch_s=_figure(
+            timings["nothing"], 1 / (4 * _CHAIN), f"the sine of one number, {4 * _CHAIN} times in a row; {how}"
+        ),
+        num_units=num_units,
+        cache_bytes=cache_bytes,
+        cache_read_bytes_per_s=_rate(
+            best_bytes * _CHAIN, best, f"{_CHAIN} times a vector by {best_bytes >> 10} KiB in fp32; {how}"
+        ),
+        reference_s=reference_s,
+    )
+
+
+def measure_ceilings(session: SessionSettings, effort: Effort, reference: Reference) -> Ceilings:
+    """Times all of `ceiling_cases` here, and adds the reference's best.
+
+    The power stays unknown here (`energy.measure_power`).
+    """
+    return ceilings_of(
+        {case.name: _time(case, session, effort) for case in ceiling_cases()},
+        f"{datetime.now(UTC).date()}, ONNX Runtime, {session.num_threads} thread(s)",
         num_units=this_device().num_cores,
         cache_bytes=cache_bytes(),
-        cache_read_bytes_per_s=_rate(
-            best_bytes * _CHAIN, best, f"{_CHAIN} times a vector by {best_bytes >> 10} KiB in fp32; {today}"
-        ),
         reference_s=reference.least_s,
     )
 
@@ -81,9 +133,9 @@ def _figure(timing: Timing, share: float, source: str) -> Figure:
     )
 
 
-def _time(graph: Graph, rows: int, inputs: int, settings: SessionSettings, effort: Effort) -> Timing:
-    session = make_session(graph.model().SerializeToString(), settings)
-    x = np.random.default_rng(1).standard_normal((rows, inputs), dtype=np.float32)
+def _time(case: CeilingCase, settings: SessionSettings, effort: Effort) -> Timing:
+    session = make_session(case.graph.model().SerializeToString(), settings)
+    x = np.random.default_rng(1).standard_normal(case.shape, dtype=np.float32)
     return time_in_turn([lambda: session.run(None, {"x": x})], effort, settings.num_threads)[0]
 
 

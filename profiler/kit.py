@@ -26,6 +26,7 @@ from blockwright.compile.slots import chunks_of, slots_for
 from blockwright.cost import Load
 from blockwright.hw_profiles.profile import Point
 from blockwright.profiler.bench import COPIES, stacks_of
+from blockwright.profiler.ceilings import CeilingCase, ceiling_cases
 from blockwright.profiler.clock import Effort
 from blockwright.profiler.measure import Case, MemoryCase, PartCase, Request, WholesCase, cases
 from blockwright.profiler.synthetic import random_weights
@@ -33,6 +34,8 @@ from blockwright.spec import FFN, Attention, Format, Mixer, Model
 from blockwright.strict import to_data
 
 SCHEMA_VERSION = 1
+CEILING = "ceiling "
+"""How the names of the cases of ceilings begin."""
 _PAGE = 1 << 16
 """Places of tensors in the files of weights are multiples of this, as mapping them into memory asks for."""
 _INLINE_BYTES = 1 << 10
@@ -119,6 +122,7 @@ def write_kit(order: KitOrder, path: Path, on_case: Callable[[], object] = lambd
         for case in order.cases().values():
             written.append(_described(writer, case))
             on_case()
+        written += [_ceiling(writer, case) for case in ceiling_cases()]
         contents = {
             "schema_version": SCHEMA_VERSION,
             "order": to_data(order),
@@ -131,6 +135,14 @@ def write_kit(order: KitOrder, path: Path, on_case: Callable[[], object] = lambd
             archive.writestr(name, (resources.files("blockwright.profiler") / module).read_text())
     os.replace(partial, path)
     return len(written)
+
+
+def _ceiling(writer: _Writer, case: CeilingCase) -> dict[str, Any]:
+    [output] = case.graph.outputs
+    shape = [dimension.dim_value for dimension in output.type.tensor_type.shape.dim]
+    bound = _Binding(given={}, random={"x": list(case.shape), output.name: shape}, in_place={})
+    graph = writer.graph(case.graph.model(), session_entries(SessionSettings(num_threads=1)), [bound])
+    return {"name": CEILING + case.name, "kind": "time", "graphs": [graph], "derive": []}
 
 
 def _described(writer: _Writer, case: Case) -> dict[str, Any]:

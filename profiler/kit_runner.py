@@ -24,22 +24,29 @@ import numpy as np
 
 from blockwright.profiler.clock import Effort, time_in_turn  # a kit brings this one module along
 
-_FILES = (
+_CLOCKS = "/sys/devices/system/cpu/cpu0/cpufreq/"
+_CACHE = "/sys/devices/system/cpu/cpu0/cache/index"
+FILES = (
     "/proc/cpuinfo",
     "/proc/meminfo",
     "/proc/loadavg",
     "/proc/device-tree/model",
-    "/etc/nv_tegra_release",
-    "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor",
-    "/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq",
+    "/proc/device-tree/compatible",
+    "/proc/device-tree/hypervisor/compatible",
+    "/sys/class/powercap/intel-rapl:0/constraint_0_power_limit_uw",
     "/sys/fs/cgroup/cpu.max",
+    "/sys/fs/cgroup/cpu/cpu.cfs_quota_us",
+    "/sys/fs/cgroup/cpu/cpu.cfs_period_us",
+    *(_CLOCKS + name for name in ("scaling_governor", "cpuinfo_min_freq", "cpuinfo_max_freq", "scaling_cur_freq")),
+    *(f"{_CACHE}{index}/{name}" for index in range(8) for name in ("level", "size")),
 )
-_COMMANDS = (
-    ("nvpmodel", "-q"),
-    ("sysctl", "-n", "machdep.cpu.brand_string"),
-    ("sysctl", "-n", "hw.memsize"),
-    ("nvidia-smi", "--query-gpu=name,memory.total,driver_version,compute_cap,power.limit", "--format=csv,noheader"),
+_SYSCTL = (
+    *("hw.memsize", "hw.model", "hw.physicalcpu", "hw.perflevel0.l2cachesize", "machdep.cpu.brand_string"),
+    *("vm.loadavg", "kern.hv_vmm_present"),
+    *(f"hw.optional.{word}" for word in ("neon", "AdvSIMD", "arm.FEAT_DotProd", "arm.FEAT_I8MM", "arm.FEAT_BF16")),
 )
+COMMANDS = ("nvpmodel -q", *(f"sysctl -n {name}" for name in _SYSCTL))
+"""What the device says of itself; the workstation reads its identity and its conditions from these."""
 
 
 def main(arguments: list[str] | None = None, here: Path | None = None) -> int:
@@ -49,17 +56,18 @@ def main(arguments: list[str] | None = None, here: Path | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=0.25, help="to measure each thing for (default: 0.25)")
     parser.add_argument("--threads", type=int, default=1, help="threads of the runtime (default: 1)")
     parser.add_argument("--trtexec", action="store_true", help="build and time each graph with TensorRT's trtexec")
-    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     here = here or Path(__file__).resolve().parent
     kit = json.loads((here / "cases.json").read_text())
-    if asked.memory is not None:
-        print(_peak_of(here, kit, asked.memory, asked.threads))
+    if asked.memory_of is not None:
+        print(_peak_of(here, kit, asked.memory_of, asked.threads))
         return 0
     asked.out.mkdir(parents=True, exist_ok=True)
     make_weights(here / "graphs", kit["weights"])
     shutil.copy(here / "cases.json", asked.out / "cases.json")
-    _write(asked.out / "device.json", {"readings": readings(), "settings": settings_of(asked)})
+    if not (asked.out / "device.json").exists():
+        _write(asked.out / "device.json", described(asked))
     return run_cases(here, kit, asked)
 
 
@@ -75,7 +83,8 @@ def run_cases(here: Path, kit: dict[str, Any], asked: argparse.Namespace) -> int
         except Exception as error:  # whatever a device's runtime raises: it is told, and the next case is tried
             result, failed = {"error": f"{type(error).__name__}: {error}"}, failed + 1
             print(f"\n{case['name']}: {result['error']}", file=sys.stderr)
-        _write(path, {"name": case["name"]} | result)
+        ended = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
+        _write(path, {"name": case["name"], "ended": ended} | result)
         measured += 1
         left_s = (time.time() - started) / measured * (len(kit["cases"]) - number - 1)
         print(f"\r{number + 1}/{len(kit['cases'])}, about {left_s / 60:.0f} min left  ", end="", flush=True)
@@ -86,8 +95,7 @@ def run_cases(here: Path, kit: dict[str, Any], asked: argparse.Namespace) -> int
 def measure(here: Path, case: dict[str, Any], asked: argparse.Namespace) -> dict[str, Any]:
     """Times the graphs of one case in turn, or takes the peak of memory in a process of its own."""
     if case["kind"] == "memory":
-        command = [sys.executable, str(here / "run.py"), "--memory", case["name"], "--threads", str(asked.threads)]
-        return {"peak_bytes": int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)}
+        return {"peaks_bytes": [peak_bytes(here, graph, asked.threads) for graph in case["graphs"]]}
     runs = [bound_run(here / "graphs", graph, asked.threads) for graph in case["graphs"]]
     effort = Effort(seconds=asked.seconds)
     derive = [np.array(weights) for weights in case["derive"]]
@@ -171,50 +179,58 @@ def make_weights(graphs: Path, sizes: dict[str, int]) -> None:
 
 
 def readings() -> dict[str, str]:
-    """What the system says of itself: texts of files and of commands, as they are; nothing that names a person."""
-    import onnxruntime
-
-    found = {
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "kernel": platform.release(),
-        "onnxruntime": onnxruntime.__version__,
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
-    }
-    for file in _FILES:
+    """What the system says of itself: texts of files and of commands, as they are; no serial numbers."""
+    found: dict[str, str] = {}
+    for file in FILES:
         try:
-            text = Path(file).read_text().strip("\0\n")
+            text = Path(file).read_text(errors="replace").strip("\0\n ")
         except OSError:
             continue
-        found[file] = "\n".join(line for line in text.splitlines() if not line.lower().startswith("serial"))
-    for command in _COMMANDS:
+        found[file] = "\n".join(line for line in text.splitlines() if not line.startswith("Serial"))
+    for command in COMMANDS:
         try:
-            found[" ".join(command)] = subprocess.run(
-                command, check=True, capture_output=True, text=True
-            ).stdout.strip()
+            done = subprocess.run(command.split(), check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError):
             continue
+        found[command] = done.stdout.strip()
     return found
 
 
-def settings_of(asked: argparse.Namespace) -> dict[str, Any]:
-    """What the measurements were asked for with."""
+def software() -> dict[str, str]:
+    """Versions of what decides how fast things run."""
+    import onnxruntime
+
+    versions = {"python": platform.python_version(), "kernel": platform.release()}
+    return versions | {"onnxruntime": onnxruntime.__version__}
+
+
+def described(asked: argparse.Namespace) -> dict[str, Any]:
+    """The device, its software, and what the measurements were asked for with."""
     return {
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "num_usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "readings": readings(),
+        "software": software(),
         "threads": asked.threads,
         "seconds": asked.seconds,
         "backend": "tensorrt" if asked.trtexec else "onnxruntime",
-        "created": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
     }
 
 
-def _peak_of(here: Path, kit: dict[str, Any], name: str, threads: int) -> int:
-    """The peak that opening and running a case's graphs adds to what the empty runtime takes."""
-    case = next(case for case in kit["cases"] if case["name"] == name)
+def peak_bytes(here: Path, graph: dict[str, Any], threads: int) -> int:
+    """The peak of memory of one graph, in a process of its own."""
+    command = [sys.executable, str(here / "run.py"), "--memory-of", graph["file"], "--threads", str(threads)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def _peak_of(here: Path, kit: dict[str, Any], file: str, threads: int) -> int:
+    """The peak that opening and running a graph adds to what the empty runtime takes."""
+    graph = next(graph for case in kit["cases"] for graph in case["graphs"] if graph["file"] == file)
     bound_run(here / "graphs", kit["empty"], threads)()
     before = _peak_resident_bytes()
-    for graph in case["graphs"]:
-        bound_run(here / "graphs", graph, threads)()
+    bound_run(here / "graphs", graph, threads)()
     return _peak_resident_bytes() - before
 
 

@@ -8,10 +8,10 @@ models to fit and check the sums, memory, and the machine's ceilings; each row w
 
 import argparse
 
-from blockwright.cli import profile_pack
+from blockwright.cli import profile_import, profile_pack
 from blockwright.cli.flags import Command, add_command, add_loads, add_out, read_loads
 
-_ACTIONS: tuple[Command, ...] = (profile_pack,)
+_ACTIONS: tuple[Command, ...] = (profile_pack, profile_import)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

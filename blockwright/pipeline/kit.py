@@ -4,8 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from blockwright.cost import Load
+from blockwright.hw_profiles.folder import write_profile
+from blockwright.hw_profiles.profile import Profile
 from blockwright.pipeline.console import progress, say
+from blockwright.profiler.check import check_utilisation
 from blockwright.profiler.kit import KitOrder, write_kit
+from blockwright.profiler.kit_results import read_kit_results
 from blockwright.search.space import SpaceSettings, candidates
 from blockwright.spec import FFN, Mixer, Model, parse_format
 from blockwright.units import format_bytes
@@ -30,6 +34,18 @@ def pack(parent: Model, space: SpaceSettings, loads: Sequence[Load], formats: Se
     say(f"{output}: {num_cases} cases, {format_bytes(output.stat().st_size)}. On the device:")
     say(f"  unzip {output.name} -d kit && cd kit && python run.py")
     say("Bring its folder results/ back, then: blockwright profile import results/")
+
+
+def take_in(results: Path, output: Path) -> Profile:
+    """Writes the profile of the device that a kit was run on.
+
+    Raises:
+        InputError: the results are incomplete or damaged, or a time is less than the device's ceilings allow.
+    """
+    profile = read_kit_results(results)
+    check_utilisation(profile)
+    write_profile(profile, output)
+    return profile
 
 
 def offered(parent: Model, space: SpaceSettings) -> tuple[tuple[Mixer, ...], tuple[FFN, ...]]:

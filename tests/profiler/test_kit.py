@@ -1,0 +1,240 @@
+"""Kits: packed here, run where there is nothing but Python, numpy and onnxruntime, and taken in again."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from blockwright.cli.main import main
+from blockwright.compile.engine import SessionSettings
+from blockwright.cost import Load
+from blockwright.errors import InputError
+from blockwright.hw_profiles.conditions import conditions_now
+from blockwright.hw_profiles.device import cache_bytes, installed_software, this_device
+from blockwright.hw_profiles.folder import read_profile
+from blockwright.hw_profiles.machine import Machine
+from blockwright.hw_profiles.profile import Point
+from blockwright.profiler import ceilings, kit_runner
+from blockwright.profiler.cost_model import predict
+from blockwright.profiler.kit import KitOrder, write_kit
+from blockwright.profiler.kit_results import read_kit_results
+from blockwright.profiler.measure import MemoryCase, PartCase, WholesCase
+from blockwright.spec import FP32, Attention, Block, Format, GatedFFN, LinearMixer, Model, NoOp, Rope, Window
+
+INT4 = Format(name="int4", group_size=32)
+MIXERS = (Attention(num_kv_heads=2), Attention(num_kv_heads=1, reach=Window(num_tokens=16)), LinearMixer(), NoOp())
+FFNS = (GatedFFN(width=64), NoOp())
+MODEL = Model(
+    family="llama",
+    vocab_size=96,
+    hidden_size=64,
+    num_heads=4,
+    head_dim=16,
+    max_positions=256,
+    norm_eps=1e-5,
+    rope=Rope(theta=1e4),
+    activation="silu",
+    has_tied_embeddings=True,
+    has_qkv_bias=False,
+    has_output_bias=False,
+    has_ffn_bias=False,
+    has_qk_norm=False,
+    layers=(Block(mixer=MIXERS[0], ffn=FFNS[0]),) * 2,
+)
+LOAD = Load(batch=2, prompt_tokens=40, new_tokens=24)
+ORDER = KitOrder(parent=MODEL, mixers=MIXERS, ffns=FFNS, formats=(FP32, INT4), loads=(LOAD,))
+
+
+def _bare_python(folder: Path) -> dict[str, str]:
+    """An environment in which Python finds numpy and onnxruntime, and nothing else that is installed here."""
+    folder.mkdir()
+    for package in ("numpy", "onnxruntime"):
+        spec = importlib.util.find_spec(package)
+        assert spec is not None and spec.origin is not None
+        source = Path(spec.origin).parent
+        (folder / package).symlink_to(source)
+        if (libraries := source.with_name(f"{package}.libs")).exists():
+            (folder / libraries.name).symlink_to(libraries)
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+
+
+def _run(folder: Path, environment: dict[str, str], *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-S", str(folder / "run.py"), "--seconds", "0.001", *flags]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_ceilings() -> Any:
+    """The large matrix is 256 MiB."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ceilings, "_ROWS", 256)
+        yield
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory, small_ceilings: None) -> Path:
+    folder = tmp_path_factory.mktemp("kit")
+    assert write_kit(ORDER, folder / "kit.zip") == len(ORDER.cases()) + len(ceilings.ceiling_cases())
+    with zipfile.ZipFile(folder / "kit.zip") as archive:
+        archive.extractall(folder / "kit")
+    return folder / "kit"
+
+
+@pytest.fixture(scope="module")
+def results(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    environment = _bare_python(tmp_path_factory.mktemp("python") / "packages")
+    done = _run(unpacked, environment)
+    assert done.returncode == 0, done.stderr
+    assert "0 failed" in done.stdout
+    return unpacked / "results"
+
+
+@pytest.fixture
+def copied(results: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(results, tmp_path / "results"))
+
+
+def test_a_bare_python_has_nothing_of_ours(tmp_path: Path) -> None:
+    code = "import importlib.util as u; print([n for n in ('torch', 'onnx', 'blockwright', 'scipy') if u.find_spec(n)])"
+    command = [sys.executable, "-S", "-c", code]
+    environment = _bare_python(tmp_path / "packages")
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_kit_comes_back_as_a_profile_of_its_device(results: Path) -> None:
+    profile = read_kit_results(results)
+    assert profile.device == this_device()
+    assert profile.software["onnxruntime"] == installed_software()["onnxruntime"]
+    assert profile.coverage.status == "complete"
+    cases = ORDER.cases().values()
+    assert len(profile.times) == sum(isinstance(case, PartCase) for case in cases)
+    assert len(profile.wholes) == sum(len(case.models) for case in cases if isinstance(case, WholesCase))
+    assert len(profile.memory) == sum(len(case.models) for case in cases if isinstance(case, MemoryCase))
+    assert set(profile.ceilings.flop_per_s) == {"fp32", "int8-g32", "int4-g32"}
+
+
+def test_a_kits_profile_predicts_as_any_other_does(results: Path) -> None:
+    costs = predict(read_kit_results(results), MODEL, LOAD)
+    assert costs["time_per_token"].value > 0
+    assert costs["memory"].value > costs["disk"].value
+
+
+def test_a_kit_runs_the_graphs_that_are_measured_here(unpacked: Path) -> None:
+    """Its caches are written in place: what a step writes into a slot is what the same graph writes here."""
+    contents = json.loads((unpacked / "cases.json").read_text())
+    kit_runner.make_weights(unpacked / "graphs", contents["weights"])
+    [case] = [c for c in contents["cases"] if c["name"].startswith("onnxruntime fp32 whole models, batch 2, 1 new")]
+    [bound] = case["graphs"][0]["bindings"]
+    given = np.load(unpacked / "graphs" / bound["given"])
+    assert given["positions"].tolist() == [[63], [63]]
+    assert given["mask"].shape == (2, 1, 1, 64) and given["mask"].all()
+    kit_runner.bound_run(unpacked / "graphs", case["graphs"][0], 1)()
+
+
+def test_graphs_carry_no_weights(unpacked: Path) -> None:
+    assert max(path.stat().st_size for path in (unpacked / "graphs").glob("*.onnx")) < 60_000
+
+
+def test_a_killed_run_goes_on(unpacked: Path, results: Path, copied: Path, tmp_path: Path) -> None:
+    kept = (copied / "case-0000.json").stat().st_mtime_ns
+    (copied / "case-0003.json").unlink()
+    done = _run(unpacked, _bare_python(tmp_path / "packages"), "--out", str(copied))
+    assert done.returncode == 0, done.stderr
+    assert (copied / "case-0003.json").exists()
+    assert (copied / "case-0000.json").stat().st_mtime_ns == kept
+
+
+def test_a_case_that_fails_is_told_and_the_others_are_measured(unpacked: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(unpacked, tmp_path / "kit", ignore=shutil.ignore_patterns("results")))
+    (broken / "graphs" / "00000.onnx").write_bytes(b"no graph")
+    done = _run(broken, _bare_python(tmp_path / "packages"))
+    assert done.returncode == 1
+    assert "1 failed" in done.stdout
+    profile = read_kit_results(broken / "results")
+    assert (profile.coverage.status, profile.coverage.failed) == ("partial", 1)
+    assert len(profile.times) == sum(isinstance(case, PartCase) for case in ORDER.cases().values()) - 1
+
+
+def test_the_command_packs_and_takes_in(
+    results: Path, tmp_path: Path, small_parent: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kit = tmp_path / "kit.zip"
+    assert main(["profile", "pack", "--for", str(small_parent), "--load", "chat=1x16+16", "-o", str(kit)]) == 0
+    assert zipfile.is_zipfile(kit)
+    assert main(["profile", "import", str(results), "-o", str(tmp_path / "profile")]) == 0
+    assert read_profile(tmp_path / "profile").times == read_kit_results(results).times
+
+
+def _edit(path: Path, change: Callable[[Any], None]) -> None:
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("cases.json", lambda data: data.update(schema_version=9), "schema_version"),
+        ("case-0002.json", lambda data: data.update(name="another"), "two kits"),
+        ("case-0002.json", lambda data: data["timings"].pop(), "measurements"),
+        ("case-0002.json", lambda data: data["timings"][0].update(median_s="soon"), "median_s"),
+        ("device.json", lambda data: data.update(backend="tensorrt"), "backend"),
+        ("device.json", lambda data: data.pop("software"), "software"),
+    ],
+)
+def test_damaged_results_are_refused_by_name(
+    copied: Path, file: str, change: Callable[[Any], None], words: str
+) -> None:
+    _edit(copied / file, change)
+    with pytest.raises(InputError, match=words):
+        read_kit_results(copied)
+
+
+def test_results_without_ceilings_are_refused(copied: Path) -> None:
+    for path in copied.glob("case-*.json"):
+        if json.loads(path.read_text())["name"].startswith("ceiling rate fp32"):
+            path.unlink()
+    with pytest.raises(InputError, match="rate fp32"):
+        read_kit_results(copied)
+
+
+def test_an_empty_folder_is_no_result(copied: Path) -> None:
+    for path in copied.glob("case-*.json"):
+        path.unlink()
+    with pytest.raises(InputError, match="no result that succeeded"):
+        read_kit_results(copied)
+
+
+@pytest.mark.parametrize("system", ["Linux", "Darwin"])
+def test_the_runner_asks_all_that_is_read_of_a_device(system: str) -> None:
+    asked: set[str] = set()
+    answers = {
+        "/proc/meminfo": "MemTotal: 1024 kB",
+        "/proc/device-tree/compatible": "nvidia,tegra234",
+        "sysctl -n hw.memsize": "1024",
+    }
+
+    def answer(name: str) -> str | None:
+        asked.add(name)
+        return answers.get(name)
+
+    machine = Machine(system=system, architecture="arm64", num_usable_cores=None, read=answer, run=answer)
+    this_device(machine), conditions_now(machine), cache_bytes(machine)
+    assert asked <= {*kit_runner.FILES, *kit_runner.COMMANDS}
+
+
+def test_cases_are_the_same_whatever_the_threads() -> None:
+    assert list(ORDER.cases(threads=1)) == list(ORDER.cases(threads=3))
+    case = next(iter(ORDER.cases(threads=3).values()))
+    assert case.bench.session == SessionSettings(num_threads=3)
+    assert isinstance(case, PartCase) and case.point == Point(batch=2, new_tokens=1, slots=64)
