@@ -1,8 +1,9 @@
 """The table of scores: one row per candidate and metric, what the parent loses, and how well that is known."""
 
+import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,13 +13,24 @@ import pyarrow.parquet as pq
 
 from blockwright.errors import InputError
 from blockwright.files import new_file
-from blockwright.spec import Candidate, Model, NoOp, model_from_data, model_to_data, variant_name
+from blockwright.spec import (
+    Candidate,
+    Model,
+    NoOp,
+    Part,
+    model_from_data,
+    model_to_data,
+    stored_as,
+    variant_name,
+)
 from blockwright.statistics import Estimate
 from blockwright.strict import from_data, to_data
 
 _PARENT_KEY = b"blockwright.parent"
 _EFFORT_KEY = b"blockwright.effort"
 _INFLUENCE_KEY = b"blockwright.influence"
+_OFFERED_KEY = b"blockwright.offered"
+"""By metric, the keys of all candidates that were scored: what tells a row that was lost from one that never was."""
 _COLUMNS = ["layer", "part", "name", "metric", "value", "low", "high", "num_windows", "candidate"]
 _FORMAT_COLUMN = "format"
 """For readers of the table; tables written before it came say it within ``candidate`` alone, as this one does too."""
@@ -87,6 +99,7 @@ def write_scores(table: ScoreTable, path: Path) -> None:
     frame = to_frame(table.scores)
     arrow = pa.Table.from_pandas(frame, preserve_index=False)
     metadata = {**(arrow.schema.metadata or {}), _PARENT_KEY: json.dumps(model_to_data(table.parent)).encode()}
+    metadata[_OFFERED_KEY] = json.dumps(_keys_by_metric(table.scores)).encode()
     if table.effort is not None:
         metadata[_EFFORT_KEY] = json.dumps(to_data(table.effort)).encode()
     if table.influence is not None:
@@ -124,15 +137,20 @@ def read_scores(path: Path) -> ScoreTable:
     """Reads the table.
 
     Raises:
-        InputError: the file is missing or broken, or a score is missing, no number or endless.
+        InputError: the file is missing or broken, a row is missing, twice there or at odds with its candidate, or a
+            score is missing, no number or endless.
     """
     try:
         arrow = pq.read_table(path)
         parent = model_from_data(json.loads(arrow.schema.metadata[_PARENT_KEY]), f"{path}: parent")
-        frame = arrow.to_pandas()[_COLUMNS]
+        frame = arrow.to_pandas()
+        frame = frame[[*_COLUMNS, *([_FORMAT_COLUMN] if _FORMAT_COLUMN in frame else [])]]
         candidates = [from_data(Candidate, json.loads(text), f"{path}: candidate") for text in frame["candidate"]]
         effort = arrow.schema.metadata.get(_EFFORT_KEY)
         effort = None if effort is None else from_data(Effort, json.loads(effort), f"{path}: effort")
+        offered = arrow.schema.metadata.get(_OFFERED_KEY)
+        if offered is not None:
+            offered = from_data(dict[str, tuple[str, ...]], json.loads(offered), f"{path}: offered")
         influence = arrow.schema.metadata.get(_INFLUENCE_KEY)
         if influence is not None:
             influence = from_data(tuple[float, ...], json.loads(influence), f"{path}: influence")
@@ -147,9 +165,85 @@ def read_scores(path: Path) -> ScoreTable:
             remedy="Run `blockwright score` again.",
         ) from error
     rows = frame.to_dict("records")
-    for row in rows:
+    for candidate, row in zip(candidates, rows, strict=True):
+        _check_agrees(candidate, row, path)
         _check_is_finite(row, path)
-    return replace(empty, scores=tuple(map(_score_of, candidates, rows)))
+    table = replace(empty, scores=tuple(map(_score_of, candidates, rows)))
+    _check_complete(table, offered, path)
+    return table
+
+
+def _key_of(candidate: Candidate) -> str:
+    """A name that also tells formats apart."""
+    return " in ".join(filter(None, (candidate.name, format_of(candidate))))
+
+
+def _keys_by_metric(scores: Sequence[Score]) -> dict[str, list[str]]:
+    keys: dict[str, list[str]] = {}
+    for score in scores:
+        keys.setdefault(score.metric, []).append(_key_of(score.candidate))
+    return keys
+
+
+def _check_agrees(candidate: Candidate, row: dict, path: Path) -> None:
+    """Refuses a row whose columns say another candidate than the one it carries."""
+    told = {
+        "layer": candidate.layer,
+        "part": candidate.part,
+        "name": variant_name(candidate.variant),
+        _FORMAT_COLUMN: format_of(candidate),
+    }
+    for column, value in told.items():
+        if row.get(column, value) != value:
+            raise InputError(
+                f"{path}: {column}",
+                got=f"{row[column]!r} in the row of {_key_of(candidate)}",
+                expected=f"{value!r}, as its candidate says",
+                remedy="Run `blockwright score` again, or correct the column.",
+            )
+
+
+def _check_complete(table: ScoreTable, offered: Mapping[str, Sequence[str]] | None, path: Path) -> None:
+    """Refuses a table with a row twice, or without one that there was.
+
+    Tables from before what was offered was written down are judged by themselves: the parent's own is always offered,
+    and layers whose own part is the same are offered the same.
+    """
+    found = _keys_by_metric(table.scores)
+    for metric, keys in found.items():
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise _wrong_rows(path, f"{keys.count(twice)} rows for {twice}, by {metric}")
+    if offered is None:
+        offered = {metric: _expected_keys(table, metric) for metric in found}
+    for metric, keys in offered.items():
+        has = set(found.get(metric, []))
+        if lost := [key for key in keys if key not in has]:
+            more = f", nor for {len(lost) - 1} more" if len(lost) > 1 else ""
+            raise _wrong_rows(path, f"no row for {lost[0]}, by {metric}{more}")
+
+
+def _expected_keys(table: ScoreTable, metric: str) -> list[str]:
+    """What must have been offered, by what there is."""
+    candidates = [score.candidate for score in table.of_metric(metric)]
+    formats = dict.fromkeys(c.variant.weights for c in candidates if not isinstance(c.variant, NoOp))
+    expected: dict[str, None] = {}
+    parts: tuple[Part, ...] = ("mixer", "ffn")
+    for layer, part in itertools.product(range(len(table.parent.layers)), parts):
+        own = getattr(table.parent.layers[layer], part)
+        alike = [c.variant for c in candidates if c.part == part and getattr(table.parent.layers[c.layer], part) == own]
+        for variant in (*(stored_as(own, weights) for weights in formats), *alike):
+            expected[_key_of(Candidate(layer=layer, part=part, variant=variant))] = None
+    return list(expected)
+
+
+def _wrong_rows(path: Path, got: str) -> InputError:
+    return InputError(
+        str(path),
+        got=got,
+        expected="one row for every candidate that was offered, and metric",
+        remedy="Run `blockwright score` again: without this row the plan would be the best of something else.",
+    )
 
 
 def _check_is_finite(row: dict, path: Path) -> None:

@@ -1,9 +1,11 @@
 """The table of scores as a file."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -154,4 +156,58 @@ def test_a_candidate_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     frame.loc[1, "candidate"] = text
     _rewrite(path, frame)
     with pytest.raises(InputError, match=r"scores\.parquet"):
+        read_scores(path)
+
+
+def _without(path: Path, is_dropped: Callable[[pd.DataFrame], np.ndarray], has_record: bool) -> None:
+    """Drops rows of the file; with or without what was written down of the rows that there were."""
+    arrow = pq.read_table(path)
+    frame, metadata = arrow.to_pandas(), dict(arrow.schema.metadata)
+    if not has_record:
+        del metadata[b"blockwright.offered"]
+    kept = pa.Table.from_pandas(frame[~np.asarray(is_dropped(frame))], preserve_index=False)
+    pq.write_table(kept.replace_schema_metadata(metadata), path)
+
+
+@pytest.mark.parametrize("has_record", [True, False])
+@pytest.mark.parametrize(
+    ("is_dropped", "named"),
+    [
+        (lambda frame: frame["layer"] == 1, "no row for layer-01-mixer-attention-kv4-w32 in fp32, by kl, nor for "),
+        (lambda frame: (frame["part"] == "ffn") & (frame["layer"] == 0), "no row for layer-00-ffn-ffn-128 in fp32"),
+        (lambda frame: frame["name"] == "attention-kv4-w32", "no row for layer-00-mixer-attention-kv4-w32 in fp32"),
+        (lambda frame: frame.index == 1, "no row for layer-00-mixer-attention-kv2-w32 in fp32, by kl; expected"),
+    ],
+)
+def test_a_row_that_was_lost_is_named(
+    is_dropped: Callable[[pd.DataFrame], np.ndarray], named: str, has_record: bool, tmp_path: Path
+) -> None:
+    write_scores(TABLE, tmp_path / "scores.parquet")
+    _without(tmp_path / "scores.parquet", is_dropped, has_record)
+    with pytest.raises(InputError, match=named):
+        read_scores(tmp_path / "scores.parquet")
+
+
+def test_what_was_never_offered_is_not_missed(tmp_path: Path) -> None:
+    table = replace(TABLE, scores=TABLE.scores[1:])
+    write_scores(table, tmp_path / "scores.parquet")
+    assert read_scores(tmp_path / "scores.parquet") == table
+
+
+def test_a_row_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    write_scores(replace(TABLE, scores=(*TABLE.scores, TABLE.scores[3])), tmp_path / "scores.parquet")
+    with pytest.raises(InputError, match="2 rows for layer-00-mixer-linear"):
+        read_scores(tmp_path / "scores.parquet")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("layer", 1), ("part", "ffn"), ("name", "attention-kv1-w32"), ("format", "int4-g32")]
+)
+def test_columns_at_odds_with_their_candidate_are_refused(column: str, value: object, tmp_path: Path) -> None:
+    path = tmp_path / "scores.parquet"
+    write_scores(TABLE, path)
+    frame = pd.read_parquet(path)
+    frame.loc[1, column] = value
+    _rewrite(path, frame)
+    with pytest.raises(InputError, match=f"{column}: got {value!r} in the row of layer-00-mixer-attention-kv2-w32"):
         read_scores(path)
