@@ -10,7 +10,7 @@ from blockwright.pipeline.console import progress
 from blockwright.pipeline.inputs import Checkpoint, open_checkpoint
 from blockwright.pipeline.realise import checkpoint_spec
 from blockwright.pipeline.recipe import check_formats
-from blockwright.pipeline.stage import Stage, running
+from blockwright.pipeline.stage import Stage, running, whole
 from blockwright.search.plan import Plan
 from blockwright.spec import FP32, Block, Format, Model, NoOp, parse_format, variant_name, with_format
 from blockwright.strict import to_data
@@ -56,6 +56,7 @@ def compile_checkpoint(
         output=output,
         inputs={"order": to_data(order), "checkpoint": source.digest, "stored": digest_of(to_data(model))},
         home=home,
+        reads=whole(source.folder),
     )
     if (before := stage.reuse(lambda: read_engine(output))) is not None:
         return before

@@ -16,7 +16,7 @@ from blockwright.pipeline.inputs import (
     read_text,
     windows_of,
 )
-from blockwright.pipeline.stage import Stage, running
+from blockwright.pipeline.stage import Stage, running, whole
 from blockwright.strict import to_data
 from blockwright.train.distill import GkdSettings, GkdStep, distill
 from blockwright.train.windows import batches
@@ -60,7 +60,8 @@ def distill_child(child_folder: Path, teacher: Parent, order: DistillOrder, outp
         "teacher": checkpoint_digest(teacher.folder),
         "text": text.digest,
     }
-    stage = Stage(name="distill", output=output, inputs=inputs)
+    reads = (*whole(child.folder), *whole(teacher.folder), Path(order.text))
+    stage = Stage(name="distill", output=output, inputs=inputs, reads=reads)
     if stage.reuse(lambda: load_checkpoint(open_checkpoint(str(output)))) is not None:
         return
     windows = windows_of(

@@ -7,7 +7,7 @@ from blockwright.library import INDEX, read_library
 from blockwright.model.child import save_child
 from blockwright.model.parent import Parent, load_model, load_tokenizer
 from blockwright.pipeline.inputs import checkpoint_digest, load_checkpoint, open_checkpoint
-from blockwright.pipeline.stage import Stage, running
+from blockwright.pipeline.stage import Stage, running, whole
 from blockwright.search.plan import Plan, read_plan
 from blockwright.spec import FP32, Model, with_format
 from blockwright.strict import to_data
@@ -23,7 +23,8 @@ def realise_plan(parent: Parent, plan_path: Path, library_folder: Path, output: 
         "child": digest_of(to_data(child_spec)),
         "library": digest_of_files([library_folder / INDEX, *(library_folder / e.file for e in library.entries)]),
     }
-    stage = Stage(name="realise", output=output, inputs=inputs)
+    reads = (plan_path, *whole(parent.folder), *whole(library_folder))
+    stage = Stage(name="realise", output=output, inputs=inputs, reads=reads)
     if stage.reuse(lambda: load_checkpoint(open_checkpoint(str(output)))) is not None:
         return
     with running(stage):

@@ -12,7 +12,7 @@ from blockwright.pipeline.candidates import candidate_layers, candidates_in
 from blockwright.pipeline.inputs import check_text_suits, checkpoint_digest, read_text, windows_to_judge_by
 from blockwright.pipeline.recipe import check_distinct, check_formats
 from blockwright.pipeline.rounds import Race, Undecided, Yardsticks, score_in_rounds
-from blockwright.pipeline.stage import Stage, running
+from blockwright.pipeline.stage import Stage, check_is_no_folder, running, whole
 from blockwright.search.metrics import TextMetrics, load_function
 from blockwright.search.scores import ScoreTable, read_scores, write_scores
 from blockwright.search.task import Question, read_questions
@@ -60,6 +60,7 @@ def score_library(
         InputError: the library, the text, a metric or the items have to be mended, or a score is no finite number.
     """
     assert (undecided is None) == (order.race is None), "what decides a race is part of the stage's key"
+    check_is_no_folder(output)
     library = read_library(folder)
     text = read_text(order.text)
     yardsticks = read_yardsticks(order, parent)
@@ -71,7 +72,9 @@ def score_library(
         "text": text.digest,
         "metrics": digest_of_files(files + ([] if order.task is None else [Path(order.task)])),
     }
-    stage = Stage(name="score", output=output, inputs=inputs)
+    items = () if order.task is None else (Path(order.task),)
+    reads = (*whole(parent.folder), *whole(folder), Path(order.text), *files, *items)
+    stage = Stage(name="score", output=output, inputs=inputs, reads=reads)
     if (before := stage.reuse(lambda: read_scores(output))) is not None:
         return before
     windows = windows_to_judge_by(

@@ -11,7 +11,7 @@ import functools
 import importlib.util
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +42,11 @@ class Stage:
     """Everything that the output depends on, as plain data and digests."""
     home: Path | None = None
     """Where the manifest and unfinished work stand; None for the folder that the output stands in."""
+    reads: tuple[Path, ...] = ()
+    """Files and folders that the inputs came from, which must outlive the output."""
+
+    def __post_init__(self) -> None:
+        check_spares(self.output, self.reads)
 
     @property
     def folder(self) -> Path:
@@ -60,8 +65,10 @@ class Stage:
 
     def is_done(self) -> bool:
         """Whether the output was made from these very inputs."""
-        entry = read_manifest(self.folder).get(self.name)
-        return self.output.exists() and entry is not None and (entry["key"], entry["output"]) == (self.key, self.place)
+        if not self.output.exists():
+            return False
+        entry = read_manifest(self.folder).get(self.name, {})
+        return (entry.get("key"), entry.get("output")) == (self.key, self.place)
 
     def reuse(self, read: Callable[[], Made]) -> Made | None:
         """What was made from these very inputs before; None where there is none, or it cannot be read any more.
@@ -121,17 +128,65 @@ def running(stage: Stage) -> Iterator[Path]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The stages that were done in a folder, by name."""
+    """The stages that were done in a folder, by name; none, and a warning, where the manifest is broken."""
     path = folder / MANIFEST
-    manifest = read_json(path) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        manifest = read_json(path)
+    except InputError as error:
+        say(f"warning   {path} is passed over, and stages run again: {error.got}")
+        return {}
     if not isinstance(manifest, dict) or not all(isinstance(entry, dict) for entry in manifest.values()):
-        raise InputError(
-            str(path),
-            got="no table of stages",
-            expected="what a run wrote",
-            remedy="Delete it: every stage runs again.",
-        )
+        say(f"warning   {path} is passed over, and stages run again: no table of stages")
+        return {}
     return manifest
+
+
+def check_spares(output: Path, reads: Sequence[Path]) -> None:
+    """Refuses an output that would replace what a stage reads, what it keeps books in, or where we stand.
+
+    Raises:
+        InputError: it would.
+    """
+    place = output.resolve()
+    for read in reads:
+        if read.resolve().is_relative_to(place):
+            is_same = read.resolve() == place
+            raise _refused(output, f"{output}, which is {'an input' if is_same else f'a folder with the input {read}'}")
+    if Path.cwd().is_relative_to(place):
+        raise _refused(output, f"{output}, the folder that this was started in, or one that it lies in")
+    if place.name in (MANIFEST, LOCK):
+        raise _refused(output, f"{output}, where stages keep their books")
+
+
+def check_is_no_folder(output: Path) -> None:
+    """Refuses a folder where a file is to be written.
+
+    Raises:
+        InputError: it is one.
+    """
+    if output.is_dir():
+        raise InputError(
+            "--out",
+            got=f"the folder {output}",
+            expected="a file to write",
+            remedy="Name the file too, behind the folder.",
+        )
+
+
+def whole(folder: Path) -> tuple[Path, ...]:
+    """A folder and the files right in it, each of which an output would replace; a file is itself."""
+    return (folder, *sorted(file for file in folder.glob("*") if file.is_file()))
+
+
+def _refused(output: Path, got: str) -> InputError:
+    return InputError(
+        "--out",
+        got=got,
+        expected="a place of its own: what stands there is replaced",
+        remedy="Name another place with --out.",
+    )
 
 
 @contextlib.contextmanager

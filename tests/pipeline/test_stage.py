@@ -7,7 +7,7 @@ import pytest
 
 from blockwright.errors import InputError
 from blockwright.files import read_json
-from blockwright.pipeline.stage import Stage, read_manifest, running
+from blockwright.pipeline.stage import Stage, read_manifest, running, whole
 
 
 def _run(output: Path, **inputs: object) -> Stage:
@@ -63,7 +63,34 @@ def test_a_stage_that_failed_before_it_did_anything_leaves_nothing(tmp_path: Pat
     assert {path.name for path in tmp_path.iterdir()} <= {".lock"}
 
 
-def test_a_manifest_that_is_none_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text("[]")
-    with pytest.raises(InputError, match="no table of stages"):
-        read_manifest(tmp_path)
+@pytest.mark.parametrize("content", ["[]", "{", '{"search": 7}', ""])
+def test_a_broken_manifest_is_passed_over_with_a_warning(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    assert read_manifest(tmp_path) == {}
+    assert "warning" in capsys.readouterr().err
+    assert _run(tmp_path / "plan.json", budget=40).is_done()
+
+
+def test_a_manifest_whose_entry_lacks_its_key_is_not_done(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"search": {}}')
+    (tmp_path / "plan.json").touch()
+    assert not Stage(name="search", output=tmp_path / "plan.json", inputs={}).is_done()
+
+
+@pytest.mark.parametrize("output", ["in/scores", "in", "", "in/../in/scores", "link", "manifest.json"])
+def test_an_output_that_would_replace_an_input_is_refused(output: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "scores").write_text("kept")
+    (tmp_path / "link").symlink_to(tmp_path / "in" / "scores")
+    with pytest.raises(InputError, match="--out: got "):
+        Stage(name="search", output=tmp_path / output, inputs={}, reads=whole(tmp_path / "in"))
+    Stage(name="search", output=tmp_path / "in" / "plan", inputs={}, reads=whole(tmp_path / "in"))
+
+
+def test_a_stage_does_not_replace_the_folder_it_is_started_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for output in (Path("."), tmp_path.parent):
+        with pytest.raises(InputError, match="started in"):
+            Stage(name="realise", output=output, inputs={})
