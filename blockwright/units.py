@@ -56,16 +56,24 @@ def parse_quantity(text: str, unit: str, field: str) -> float:
             field,
             got=repr(text),
             expected=f"a number above 0 with one of the units {', '.join(_FACTORS[unit])}",
-            remedy=_remedy(suffix, unit),
+            remedy=_remedy(text, suffix, unit),
         )
     return float(match[1]) * _FACTORS[unit][suffix]
 
 
-def _remedy(suffix: str, unit: str) -> str:
-    """Names what a unit of another quantity stands for."""
+def _remedy(text: str, suffix: str, unit: str) -> str:
+    """What is wrong with a text that is no amount of a unit."""
+    example = f"such as 20{next(iter(_FACTORS[unit])) if unit != 'bytes' else 'GB'}"
+    if text.strip().startswith("-"):
+        return f"Write an amount above 0, {example}."
+    if not _NUMBER.fullmatch(text):
+        return f"Write a number and its unit, {example}."
+    if not suffix:
+        more = ": 20GB and 20GiB differ, and a bare number says neither" if unit == "bytes" else f", {example}"
+        return f"Write the unit too{more}."
     other = next((name for name, factors in _FACTORS.items() if suffix in factors), None)
-    if other is None or other == unit:
-        return "Write both: 20GB and 20GiB differ, and a bare number says neither."
+    if other is None:
+        return f"{suffix} is no unit that is known here: write one of those named, {example}."
     return f"{suffix} is a unit of {_COUNTED_IN[other]}, and {_COUNTED_IN[unit]} is wanted."
 
 
@@ -83,9 +91,11 @@ def format_time(time_s: float) -> str:
     return f"{_digits(time_s / 1e-6)} µs"
 
 
-def format_bytes(num_bytes: float) -> str:
-    """Writes a size in powers of ten with three digits: ``7.41 MB``."""
-    for factor, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+def format_bytes(num_bytes: float, is_binary: bool = False) -> str:
+    """Writes a size with three digits in powers of ten, ``7.41 MB``, or of 1024, ``7.07 MiB``."""
+    ten, two = ("TB", "GB", "MB", "kB"), ("TiB", "GiB", "MiB", "KiB")
+    for name in two if is_binary else ten:
+        factor = _FACTORS["bytes"][name]
         if abs(num_bytes) >= factor:
             return f"{_digits(num_bytes / factor)} {name}"
     return f"{num_bytes:.0f} B"
@@ -99,15 +109,21 @@ def format_count(count: float) -> str:
     return f"{count:.0f}"
 
 
+def format_score(score: float) -> str:
+    """Writes a sum of scores with four places, and no more digits than tell something: ``0.8452``, ``1.234e+06``."""
+    return f"{score:.4f}" if abs(score) < 1e6 else f"{score:.4g}"
+
+
 def _digits(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
 
 
-def format_quantity(value: float, unit: str) -> str:
-    """Writes an amount of ``s``, ``bytes``, ``tokens/s``, ``J`` or ``parameters``."""
+def format_quantity(value: float, unit: str, is_binary: bool = False) -> str:
+    """Writes an amount of ``s``, ``bytes``, ``tokens/s``, ``J``, ``parameters``; bytes in powers of 1024."""
+    if unit == "bytes":
+        return format_bytes(value, is_binary)
     writers = {
         "s": format_time,
-        "bytes": format_bytes,
         "tokens/s": _format_rate,
         "J": _format_energy,
         "parameters": format_count,

@@ -82,6 +82,7 @@ def parse_budget(text: str, loads: Mapping[str, Load], devices: Sequence[str] = 
         InputError: it has another form, an unknown quantity, load or device, or an amount that cannot be.
     """
     subject, least_text, most_text = _sides(text)
+    _check_middle(text, least_text)
     match = _SUBJECT.fullmatch(subject)
     if not match:
         raise InputError("budget", got=repr(text), expected=_FORM, remedy="Write it in this form.")
@@ -130,6 +131,22 @@ def _sides(text: str) -> tuple[str, str | None, str | None]:
         case _:
             remedy = "Write it in this form."
     raise InputError("budget", got=repr(text), expected=_FORM, remedy=remedy)
+
+
+def _check_middle(text: str, least: str | None) -> None:
+    """Refuses a range whose quantity stands in front, which would else be taken for an amount."""
+    first = _SUBJECT.fullmatch(least or "")
+    if first is None or first[1] not in _QUANTITIES:
+        return
+    name, others = first[1], [piece.strip() for piece in _BOUND.split(text)[2::2]]
+    for amount in others:
+        _amount(amount, _QUANTITIES[name], name)
+    raise InputError(
+        "budget",
+        got=f"{name} before two bounds in {text!r}",
+        expected=_FORM,
+        remedy="Write a range from its least to its most: least <= quantity <= most.",
+    )
 
 
 def _place(name: str, loads: Mapping[str, Load], devices: Sequence[str], text: str) -> tuple[str | None, str | None]:

@@ -198,11 +198,18 @@ class Plan:
     """Loads of other devices' at which a device was not measured: there is no promise then."""
     shortfalls: tuple[str, ...] = ()
     """Where the pool or the frontier has less than was asked for, in sentences."""
+    tolerance: float = 0.0
+    """The search was asked to stop this near to the best sum of scores."""
 
     @property
     def device(self) -> str:
         """The device that a run measures on."""
         return next(iter(self.devices))
+
+    @property
+    def is_within_tolerance(self) -> bool:
+        """Whether it is unproven for the tolerance asked for, and not for want of time."""
+        return self.status == "feasible" and self.score - self.bound <= self.tolerance * (1 + 1e-9)
 
     @property
     def gap(self) -> float:

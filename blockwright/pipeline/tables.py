@@ -33,7 +33,7 @@ from blockwright.search.plan import Plan
 from blockwright.search.scores import ScoreTable, format_of
 from blockwright.spec import FFN, Candidate, Mixer, NoOp, stored_as, variant_name
 from blockwright.strict import to_data
-from blockwright.units import format_time
+from blockwright.units import format_score, format_time
 
 
 def print_run(folder: Path, plan: Plan, measured: Measured, profile: str | None = None) -> None:
@@ -135,8 +135,8 @@ def _print_pool(console: Console, plan: Plan) -> None:
     columns = ("plan", "sum of scores", "above the best", "layers that differ", "status")
     pool = _table(*columns, title="The pool")
     for index, other in enumerate(plan.pool):
-        above = other.score - plan.score
-        pool.add_row(str(index + 1), f"{other.score:.4f}", f"{above:.4f}", str(other.layers_differ), gap_words(other))
+        scores = (format_score(other.score), format_score(other.score - plan.score))
+        pool.add_row(str(index + 1), *scores, str(other.layers_differ), gap_words(other))
     console.print(pool)
 
 
@@ -256,8 +256,10 @@ def _certificate(plan: Plan) -> str:
             f"the one with the best sum of scores {best_sum_kl}"
         )
     if plan.status == "optimal":
-        return f"proven optimal: no other choice within the budgets has a sum of scores below {plan.score:.4f}"
-    return f"the best found in the time limit, at most {100 * plan.gap:.1f} % from optimal"
+        score = format_score(plan.score)
+        return f"proven optimal: no other choice within the budgets has a sum of scores below {score}"
+    why = f"within the tolerance of {plan.tolerance:g} asked for" if plan.is_within_tolerance else "in the time limit"
+    return f"the best found {why}, at most {100 * plan.gap:.2g} % from optimal"
 
 
 def _load_flags(plan: Plan) -> str:

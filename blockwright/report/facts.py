@@ -11,7 +11,7 @@ from blockwright.search.plan import BudgetLine, Plan, Promise
 from blockwright.servable import engine_obstacles
 from blockwright.spec import FFN, Attention, Block, GatedFFN, LinearFFN, LinearMixer, Mixer, NoOp
 from blockwright.statistics import Estimate
-from blockwright.units import format_quantity
+from blockwright.units import format_quantity, format_score
 
 _NOTABLE_DRIFT = 0.05
 
@@ -74,9 +74,9 @@ class LayerPicture:
     ffn: PartPicture
 
 
-def show(value: float, quantity: Quantity) -> str:
+def show(value: float, quantity: Quantity, is_binary: bool = False) -> str:
     """A quantity with its unit."""
-    return format_quantity(value, UNIT_OF[quantity])
+    return format_quantity(value, UNIT_OF[quantity], is_binary)
 
 
 def cost_lines(plan: Plan, measured: Measured) -> list[CostLine]:
@@ -120,11 +120,11 @@ def absent_words(plan: Plan) -> list[str]:
 
 def rival_rows(plan: Plan) -> list[dict[str, str]]:
     """The plan and every simpler way to choose: its sum of scores, and how many times the plan's that is."""
-    rows = [{"name": "the plan", "score": f"{plan.score:.4f}", "times": ""}]
+    rows = [{"name": "the plan", "score": format_score(plan.score), "times": ""}]
     for rival in plan.rivals:
         score, times = rival.reason, ""
         if rival.score is not None:
-            score = f"{rival.score:.4f}"
+            score = format_score(rival.score)
             times = f"{rival.score / plan.score:.2f} ×" if plan.score > 0 else ""
         rows.append({"name": rival.name, "score": score, "times": times})
     return rows
@@ -244,7 +244,10 @@ def _cost_line(promise: Promise, cost: MeasuredCost, plan: Plan) -> CostLine:
 
 
 def _limit(budget: BudgetLine) -> str:
-    return show(budget.limit, budget.quantity) if budget.share is None else _percent(budget.share)
+    """As the user wrote it, where that was no share."""
+    if budget.share is not None:
+        return _percent(budget.share)
+    return show(budget.limit, budget.quantity, is_binary="iB" in budget.text)
 
 
 def _is_met(budget: BudgetLine, cost: MeasuredCost) -> bool:

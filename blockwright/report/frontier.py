@@ -2,6 +2,7 @@
 
 from blockwright.report.facts import QUANTITY_NAMES, show
 from blockwright.search.plan import Axis, FrontierPoint, Plan, PoolPlan
+from blockwright.units import format_score
 
 
 def axis_name(axis: Axis | None, metric: str) -> str:
@@ -14,7 +15,7 @@ def axis_name(axis: Axis | None, metric: str) -> str:
 
 def axis_value(value: float, axis: Axis | None) -> str:
     """A number on an axis with its unit."""
-    return f"{value:.4f}" if axis is None else show(value, axis.quantity)
+    return format_score(value) if axis is None else show(value, axis.quantity)
 
 
 def gap_words(one: PoolPlan | FrontierPoint) -> str:

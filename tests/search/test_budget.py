@@ -190,17 +190,21 @@ def test_an_unknown_quantity_is_refused_with_those_there_are(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "field", "got", "remedy"),
     [
-        ("memory <= ", "memory", "", "20GB and 20GiB differ"),
+        ("memory <= ", "memory", "", "Write a number and its unit, such as 20GB"),
         ("memory@chat <= 20", "memory", "20", "20GB and 20GiB differ"),
         ("20 <= memory <= 3GB", "memory", "20", "20GB and 20GiB differ"),
         ("memory@chat <= 20ms", "memory", "20ms", "ms is a unit of a time, and a size is wanted"),
         ("tpot@chat <= 20GB", "tpot", "20GB", "GB is a unit of a size, and a time is wanted"),
         ("throughput >= 20ms", "throughput", "20ms", "ms is a unit of a time, and a rate of tokens is wanted"),
-        ("energy <= 20W", "energy", "20W", "Write both"),
-        ("time_per_token@chat <= fast", "time_per_token", "fast", "Write both"),
-        ("time_per_token@chat <= -3ms", "time_per_token", "-3ms", "Write both"),
-        ("time_per_token@chat <= -3%", "time_per_token", "-3%", "Write both"),
-        ("parameters <= 7", "parameters", "7", "Write both"),
+        ("energy <= 20W", "energy", "20W", "W is no unit that is known here"),
+        ("time_per_token@chat <= fast", "time_per_token", "fast", "Write a number and its unit, such as 20s"),
+        ("time_per_token@chat <= -3ms", "time_per_token", "-3ms", "Write an amount above 0"),
+        ("time_per_token@chat <= -3%", "time_per_token", "-3%", "Write an amount above 0"),
+        ("parameters <= 7", "parameters", "7", "Write the unit too, such as 20K"),
+        ("parameters@chat <= 1.2e6", "parameters", "1.2e6", "Write the unit too, such as 20K"),
+        ("tpot@chat <= 1fs", "tpot", "1fs", "fs is no unit that is known here"),
+        ("tpot@chat <= nan%", "tpot", "nan%", "Write a number and its unit"),
+        ("memory@chat <= 12MB <= 5", "memory", "5", "Write the unit too"),
         ("memory <= 0GB", "memory", "0GB", "how much there may be"),
         ("memory >= 0 %", "memory", "0 %", "how much there may be"),
         ("0.0s <= latency <= 1s", "latency", "0.0s", "how much there may be"),
@@ -226,3 +230,8 @@ def test_a_range_that_holds_nothing_is_refused(text: str) -> None:
 def test_a_range_that_may_hold_something_is_kept(text: str) -> None:
     budget = parse_budget(text, ONE)
     assert budget.least is not None and budget.most is not None
+
+
+def test_a_range_with_its_quantity_in_front_is_told_the_order() -> None:
+    with pytest.raises(InputError, match=r"memory before two bounds .* least <= quantity <= most"):
+        parse_budget("memory@chat <= 12MB <= 5MB", {"chat": Load(batch=1, prompt_tokens=1, new_tokens=1)})
