@@ -6,7 +6,7 @@ A load with several batches is a decision: a budget at it becomes a limit for ea
 """
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from blockwright.cost import Cost, Load, Quantity
@@ -102,6 +102,7 @@ def build_problem(table: ScoreTable, order: Order) -> Problem:
     Raises:
         InputError: a cost or a score is missing, or the rules leave a layer nothing to choose from.
     """
+    _check_kept(order.rules, len(table.parent.layers))
     parent = with_format(table.parent, order.formats[0])
     rows = [row for budget in order.budgets for row in _rows(budget, table.parent, order)]
     by_group: dict[tuple[int, str], list[Choice]] = {}
@@ -109,6 +110,7 @@ def build_problem(table: ScoreTable, order: Order) -> Problem:
         costs = tuple(row.cost_of(candidate) for row in rows)
         choice = Choice(candidates=(candidate,), score=value, costs=costs)
         by_group.setdefault((candidate.layer, candidate.part), []).append(choice)
+    _check_layers(by_group, table.parent)
     _check_patterns([choice.candidates[0].name for group in by_group.values() for choice in group], order.rules)
     groups = [_ruled(by_group[key], parent, order.rules) for key in sorted(by_group)]
     problem = Problem(groups=tuple(groups), limits=tuple(row.limit for row in rows))
@@ -226,6 +228,28 @@ def _ruled(choices: list[Choice], parent: Model, rules: Rules) -> tuple[Choice, 
             remedy="Change what is forbidden, forced or kept.",
         )
     return tuple(left)
+
+
+def _check_kept(rules: Rules, num_layers: int) -> None:
+    if rules.keep_first + rules.keep_last > num_layers:
+        raise InputError(
+            "--keep-first, --keep-last",
+            got=f"{rules.keep_first} first and {rules.keep_last} last layers to keep",
+            expected=f"together no more than the {num_layers} layers of the parent",
+            remedy="Keep fewer.",
+        )
+
+
+def _check_layers(offered: Collection[tuple[int, str]], parent: Model) -> None:
+    for layer in range(len(parent.layers)):
+        for part in ("mixer", "ffn"):
+            if (layer, part) not in offered:
+                raise InputError(
+                    f"scores: layer {layer}, {part}",
+                    got="no candidate",
+                    expected="a score of one at least in every layer, if only of the parent's own",
+                    remedy="Run `blockwright score` again.",
+                )
 
 
 def _check_patterns(names: Sequence[str], rules: Rules) -> None:

@@ -6,6 +6,7 @@ from functools import reduce
 from typing import Any
 
 from blockwright.errors import InputError
+from blockwright.search.blame import blame
 from blockwright.search.budget import Amount, Budget
 from blockwright.search.build import Order, build_problem
 from blockwright.search.explain import Clash, explain_clash, is_binding, is_shut_by_rules, prices
@@ -29,11 +30,12 @@ class InfeasibleError(InputError):
     """No child is within the budgets."""
 
     def __init__(self, clash: Clash, words: Sequence[str]) -> None:
+        loosen = "Loosen what is named here" + (", or leave out a rule" if clash.rules else "")
         super().__init__(
             "budgets",
             got="; ".join(words),
             expected="budgets that some child of this library meets",
-            remedy="Loosen what is named here, or offer cheaper candidates in the space.",
+            remedy=f"{loosen}, or offer cheaper candidates in the space.",
         )
         self.clash = clash
 
@@ -68,7 +70,7 @@ def choose(table: ScoreTable, order: Order, steps: Steps | None = None, sweep: S
         InputError: a cost or score is missing, or there was no time to find a plan.
     """
     problem = build_problem(table, order)
-    answer, steps = answer_of(problem, order), steps or Steps()
+    answer, steps = answer_of(problem, order, table), steps or Steps()
     if sweep is None:
         return plan_of(answer, problem, table, order, steps)
     swept = sweep_frontier(table, order, sweep, candidates_of(answer.chosen), steps.on_point)
@@ -77,18 +79,18 @@ def choose(table: ScoreTable, order: Order, steps: Steps | None = None, sweep: S
     return replace(plan, frontier=swept.points, frontier_axes=swept.axes, shortfalls=shortfalls)
 
 
-def answer_of(problem: Problem, order: Order) -> Optimal | Feasible:
-    """The best choice.
+def answer_of(problem: Problem, order: Order, table: ScoreTable) -> Optimal | Feasible:
+    """The best choice of a problem that was built from an order and a table.
 
     Raises:
         InfeasibleError: there is none.
         InputError: there was no time to find one.
     """
-    return checked(solve(problem, order.time_limit_s, order.tolerance), problem, order)
+    return checked(solve(problem, order.time_limit_s, order.tolerance), problem, order, table)
 
 
-def checked(answer: Answer, problem: Problem, order: Order) -> Optimal | Feasible:
-    """The answer where it is a choice.
+def checked(answer: Answer, problem: Problem, order: Order, table: ScoreTable) -> Optimal | Feasible:
+    """The answer where it is a choice; the problem is built from the order and the table.
 
     Raises:
         InfeasibleError: there is none.
@@ -99,14 +101,16 @@ def checked(answer: Answer, problem: Problem, order: Order) -> Optimal | Feasibl
             return answer
         case Infeasible():
             if is_shut_by_rules(problem, _EXPLAIN_S):
+                found = blame(table, replace(order, budgets=()), _EXPLAIN_S)
                 raise InputError(
                     "rules",
-                    got="no child that keeps all of them, whatever the budgets",
+                    got="; ".join(["no child that keeps all of them, whatever the budgets", *found.words]),
                     expected="rules that some child of this library keeps",
                     remedy="Ask for more shapes, drop --contiguous, or change what is forbidden, forced or kept.",
                 )
             clash = in_own_units(explain_clash(problem, _EXPLAIN_S, inverse_texts(order)), order)
-            raise InfeasibleError(clash, clash_words(clash, order))
+            found = blame(table, order, _EXPLAIN_S)
+            raise InfeasibleError(replace(clash, rules=found.enough), [*clash_words(clash, order), *found.words])
         case NothingFound():
             raise InputError(
                 "time limit",
@@ -155,6 +159,7 @@ def plan_of(answer: Optimal | Feasible, problem: Problem, table: ScoreTable, ord
         rivals=tuple(_rivals(problem, parent, table, order, steps)) if order.compares else (),
         frontier_axes=swept.axes if swept else None,
         absent=told.absent,
+        tolerance=order.tolerance,
         shortfalls=(*_pool_shortfalls(len(pooled), order, is_complete), *(swept.shortfalls if swept else ())),
     )
 

@@ -59,6 +59,8 @@ class Clash:
     """A share by which it is enough to loosen all budgets together, 0.05 for 5 %; None where none was found."""
     is_least_loosening: bool
     """Whether less is known not to be enough, to a thousandth; or, where none was found, that much is too little."""
+    rules: tuple[str, ...] = ()
+    """Rules any one of which, left out, lets some choice be within all limits."""
 
 
 def prices(problem: Problem, decided: dict[str, str]) -> list[float]:
@@ -111,7 +113,8 @@ def explain_clash(problem: Problem, time_limit_s: float, inverse: Collection[str
     texts = list(dict.fromkeys(limit.text for limit in problem.limits))
     clashing, is_smallest = _smallest_clash(problem, texts, _share(deadline, 3))
     half = time.monotonic() + _share(deadline, 2)
-    moves = [_move(problem, text, _share(half, len(texts) - place)) for place, text in enumerate(texts)]
+    asked = list(dict.fromkeys(limit.text for limit in problem.limits if not limit.is_rule))
+    moves = [_move(problem, text, _share(half, len(asked) - place)) for place, text in enumerate(asked)]
     loosening, is_least = _loosening(problem, inverse, _share(deadline, 1))
     return Clash(
         clashing=clashing,
@@ -123,8 +126,9 @@ def explain_clash(problem: Problem, time_limit_s: float, inverse: Collection[str
 
 
 def is_shut_by_rules(problem: Problem, time_limit_s: float) -> bool:
-    """Whether no choice keeps the rules on blocks, whatever the limits."""
-    return isinstance(fits(_only(problem, ()), time_limit_s), Infeasible)
+    """Whether no choice keeps the rules, whatever the budgets."""
+    rules = [limit.text for limit in problem.limits if limit.is_rule]
+    return isinstance(fits(_only(problem, rules), time_limit_s), Infeasible)
 
 
 def _share(deadline: float, num_left: int) -> float:
@@ -239,7 +243,7 @@ def _loosening(problem: Problem, inverse: Collection[str], time_limit_s: float) 
     def try_share(share: float) -> Answer:
         loose = problem
         for index, limit in enumerate(problem.limits):
-            if not limit.text.startswith("servable by"):
+            if not limit.is_rule:
                 moved = _moved(limit, share, limit.text in inverse)
                 loose = _with_limit(loose, index, replace(limit, limit=moved))
         return fits(loose, _share(deadline, _MOST_SHARES))

@@ -14,10 +14,23 @@ import numpy as np
 
 from blockwright.search.core import Found
 from blockwright.search.problem import Choice, Limit, Problem
-from blockwright.search.solve import Feasible, Memory, Optimal, Prepared, is_settled, prepare, solve, solve_prepared
+from blockwright.search.solve import (
+    Answer,
+    Feasible,
+    Memory,
+    Optimal,
+    Prepared,
+    is_settled,
+    prepare,
+    solve,
+    solve_prepared,
+)
 
 _END_TOLERANCE = 1e-3
 """Of what choices can change of the cost: where the grid begins."""
+
+_PROOF_S = 3.0
+"""To prove what is near the best already: layers that cost alike can be exchanged, which may take for ever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +54,7 @@ def frontier(
     *,
     value: int | None = None,
     tolerance: float = 0.0,
+    near: float = 0.0,
     time_limit_s: float = 60.0,
     on_point: Callable[[], None] = lambda: None,
     on_end: Callable[[bool], None] = lambda is_complete: None,
@@ -53,6 +67,7 @@ def frontier(
         points: of the grid.
         value: the index of the limit whose cost is to be had; None for the score, which `with_score_limit` bounds.
         tolerance: values known to be within this of the least will do; the difference shows in the bound.
+        near: where there is no proof within a few seconds, values known to be within this of the least will do too.
         time_limit_s: seconds for each point, and for each end of the grid, so that all may take points + 2 times this.
         on_point: called after each point of the grid.
         on_end: called at the end with whether time was enough, for the grid's ends and for every point of it.
@@ -72,8 +87,13 @@ def frontier(
     memory, best, found = Memory(), None, []
     for at in () if ends is None else np.linspace(*ends, points):
         here = prepared.with_limit(along, replace(limit, limit=float(at)))
-        answer = solve_prepared(here, time.monotonic() + time_limit_s, tolerance, best=best, memory=memory)
-        is_complete = is_complete and is_settled(answer, tolerance)
+        deadline = time.monotonic() + time_limit_s
+        answer = solve_prepared(here, deadline, max(tolerance, near), best=best, memory=memory)
+        if near > tolerance and isinstance(answer, Feasible):
+            best = Found(columns_G=prepared.columns_of(answer.chosen), score=answer.score, bound=answer.bound)
+            until = min(deadline, time.monotonic() + _PROOF_S)
+            answer = _nearer(solve_prepared(here, until, tolerance, best=best, memory=memory), answer)
+        is_complete = is_complete and is_settled(answer, max(tolerance, near))
         on_point()
         if isinstance(answer, Optimal | Feasible):
             columns_G = prepared.columns_of(answer.chosen)
@@ -85,6 +105,13 @@ def frontier(
     on_end(is_complete)
     fixed = 0.0 if value is None else problem.limits[value].fixed
     return [replace(point, value=point.value + fixed, bound=point.bound + fixed) for point in undominated(found)]
+
+
+def _nearer(answer: Answer, before: Feasible) -> Answer:
+    """What is known after a second look: the better choice, and the better bound."""
+    if not isinstance(answer, Feasible):
+        return answer if isinstance(answer, Optimal) else before
+    return replace(answer, bound=max(answer.bound, before.bound))
 
 
 def _ends(

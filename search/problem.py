@@ -70,6 +70,8 @@ class Limit:
     limit: float
     is_least: bool = False
     """Whether it bounds from below."""
+    is_rule: bool = False
+    """Whether a rule asks for it, which has no amount that could be moved."""
     when: tuple[str, str] | None = None
     """The decision and its alternative that it belongs to; None where it always holds."""
 

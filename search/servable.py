@@ -38,6 +38,7 @@ def servable(problem: Problem, parent: Model, engines: Sequence[Engine]) -> Prob
     groups: list[tuple[Choice, ...]] = []
     for layer, parts in itertools.groupby(problem.groups, key=lambda group: group[0].layer):
         groups += _loadable(replace(problem, groups=tuple(parts)), parent, layer, engines)
+    _check_attention(problem, groups, parent, engines)
     problem = replace(problem, groups=tuple(groups))
     if needy := [engine for engine in engines if engine in NEED_ATTENTION]:
         problem = _with_attention(problem, needy)
@@ -53,9 +54,9 @@ def _loadable(problem: Problem, parent: Model, layer: int, engines: Sequence[Eng
     if not good:
         raise InputError(
             f"--servable-by {', '.join(engines)}: layer {layer}",
-            got="no block of this library that can be loaded",
+            got="no block of this library that can be loaded: " + "; ".join(_reasons(blocks, parent, engines)),
             expected="one at least",
-            remedy="Offer other candidates in the space, such as widths that are multiples of 256.",
+            remedy="Offer candidates in the space that it can load.",
         )
     left = {candidate for choice in good for candidate in choice.candidates}
     groups = [tuple(c for c in group if c.candidates[0] in left) for group in problem.groups]
@@ -66,16 +67,43 @@ def _loadable(problem: Problem, parent: Model, layer: int, engines: Sequence[Eng
 
 
 def _is_loadable(choice: Choice, parent: Model, layer: int, engines: Sequence[Engine]) -> bool:
+    return not any(_obstacles(choice, parent, layer, engine) for engine in engines)
+
+
+def _obstacles(choice: Choice, parent: Model, layer: int, engine: Engine) -> list[str]:
     variants = {candidate.part: candidate.variant for candidate in choice.candidates}
     block: Block = replace(parent.layers[layer], **variants)
     model = replace(parent, layers=(*parent.layers[:layer], block, *parent.layers[layer + 1 :]))
-    return not any(layer_obstacles(model, layer, engine) for engine in engines)
+    return layer_obstacles(model, layer, engine)
+
+
+def _reasons(blocks: Sequence[Choice], parent: Model, engines: Sequence[Engine]) -> list[str]:
+    """What keeps blocks from being loaded, each reason once."""
+    found = (reason for c in blocks for engine in engines for reason in _obstacles(c, parent, c.layer, engine))
+    return list(dict.fromkeys(found))
+
+
+def _check_attention(
+    problem: Problem, left: Sequence[tuple[Choice, ...]], parent: Model, engines: Sequence[Engine]
+) -> None:
+    """Refuses, with the reasons, where no block with attention is left of a problem and an engine needs one."""
+    needy = [engine for engine in engines if engine in NEED_ATTENTION]
+    if not needy or any(_has_attention(choice) for group in left for choice in group):
+        return
+    blocks = [choice for group in merged(problem).groups for choice in group if _has_attention(choice)]
+    reasons = _reasons(blocks, parent, engines) or ["the rules leave none"]
+    raise InputError(
+        f"--servable-by {', '.join(needy)}",
+        got="no block with attention that can be loaded: " + "; ".join(reasons),
+        expected="attention in one layer at least, which these engines need",
+        remedy="Offer candidates in the space that they can load, or leave out a rule.",
+    )
 
 
 def _with_attention(problem: Problem, engines: Sequence[str]) -> Problem:
     """Limit (1)."""
     text = f"servable by {', '.join(engines)}: attention somewhere"
-    somewhere = Limit(text=text, fixed=0.0, limit=1.0, is_least=True)
+    somewhere = Limit(text=text, fixed=0.0, limit=1.0, is_least=True, is_rule=True)
     groups = tuple(
         tuple(replace(choice, costs=(*choice.costs, float(_has_attention(choice)))) for choice in group)
         for group in problem.groups
@@ -98,6 +126,7 @@ def _with_attention_first(problem: Problem, engines: Sequence[str]) -> Problem:
             fixed=0.0,
             limit=0.0,
             is_least=True,
+            is_rule=True,
         )
         for layer in layers
     )

@@ -17,7 +17,7 @@ from blockwright.spec import Candidate
 _OPEN = Amount(value=math.inf, share=None)
 _ALONG, _AGAINST = "the frontier's first axis", "the frontier's second axis"
 _NEAR = 1e-3
-"""Of what choices can change of a cost: layers that cost alike can be exchanged, and the very least takes for ever."""
+"""Of what choices can change of a cost: so near the least will do where the proof takes long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,14 +39,26 @@ class Swept:
     points: tuple[FrontierPoint, ...]
     is_complete: bool
     """Whether time was enough for every point."""
+    tolerance: float = 0.0
+    """That was asked for, where the frontier is against the score."""
 
     @property
     def shortfalls(self) -> tuple[str, ...]:
         """Says so where time was too short, or there is nothing."""
         if not self.is_complete:
             return ("The frontier is not all proven, or has gaps: the time limit came first.",)
+        if unproven := sum(not point.is_proven for point in self.points):
+            return (f"Of the frontier's {len(self.points)} points {unproven} are not proven: {self._reason}.",)
         bounded = "" if self.axes.most_score is None else " and the bound on the score"
         return () if self.points else (f"The frontier has no point: nothing is within the other budgets{bounded}.",)
+
+    @property
+    def _reason(self) -> str:
+        if self.axes.against is None:
+            return f"they lie within the tolerance of {self.tolerance:g} asked for"
+        return (
+            "the proof takes long where layers cost alike, so they are had to a thousandth of what choices can change"
+        )
 
 
 def read_axis(
@@ -94,7 +106,8 @@ def sweep_frontier(
     Args:
         table: the scores.
         order: what the plan was made for; so many points of it.
-        sweep: what it lies between. A cost is minimised to a thousandth of what choices can change of it.
+        sweep: what it lies between. Where the proof takes long, a cost is minimised to a thousandth of what choices can
+            change of it.
         chosen: the plan's candidates.
         on_point: called after each point.
 
@@ -111,6 +124,7 @@ def sweep_frontier(
         )
     texts = [limit.text for limit in problem.limits]
     along, value = texts.index(_ALONG), texts.index(_AGAINST) if sweep.against else None
+    _check_score(problem, sweep)
     bounded = problem if sweep.most_score is None else with_score_limit(problem, sweep.most_score)
     ended: list[bool] = []
     points = frontier(
@@ -118,7 +132,8 @@ def sweep_frontier(
         along,
         order.frontier_points,
         value=value,
-        tolerance=order.tolerance if value is None else _NEAR * _spread(problem, value),
+        tolerance=order.tolerance if value is None else 0.0,
+        near=0.0 if value is None else _NEAR * _spread(problem, value),
         time_limit_s=order.time_limit_s,
         on_point=on_point,
         on_end=ended.append,
@@ -134,8 +149,23 @@ def sweep_frontier(
         plan_against=score if value is None or sweep.against is None else told.cost(sweep.against, costs[value]),
     )
     return Swept(
-        axes=axes, points=tuple(_told_point(point, problem, sweep, told) for point in points), is_complete=all(ended)
+        axes=axes,
+        points=tuple(_told_point(point, problem, sweep, told) for point in points),
+        is_complete=all(ended),
+        tolerance=order.tolerance,
     )
+
+
+def _check_score(problem: Problem, sweep: Sweep) -> None:
+    """Refuses a bound on the score that no child keeps, whatever it costs."""
+    least = sum(min(choice.score for choice in group) for group in problem.groups)
+    if sweep.most_score is not None and sweep.most_score < least:
+        raise InputError(
+            "--most-score",
+            got=sweep.most_score,
+            expected=f"at least {least:.4g}: no child's scores sum to less",
+            remedy="Raise the bound.",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,21 +26,23 @@ def clash_words(clash: Clash, order: Order) -> list[str]:
     """A clash in the budgets' own units as sentences; what is not proven is not put as a fact."""
     short = [move for move in clash.moves if _is_short(move)]
     words = [
-        f"{move.text}: {'asks for' if move.is_least else 'allows'} {_show(move, move.limit, order)}, "
-        f"the {'most' if move.is_least else 'least'} that any child {_verb(move, order)} is "
-        f"{_show(move, move.alone, order)}"
+        f"{move.text}: {_asked(move, order)}the {'most' if move.is_least else 'least'} that any child "
+        f"{_verb(move, order)} is {_show(move, move.alone, order)}"
         for move in short
     ]
     if not words:
         words.append(_together(clash))
     for move in clash.moves:
-        if move.text in (clash.clashing or (move.text,)) and (sentence := _move_words(move, order)):
+        others = "with the others kept, " if len(clash.moves) > 1 else ""
+        if move.text in (clash.clashing or (move.text,)) and (sentence := _move_words(move, order, others)):
             words.append(sentence)
     if clash.loosening is not None:
-        all_of_them = f"all of them loosened by {_percent(clash.loosening)} would fit"
+        subject = clash.moves[0].text if len(clash.moves) == 1 else "all budgets"
+        all_of_them = f"{subject} loosened by {_percent(clash.loosening)} would fit"
         words.append(all_of_them + ("" if clash.is_least_loosening else " (whether less would is not proven in time)"))
     elif not clash.is_least_loosening:
-        words.append("by how much all of them must be loosened together was not found out in time")
+        what = "all budgets must be loosened together" if len(clash.moves) > 1 else "it must be loosened"
+        words.append(f"by how much {what} was not found out in time")
     return words
 
 
@@ -71,18 +73,21 @@ def _is_short(move: Move) -> bool:
 
 
 def _together(clash: Clash) -> str:
+    asked = [move.text for move in clash.moves]
+    budgets = [text for text in clash.clashing if text in asked]
+    rules = [f"the rule '{text}'" for text in clash.clashing if text not in asked]
     if not clash.clashing:
         return "which budgets clash was not found out in time; they are " + "; ".join(m.text for m in clash.moves)
     if len(clash.clashing) == 1:
-        return f"no child that keeps the rules meets {clash.clashing[0]}"
-    together = "; ".join(clash.clashing)
+        return f"no child that keeps the rules meets {clash.clashing[0]}" if budgets else f"no child keeps {rules[0]}"
+    together = "; ".join([*budgets, *rules])
     if clash.is_smallest:
         return f"each alone can be met, but not all together: {together}"
     return f"not all together can be met: {together} (whether fewer clash was not found out in time)"
 
 
-def _move_words(move: Move, order: Order) -> str:
-    would = f"with the others kept, {move.text} would have to be"
+def _move_words(move: Move, order: Order, others: str) -> str:
+    would = f"{others}{move.text} would have to be"
     if move.needed is None:
         return "" if move.is_proven else f"{would} moved, how far was not found out in time"
     needed = _show(move, move.needed, order)
@@ -90,6 +95,15 @@ def _move_words(move: Move, order: Order) -> str:
         return f"{would} {needed}"
     end = "" if move.bound is None else f"{'most' if move.is_least else 'least'} {_show(move, move.bound, order)}"
     return f"{would} at {end}, not proven in time; {needed} would do" if end else f"{needed} would do for {move.text}"
+
+
+def _asked(move: Move, order: Order) -> str:
+    """What a share comes to; an amount stands in the budget's text as the user wrote it."""
+    budget = next((budget for budget in order.budgets if budget.text == move.text), None)
+    amounts = () if budget is None else (budget.least, budget.most)
+    if all(amount is None or amount.share is None for amount in amounts):
+        return ""
+    return f"{'asks for' if move.is_least else 'allows'} {_show(move, move.limit, order)}, "
 
 
 def _verb(move: Move, order: Order) -> str:
@@ -100,10 +114,13 @@ def _show(move: Move, amount: float | None, order: Order) -> str:
     if amount is None:
         return "unknown"
     budget = next((budget for budget in order.budgets if budget.text == move.text), None)
-    return f"{amount:.4g}" if budget is None else format_quantity(amount, UNIT_OF[budget.quantity])
+    if budget is None:
+        return f"{amount:.4g}"
+    return format_quantity(amount, UNIT_OF[budget.quantity], is_binary="iB" in budget.text)
 
 
 def _percent(share: float) -> str:
     """With two digits, rounded up: so much is enough."""
     digits = 10.0 ** (math.floor(math.log10(100 * share)) - 1)
-    return f"{math.ceil(100 * share / digits - 1e-9) * digits:.2g} %"
+    rounded = math.ceil(100 * share / digits - 1e-9) * digits
+    return f"{rounded:.0f} %" if digits >= 1 else f"{rounded:.2g} %"

@@ -112,6 +112,20 @@ def add_solving(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the plan as JSON instead of a table")
 
 
+def check_finite(arguments: argparse.Namespace, fields: Sequence[str]) -> None:
+    """Refuses numbers that are none, or endless; those that were not given may be.
+
+    Raises:
+        InputError: names the first flag that has one.
+    """
+    for field in fields:
+        value = getattr(arguments, field)
+        if value is not None and not math.isfinite(value):
+            raise InputError(
+                f"--{field.replace('_', '-')}", got=value, expected="a finite number", remedy="Correct the value."
+            )
+
+
 @contextlib.contextmanager
 def explaining(arguments: argparse.Namespace) -> Iterator[None]:
     """With ``--json``, prints why no child is within the budgets before that error goes on its way."""
@@ -155,14 +169,22 @@ def read_rules(arguments: argparse.Namespace) -> "Rules":
     """
     from blockwright.pipeline.recipe import check_at_least
     from blockwright.search.build import Rules
-    from blockwright.servable import parse_engines
+    from blockwright.servable import ENGINES, parse_engines
 
     for field in ("keep_first", "keep_last"):
         check_at_least(f"--{field.replace('_', '-')}", getattr(arguments, field), 0)
     if arguments.shapes is not None:
         check_at_least("--shapes", arguments.shapes, 1)
+    engines = parse_engines(arguments.servable_by.split(","), "--servable-by")
+    if arguments.servable_by and not engines:
+        raise InputError(
+            "--servable-by",
+            got=repr(arguments.servable_by),
+            expected="an engine: " + ", ".join(ENGINES),
+            remedy="Name one, or leave the flag out.",
+        )
     return Rules(
-        servable_by=parse_engines(arguments.servable_by.split(","), "--servable-by"),
+        servable_by=engines,
         most_shapes=1 if arguments.homogeneous else arguments.shapes,
         removes_contiguously=arguments.contiguous,
         keep_first=arguments.keep_first,

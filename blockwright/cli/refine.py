@@ -15,6 +15,7 @@ which may have lost more before it.
 """
 
 import argparse
+import math
 from pathlib import Path
 
 from blockwright.cli.flags import (
@@ -23,11 +24,13 @@ from blockwright.cli.flags import (
     add_search_loads,
     add_solving,
     add_text,
+    check_finite,
     explaining,
     read_rules,
     read_search_loads,
     read_tokens,
 )
+from blockwright.errors import InputError
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +69,13 @@ def run(arguments: argparse.Namespace) -> None:
     check_at_least("--rounds", arguments.rounds, 0)
     check_at_least("--pool", arguments.pool, 1)
     check_at_least("--pairs", arguments.pairs, 0)
+    check_finite(arguments, ("tolerance",))
     check_at_least("--tolerance", arguments.tolerance, 0)
+    heal_tokens = parse_quantity(arguments.heal_tokens, "tokens", "--heal-tokens")
+    if heal_tokens == math.inf:
+        raise InputError(
+            "--heal-tokens", got=arguments.heal_tokens, expected="a finite number", remedy="Ask for fewer tokens."
+        )
     order = RefineOrder(
         text=arguments.text,
         window_tokens=arguments.window,
@@ -75,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
         rounds=arguments.rounds,
         pool_size=arguments.pool,
         pairs=arguments.pairs,
-        heal_tokens=int(parse_quantity(arguments.heal_tokens, "tokens", "--heal-tokens")),
+        heal_tokens=int(heal_tokens),
     )
     searched = SearchOrder(
         loads=read_search_loads(arguments.load),

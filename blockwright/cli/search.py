@@ -30,6 +30,7 @@ from blockwright.cli.flags import (
     add_rules,
     add_search_loads,
     add_solving,
+    check_finite,
     explaining,
     read_rules,
     read_search_loads,
@@ -93,6 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
     formats = arguments.format or ["fp32"]
     check_formats("--format", formats)
     check_above_zero("--time-limit", arguments.time_limit)
+    check_finite(arguments, ("tolerance", "most_score"))
     for field, least in (("frontier", 0), ("pool", 1), ("differ", 1), ("tolerance", 0)):
         check_at_least(f"--{field.replace('_', '-')}", getattr(arguments, field), least)
     order = SearchOrder(

@@ -24,8 +24,8 @@ from blockwright.model.parent import Parent, load_model
 from blockwright.pipeline.console import progress, say
 from blockwright.pipeline.inputs import Text, check_text_suits, checkpoint_digest, read_text, windows_of
 from blockwright.pipeline.kept import Kept, pair_terms
-from blockwright.pipeline.search import SearchOrder, check_pool, full_order, read_devices
-from blockwright.pipeline.stage import Stage, running
+from blockwright.pipeline.search import SearchOrder, check_pool, full_order, profile_files, read_devices
+from blockwright.pipeline.stage import Stage, check_is_no_folder, check_spares, running, whole
 from blockwright.pipeline.trials import Healing, Trial, finished, first_end, halve, heal, windows_to_choose_by
 from blockwright.pipeline.wholes import BATCH_WINDOWS, Wholes, in_fp32
 from blockwright.search.build import Order, build_problem
@@ -104,8 +104,9 @@ def refine_plan(
     Raises:
         InputError: the inputs do not go together, or no child is within the budgets.
     """
-    library, devices, text = read_library(paths["library"]), read_devices(profiles), read_text(order.text)
     output = paths["output"]
+    check_is_no_folder(output)
+    library, devices, text = read_library(paths["library"]), read_devices(profiles), read_text(order.text)
     inputs = {
         "search": to_data(search),
         "order": to_data(order),
@@ -115,7 +116,9 @@ def refine_plan(
         "profiles": {name: digest_of(to_data(profile)) for name, profile in devices.items()},
         "text": text.digest,
     }
-    stage = Stage(name="refine", output=output, inputs=inputs)
+    reads = (paths["scores"], *whole(paths["library"]), *profile_files(profiles), Path(order.text))
+    check_spares(output.with_name(RECORD), (*reads, output))
+    stage = Stage(name="refine", output=output, inputs=inputs, reads=reads)
     if (before := stage.reuse(lambda: read_plan(output))) is not None:
         return before
     table = read_scores(paths["scores"])
@@ -166,7 +169,7 @@ def _healing(parent: Parent, text: Text, order: RefineOrder) -> Healing:
 
 def _refine(bench: _Bench) -> tuple[Plan, dict[str, Any]]:
     kept, num_windows = bench.kept, bench.num_windows
-    best_sum = answer_of(bench.problem, bench.asked)
+    best_sum = answer_of(bench.problem, bench.asked, bench.table)
     trials = [_trial(bench, chosen, way, 0) for chosen, way in _first_plans(bench, best_sum).items()]
     halve(kept, num_windows, trials, trials[:1])
     best = min(finished(trials, num_windows), key=lambda one: one.mean)

@@ -1,6 +1,5 @@
 """Stage: choose the blocks. Loads no torch."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from blockwright.files import digest_of, digest_of_files
 from blockwright.hw_profiles.folder import read_profile
 from blockwright.hw_profiles.profile import Backend, Profile
 from blockwright.pipeline.console import progress
-from blockwright.pipeline.stage import Stage, running
+from blockwright.pipeline.stage import Stage, check_is_no_folder, running, whole
 from blockwright.profiler.check import check_utilisation
 from blockwright.search.budget import parse_budget
 from blockwright.search.build import NO_RULES, Order, Rules, build_problem
@@ -63,13 +62,14 @@ def search_plan(scores: Path, profiles: Sequence[str | Path], order: SearchOrder
         order: what to choose for.
         output: the plan.
     """
+    check_is_no_folder(output)
     devices = read_devices(profiles)
     inputs = {
         "order": to_data(order),
         "scores": digest_of_files([scores]) if scores.exists() else None,
         "profiles": [[name, digest_of(to_data(profile))] for name, profile in devices.items()],
     }
-    stage = Stage(name="search", output=output, inputs=inputs)
+    stage = Stage(name="search", output=output, inputs=inputs, reads=(scores, *profile_files(profiles)))
     if (before := stage.reuse(lambda: read_plan(output))) is not None:
         return before
     table = read_scores(scores)
@@ -111,6 +111,12 @@ def read_devices(profiles: Sequence[str | Path]) -> dict[str, Profile]:
     return devices
 
 
+def profile_files(profiles: Sequence[str | Path]) -> list[Path]:
+    """The folders of profiles and the files in them; a profile that ships has none to lose."""
+    named = [Path(text) if Path(text).exists() else Path(str(text).rpartition("=")[2]) for text in profiles]
+    return [file for path in named if path.exists() for file in whole(path)]
+
+
 def check_reachable(
     parent: Model, offered: Sequence[Candidate], devices: Mapping[str, Profile], order: SearchOrder
 ) -> None:
@@ -129,8 +135,9 @@ def check_reachable(
         )
     )
     asked = full_order(order, devices)
-    problem = build_problem(ScoreTable(parent=parent, scores=scores), asked)
-    checked(fits(problem, order.time_limit_s), problem, asked)
+    table = ScoreTable(parent=parent, scores=scores)
+    problem = build_problem(table, asked)
+    checked(fits(problem, order.time_limit_s), problem, asked, table)
 
 
 def check_budgets(loads: Mapping[str, Load], budgets: Sequence[str]) -> None:
@@ -195,8 +202,6 @@ def _sweep(order: SearchOrder, asked: Order) -> Sweep | None:
             expected="a frontier against a cost, beside which the score is bounded",
             remedy="Write --against QUANTITY@LOAD, or leave the bound out.",
         )
-    if order.most_score is not None and not math.isfinite(order.most_score):
-        raise InputError("--most-score", got=order.most_score, expected="a number", remedy="Correct the value.")
     return Sweep(along=along, against=against, most_score=order.most_score)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
@@ -237,14 +238,21 @@ def test_a_load_beyond_the_profile_needs_leave_to_be_guessed(search: Run, tmp_pa
         (["--differ", "0"], "--differ", "at least 1"),
         (["--shapes", "0"], "--shapes", "at least 1"),
         (["--keep-first", "-1"], "--keep-first", "at least 0"),
-        (["--tolerance", "nan"], "--tolerance", "at least 0"),
+        (["--tolerance", "nan"], "--tolerance", "a finite number"),
+        (["--tolerance", "inf"], "--tolerance", "a finite number"),
+        (["--most-score", "nan"], "--most-score", "a finite number"),
+        (["--against", "disk", "--most-score", "-1"], "--most-score", "at least 0"),
+        (["--keep-first", "4"], "--keep-first, --keep-last", "the 3 layers"),
+        (["--keep-first", "2", "--keep-last", "2"], "--keep-first, --keep-last", "the 3 layers"),
+        (["--servable-by", ","], "--servable-by", "transformers, vllm"),
+        (["--out", "."], "--out", "a file to write"),
         (["--forbid", "layer-02-ffn-*"], "rules: layer 2, ffn", "no candidate that they allow"),
         (["--metric", "task"], "metric", "kl, lm_loss"),
         (["--format", "fp32", "--format", "int4"], "scores", "blockwright score … --format fp32 --format int4-g32"),
         (["--along", "speed@chat"], "--along", "such as memory@chat, or the text of one of the budgets"),
         (["--along", "memory@chat", "--against", "memory"], "--against", "another quantity, or score"),
         (["--most-score", "1"], "--most-score", "--against QUANTITY@LOAD"),
-        (["--against", "disk", "--most-score", "nan"], "--most-score", "a number"),
+        (["--against", "disk", "--most-score", "inf"], "--most-score", "a finite number"),
         (["--load", "serve=1,2x20+30", "--frontier", "2", "--along", "memory@serve"], "--along", "one batch for each"),
         (["--load", "chat=1x40+24"], "--load", "chat more than once"),
         (["--load", "serve=1,xx20+30"], "--load", "NAME=BATCHxPROMPT+NEW"),
@@ -291,3 +299,42 @@ def test_a_device_is_called_like_its_profile_where_it_is_given_no_name(
     command = ["search", "--scores", str(tmp_path / "scores.parquet"), "--profile", str(tmp_path / "edge")]
     assert main([*command, "--budget", "memory@small-one <= 80%", *LOADS[:2], "--frontier", "0", "-o", str(plan)]) == 0
     assert read_plan(plan).devices == {"small-one": "small-one"}
+
+
+@pytest.mark.parametrize("name", ["scores.parquet", "server", "server/measurements.csv", "../{}/scores.parquet"])
+def test_an_output_that_is_an_input_is_refused_and_the_input_kept(name: str, search: Run, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    output = str(tmp_path / name.format(tmp_path.name))
+    code, _, complaint = search(*_budgets("memory@chat <= 80%"), *LOADS[:2], "-o", output)
+    assert code == 2 and "error in --out\n" in complaint
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_broken_manifest_does_not_stop_a_search(search: Run, tmp_path: Path) -> None:
+    words = [*_budgets("memory@chat <= 80%"), *LOADS[:2]]
+    assert search(*words)[0] == 0
+    (tmp_path / "manifest.json").write_text('{"search": {"key"')
+    code, _, said = search(*words)
+    assert code == 0 and "manifest.json is passed over" in said
+    assert "passed over" not in search(*words)[2]
+
+
+def test_scores_of_any_size_are_printed_in_few_digits(
+    search: Run, make_table: Callable[..., ScoreTable], tmp_path: Path
+) -> None:
+    table = make_table()
+    huge = [replace(s, estimate=replace(s.estimate, value=1e300 * s.estimate.value, high=1e301)) for s in table.scores]
+    write_scores(replace(table, scores=tuple(huge)), tmp_path / "scores.parquet")
+    code, printed, _ = search(*_budgets("parameters@chat <= 60%"), *LOADS[:2], "--compare", frontier=3)
+    assert code == 0 and "e+300" in printed
+    assert not re.search(r"\d{20}", printed)
+
+
+def test_a_size_is_shown_in_the_units_it_was_asked_in(search: Run) -> None:
+    assert "≤ 600 KiB" in search(*_budgets("memory@chat <= 600KiB"), *LOADS[:2])[1]
+
+
+def test_a_plan_within_its_tolerance_says_so(search: Run) -> None:
+    printed = search(*_budgets("parameters@chat <= 60%"), *LOADS[:2], "--tolerance", "1")[1]
+    assert "the best found within the tolerance of 1 asked for" in " ".join(printed.split())
+    assert "time limit" not in printed

@@ -175,3 +175,25 @@ def test_it_is_told_whether_time_ended_the_frontier(problem: Problem) -> None:
     shut = (problem.limits[0], replace(problem.limits[1], limit=-1.0))
     frontier(replace(problem, limits=shut), 0, 4, on_end=ends.append)
     assert ends == [True, True, False, True]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_near_enough_is_proven_all_the_same_where_that_is_quick(
+    seed: int, layers_problem: Draw, every_choice: EveryChoice
+) -> None:
+    problem = layers_problem(seed, num_layers=3, has_decisions=False, num_limits=2)
+    limits = tuple(replace(limit, is_least=False, limit=1e30) for limit in problem.limits)
+    problem = replace(problem, limits=limits)
+    points = frontier(problem, 0, 7, value=1, near=1e30)
+    _check(problem, 0, 1, points, _table(problem, 0, 1, every_choice), 7)
+    assert all(point.bound == point.value for point in points)
+
+
+def test_without_time_for_the_proof_what_is_near_enough_will_do(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blockwright.search.frontier._PROOF_S", 0.0)
+    ended: list[bool] = []
+    points = frontier(problem, 0, 5, near=1e30, on_end=ended.append)
+    assert points and ended == [True]
+    assert any(point.bound < point.value for point in points)

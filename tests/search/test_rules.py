@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -55,7 +56,7 @@ def test_first_and_last_layers_stay_as_they_are(order: MakeOrder, make_table: Ma
         assert variants == [own] if group[0].layer != 1 else len(variants) == 4
     plan = choose(table, order("parameters <= 75%", keep_first=1, keep_last=1))
     assert plan.child.layers[0] == plan.child.layers[2] == table.parent.layers[0] != plan.child.layers[1]
-    everything = build_problem(table, order(keep_first=99))
+    everything = build_problem(table, order(keep_first=3))
     assert [len(group) for group in everything.groups] == [1] * 6
 
 
@@ -140,3 +141,10 @@ def sized(make_table: MakeTable, every_child: EveryChild, costs_of: Callable, ma
         ]
         assert 0 < len(found[share]) < math.inf
     return found
+
+
+def test_a_layer_without_scores_is_named(order: MakeOrder, make_table: MakeTable) -> None:
+    table = make_table()
+    scores = tuple(s for s in table.scores if (s.candidate.layer, s.candidate.part) != (1, "ffn"))
+    with pytest.raises(InputError, match="scores: layer 1, ffn: got no candidate"):
+        build_problem(replace(table, scores=scores), order())
