@@ -135,12 +135,13 @@ def _fit(profile: Profile, backend: Backend, weights_format: str, point: Point) 
             expected="whole models measured at every point where parts were",
             remedy="Profile again: the file is incomplete.",
         )
-    sums = np.array([_sum_of_parts(parts, row.layers) for row in anchors])
+    where = f"{weights_format} on {backend} at {_describe(point)}"
+    sums = np.array([_sum_of_parts(parts, row.layers, where) for row in anchors])
     times = np.array([row.time_s for row in anchors])
     columns = np.stack([np.ones_like(sums), sums], axis=1) / times[:, None]
     intercept, scale = np.linalg.lstsq(columns, np.ones_like(times), rcond=None)[0]
     errors = [
-        abs(row.time_s / (intercept + scale * _sum_of_parts(parts, row.layers)) - 1)
+        abs(row.time_s / (intercept + scale * _sum_of_parts(parts, row.layers, where)) - 1)
         for row in wholes
         if not row.is_anchor
     ]
@@ -161,7 +162,15 @@ def _parts_of(layers: Layers) -> list[PartKey]:
     return [key for key in names if key[1] != "none"]
 
 
-def _sum_of_parts(parts_s: dict[PartKey, float], layers: Layers) -> float:
+def _sum_of_parts(parts_s: dict[PartKey, float], layers: Layers, where: str = "this table") -> float:
+    missing = next((key for key in _parts_of(layers) if key not in parts_s), None)
+    if missing is not None:
+        raise InputError(
+            "profile: times",
+            got=f"no time of {missing[1]} as {missing[0]}, {where}",
+            expected="a time of every part of the whole models that were measured",
+            remedy="Profile again: the table is incomplete.",
+        )
     return sum(parts_s[key] for key in _parts_of(layers))
 
 

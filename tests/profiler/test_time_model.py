@@ -201,3 +201,10 @@ def test_a_longer_load_is_told_where_two_were_measured() -> None:
     assert cost.high > 1.1 * cost.value
     with pytest.raises(InputError, match="memory"):
         predict(profile, PARENT, longer, may_extrapolate=True)
+
+
+def test_a_profile_without_one_parts_time_is_refused_by_name() -> None:
+    profile = _profile(_at("slots", 64))
+    lost = profile.times[0]
+    with pytest.raises(InputError, match=f"no time of {lost.variant} as {lost.part}, {lost.format} on .* at batch 1"):
+        _table(replace(profile, times=profile.times[1:]), lost.point)
