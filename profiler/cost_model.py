@@ -1,7 +1,7 @@
 """What a model will cost on a device, from the device's profile. Loads neither torch nor a runtime.
 
 A load becomes points: its prompt is read in chunks, then tokens are written one at a time over caches of a fixed
-number of slots. `time_model` says how long that takes, `memory_model` what it takes in memory. The rest follows:
+number of slots. How long that takes, and how much memory, hangs on what the profile knows (`known`). The rest follows:
 
     request latency = time to first token + (new tokens − 1) · time per token        of one batch
     throughput      = batch · new tokens / request latency
@@ -13,18 +13,20 @@ on the request latency (`latency_of_throughput`).
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal, assert_never
 
-from blockwright.cost import MEASURED_QUANTITIES, UNIT_OF, Cost, Load, Quantity, exact, product
+from blockwright.cost import MEASURED_QUANTITIES, UNIT_OF, Cost, Load, Quantity, exact
 from blockwright.count import ffn_matrices, ffn_vectors, mixer_matrices, mixer_vectors
-from blockwright.errors import InputError
-from blockwright.hw_profiles.profile import Backend, Profile, parent_of
-from blockwright.profiler.memory_model import exact_disk, exact_memory, memory_costs
-from blockwright.profiler.parts import PartCosts, Source, added, multiplied
-from blockwright.profiler.time_model import decode_points, prefill_points, time_costs
+from blockwright.hw_profiles.profile import Backend, Profile
+from blockwright.profiler.known import costs_from, what_is_known
+from blockwright.profiler.memory_model import exact_disk
+from blockwright.profiler.memory_model import exact_memory as exact_memory
+from blockwright.profiler.parts import PartCosts, Source
+from blockwright.profiler.time_model import decode_points as decode_points
+from blockwright.profiler.time_model import prefill_points as prefill_points
 from blockwright.spec import Format, Model, NoOp, parse_format
 
-_UNKNOWN: dict[Backend, tuple[Quantity, ...]] = {"onnxruntime": (), "torch": ("memory",)}
+_UNMEASURED: dict[Backend, tuple[Quantity, ...]] = {"onnxruntime": (), "torch": ("memory",)}
+"""What is not measured of blocks, so that it is not told where the blocks of a parent were."""
 
 
 def predict(
@@ -65,8 +67,14 @@ def predict(
 
 def known_quantities(profile: Profile, backend: Backend = "onnxruntime") -> tuple[Quantity, ...]:
     """What can be told of a model: energy only where the profile knows the power, memory only where it is measured."""
-    unknown = _UNKNOWN[backend] if profile.ceilings.busy_w is not None else (*_UNKNOWN[backend], "energy")
+    unknown = _unmeasured(profile, backend)
+    if profile.ceilings.busy_w is None:
+        unknown = (*unknown, "energy")
     return tuple(quantity for quantity in UNIT_OF if quantity not in unknown)
+
+
+def _unmeasured(profile: Profile, backend: Backend) -> tuple[Quantity, ...]:
+    return () if profile.model is None else _UNMEASURED[backend]
 
 
 def all_part_costs(
@@ -82,7 +90,7 @@ def all_part_costs(
     return {
         quantity: part_costs(profile, model, load, quantity, backend, formats=formats, may_extrapolate=may_extrapolate)
         for quantity in MEASURED_QUANTITIES
-        if quantity not in _UNKNOWN[backend]
+        if quantity not in _unmeasured(profile, backend)
     }
 
 
@@ -100,7 +108,8 @@ def part_costs(
 
     Args:
         profile: the device.
-        model: gives the shared dimensions, and by its embedding's and layers' formats where to look up.
+        model: gives the shared dimensions, and by its embedding's and layers' formats where to look up. What is no
+            sum by a datasheet is taken as it is around this model (`served_costs`).
         load: the workload.
         quantity: what to count; not the throughput, which is no sum.
         backend: the runtime.
@@ -108,7 +117,7 @@ def part_costs(
             `model`'s own format; the interval of times is the largest of all these formats.
         may_extrapolate: beyond the measured loads, continue the line through the nearest two instead of refusing.
             The interval widens by the difference between that and simply taking the nearest (`time_model`,
-            `memory_model`).
+            `memory_model`). The same goes for variants beyond the measured ones (`between`).
 
     Raises:
         InputError: the profile has no measurements for this model's shape, one of the formats or this load, or does
@@ -119,38 +128,14 @@ def part_costs(
         return _parameter_costs(model)
     if quantity == "disk":
         return exact_disk(model)
-    _check_shape(profile, model)
+    known = what_is_known(profile, model)
     source = Source(
         profile=profile,
         backend=backend,
         formats=_formats(profile, backend, model, formats),
         may_extrapolate=may_extrapolate,
     )
-    return _costs_from(source, model, load, quantity)
-
-
-def _costs_from(
-    source: Source,
-    model: Model,
-    load: Load,
-    quantity: Literal["time_per_token", "time_to_first_token", "request_latency", "throughput", "energy", "memory"],
-) -> PartCosts:
-    match quantity:
-        case "time_per_token":
-            return time_costs(source, decode_points(load))
-        case "time_to_first_token":
-            return time_costs(source, prefill_points(load))
-        case "request_latency":
-            return _latency_costs(source, load)
-        case "energy":
-            power_w = product(_power_of(source.profile), exact(1 / load.batch))
-            return multiplied(_latency_costs(source, load), power_w)
-        case "memory":
-            return memory_costs(source, exact_memory(model, load), load)
-        case "throughput":
-            raise ValueError("throughput is no sum over parts: bound the request latency (latency_of_throughput)")
-        case _:
-            assert_never(quantity)
+    return costs_from(known, source, model, load, quantity)
 
 
 def latency_of_throughput(load: Load, tokens_per_s: float) -> float:
@@ -173,25 +158,6 @@ def throughput_of(load: Load, latency: Cost) -> Cost:
         high=num_tokens / latency.low,
         origin=latency.origin,
     )
-
-
-def _latency_costs(source: Source, load: Load) -> PartCosts:
-    first = time_costs(source, prefill_points(load))
-    if load.new_tokens == 1:
-        return first
-    return added([first, multiplied(time_costs(source, decode_points(load)), exact(load.new_tokens - 1))])
-
-
-def _power_of(profile: Profile) -> Cost:
-    power = profile.ceilings.busy_w
-    if power is None:
-        raise InputError(
-            f"profile {profile.name}: ceilings.busy_w",
-            got="none",
-            expected="the power that the device draws while models run, which energy is counted from",
-            remedy="Measure it where counters can be read, or give a profile that has power; it is never guessed.",
-        )
-    return Cost(value=power.value, low=power.low, high=power.high, origin="modelled")
 
 
 def _parameter_costs(model: Model) -> PartCosts:
@@ -225,15 +191,3 @@ def _formats(profile: Profile, backend: Backend, model: Model, given: Sequence[F
     integers = [str(weights) for weights in choices if weights.group_size is not None]
     first = next((name for name in integers if name in measured), None)
     return tuple(dict.fromkeys([first or (*integers, str(model.embedding_weights))[0], *named]))
-
-
-def _check_shape(profile: Profile, model: Model) -> None:
-    measured = parent_of(profile)
-    for name in ("hidden_size", "num_heads", "head_dim", "vocab_size", "has_qk_norm", "has_qkv_bias"):
-        if getattr(measured, name) != getattr(model, name):
-            raise InputError(
-                f"profile {profile.name}: {name}",
-                got=str(getattr(measured, name)),
-                expected=str(getattr(model, name)),
-                remedy="This profile measured blocks of another shape: blockwright profile --for PARENT.",
-            )

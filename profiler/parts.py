@@ -34,6 +34,19 @@ class Source:
     """Whether beyond what was measured a line is continued, at a wider interval, or the load refused."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Same:
+    """A profile as a key of what is kept in memory: the very same object, for the tables in it have no hash."""
+
+    profile: Profile
+
+    def __hash__(self) -> int:
+        return id(self.profile)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.profile is other.profile
+
+
 def added(costs: Sequence[PartCosts]) -> PartCosts:
     """One cost after another: the sum, part by part."""
     return PartCosts(

@@ -14,20 +14,23 @@ comes from the format whose head the model has. No mixed model was measured, so 
 formats' ones.
 
 Between two measured points that differ in slots only, in new tokens only, or in batch only, time is linear. Beyond the
-last one it is refused, or, where that is allowed, the line is continued (`_beyond` says at what interval).
+last one it is refused, or, where that is allowed, the line is continued (`_beyond` says at what interval). A variant
+that was not measured lies between those that were in the same way (`between`), at an interval that is wider for it.
 """
 
+import functools
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 
 from blockwright.compile.slots import chunks_of, slots_for
-from blockwright.cost import Cost, Load, exact
+from blockwright.cost import Cost, Load, exact, total
 from blockwright.errors import InputError
-from blockwright.hw_profiles.profile import Backend, Point, Profile, TimeRow, WholeRow
+from blockwright.hw_profiles.profile import Backend, Point, Profile, TimeRow, WholeRow, parent_of
+from blockwright.profiler.between import Between, Neighbourhood, between
 from blockwright.profiler.parts import PartCosts, Source
-from blockwright.spec import FFN, Mixer, NoOp, variant_name
+from blockwright.spec import FFN, Mixer, NoOp, Part, variant_name, with_format
 
 _MIN_RELATIVE_ERROR = 0.02
 """Less is not claimed, however well the few held-out models were met: medians of the same model repeat within 2 % on a
@@ -79,24 +82,43 @@ def time_costs(source: Source, points: list[Point]) -> PartCosts:
     def cost(value: float) -> Cost:
         return Cost(value=value, low=value - error * abs(value), high=value + error * abs(value), origin="modelled")
 
-    def lookup(part: str, variant: Mixer | FFN) -> Cost:
+    @functools.cache
+    def lookup(part: Part, variant: Mixer | FFN) -> Cost:
         if isinstance(variant, NoOp):
             return exact(0.0)
         key, of_format = (part, variant_name(variant)), tables.get(str(variant.weights), [])
-        if not of_format or any(key not in table.parts_s for table in of_format):
+        if of_format and all(key in table.parts_s for table in of_format):
+            return cost(sum(table.parts_s[key] for table in of_format))
+        found = [_between(source, table, point, part, variant) for table, point in zip(of_format, points, strict=False)]
+        if not found or None in found:
             raise InputError(
                 f"profile {source.profile.name}",
                 got=f"no time of {key[1]} as {part} in {variant.weights}",
-                expected=f"a time for every candidate, in one of the formats asked for: {', '.join(tables)}",
+                expected="a time for every candidate, or of ones on both sides of it, in one of the formats asked for: "
+                + ", ".join(tables),
                 remedy="Profile again with this space and format: blockwright profile --for PARENT --format …",
             )
-        return cost(sum(table.parts_s[key] for table in of_format))
+        return total(_widened(one, error) for one in found if one is not None)
 
     return PartCosts(
         fixed=cost(sum(table.intercept_s for table in tables[source.formats[0]])),
         of_mixer=lambda mixer: lookup("mixer", mixer),
         of_ffn=lambda ffn: lookup("ffn", ffn),
     )
+
+
+def _between(source: Source, table: PointTable, point: Point, part: Part, variant: Mixer | FFN) -> Between | None:
+    """The time of a variant that was not measured; None where nothing like it was."""
+    assert not isinstance(variant, NoOp)
+    model = with_format(parent_of(source.profile), variant.weights)
+    known = Neighbourhood(model=model, ceilings=source.profile.ceilings, point=point, times_s=table.parts_s)
+    return between(part, variant, known, source.may_extrapolate)
+
+
+def _widened(found: Between, error: float) -> Cost:
+    """Its own error beside that of the sums."""
+    half = (error + found.relative_error) * abs(found.time_s)
+    return Cost(value=found.time_s, low=found.time_s - half, high=found.time_s + half, origin=found.origin)
 
 
 def table_at(source: Source, weights_format: str, point: Point) -> PointTable:

@@ -283,7 +283,7 @@ def test_a_format_or_backend_that_was_not_measured_is_refused() -> None:
         predict(profile, _model(), LOAD, "torch")
 
 
-@pytest.mark.parametrize(("mixer", "ffn"), [(Attention(num_kv_heads=1), FFNS[0]), (MIXERS[0], GatedFFN(width=64))])
+@pytest.mark.parametrize(("mixer", "ffn"), [(Attention(num_kv_heads=1), FFNS[0]), (MIXERS[0], GatedFFN(width=16))])
 def test_a_variant_that_was_not_measured_is_refused(mixer: Attention, ffn: GatedFFN) -> None:
     model = _model((Block(mixer=mixer, ffn=ffn),))
     with pytest.raises(InputError, match="no time of"):
