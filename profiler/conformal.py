@@ -30,6 +30,13 @@ class HeldOut:
     """Points × coordinates; one unit of each is about as far."""
     errors: Floats
 
+    def joined(self, other: "HeldOut") -> "HeldOut":
+        """The errors of both."""
+        return HeldOut(
+            coordinates=np.concatenate([self.coordinates, other.coordinates]),
+            errors=np.concatenate([self.errors, other.errors]),
+        )
+
     def interval(self, coordinates: Floats, *, least_half_width: float = 0.0) -> tuple[Floats, Floats]:
         """The ends of the interval at each point, as logarithms to be added to a prediction's.
 

@@ -22,6 +22,12 @@ _TILES = ((64, 128), (128, 128), (128, 256), (256, 128))
 _SPLITS = (64, 128, 256, 512)
 """Tokens of the context that one unit works on, where a kernel splits it."""
 
+_BLOCK_TOKENS = 128
+"""Of the context, loaded together by common kernels."""
+
+_SHARES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+"""Into how many the context may be split."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peaks:
@@ -106,10 +112,43 @@ def law_terms(operators: Sequence[Operator], peaks: Peaks) -> Floats:
             rounded = _waves(tiles, peaks) * peaks.num_units * tile_rows * tile_outputs
             terms.append(working * rounded / (rows * outputs))
     elif isinstance(operators[0], Attend):
-        units = _column(operators, "batch") * _column(operators, "num_kv_heads")
-        per_unit = moving / units
-        terms += [per_unit * _waves(units, peaks) * peaks.num_units, per_unit * np.sqrt(peaks.num_units)]
+        terms += _attend_terms(operators, peaks)
     return np.stack(terms, axis=1)
+
+
+def _attend_terms(operators: Sequence[Operator], peaks: Peaks) -> list[Floats]:
+    """Of attention that gives each unit a head's share of the context and sums up the shares afterwards."""
+    names = ("batch", "new_tokens", "context", "num_heads", "num_kv_heads", "head_dim", "kv_bytes_per_value")
+    batch, new_tokens, context, num_heads, num_kv_heads, head_dim, size = (_column(operators, name) for name in names)
+    token_s = 2 * size * head_dim / peaks.read_bytes_per_s  # its key and value, by all units together
+    flop_s = _column(operators, "flop") / peaks.flop_per_s
+    together = num_heads / num_kv_heads * new_tokens
+    units, alone = batch * num_kv_heads, batch * num_heads * np.ceil(new_tokens / 128)
+    packed = units * np.ceil(together / 128)
+    serial = _longest_share(packed, context, peaks)
+    launch_s = peaks.launch_s
+    return [
+        batch * new_tokens * num_heads * head_dim * 2 * size / peaks.read_bytes_per_s,
+        _waves(units, peaks) * peaks.num_units * context * token_s,
+        context * token_s * np.sqrt(peaks.num_units),
+        context * token_s,
+        np.sqrt(context * token_s * launch_s),
+        context * launch_s / 1000,
+        units * context * head_dim * 4 * np.ceil(together / 64) * 64 / peaks.flop_per_s,
+        _waves(alone, peaks) * peaks.num_units / alone * flop_s,
+        serial * peaks.num_units * token_s,
+        serial * launch_s / 1000,
+        _longest_share(alone, context, peaks) * peaks.num_units * token_s,
+        np.maximum(packed / peaks.num_units, 1) * launch_s,
+        units * np.ceil(context / 256) / peaks.num_units * launch_s,
+    ]
+
+
+def _longest_share(units: Floats, context: Floats, peaks: Peaks) -> Floats:
+    """Tokens that the busiest unit works on, one block after another, with the context split as is best."""
+    blocks = np.ceil(context / _BLOCK_TOKENS)
+    shares = [_waves(units * split, peaks) * np.ceil(blocks / split) for split in _SHARES]
+    return _BLOCK_TOKENS * np.min(shares, axis=0)
 
 
 def features(operators: Sequence[Operator], peaks: Peaks) -> Floats:
