@@ -4,9 +4,13 @@ widths     40 % of the pairs of widths {n, k} are measured at all row counts; as
            not: 2·(h×h) + 2·(f×h) + (h×f). `hidden measured`: h×h was, as it is for all variants of one parent.
            `nothing measured`: none of the block's three shapes was.
 rows       half of the shapes have ten row counts and nothing else, the other half all of them (`half dense`); or all
-           shapes have only ten (`none dense`). Asked is all else, the pairs x, x + 1 among it.
-attention  each head configuration has 16 points of batch × length: drawn for each at random (`scattered`), or the same
-           4 × 4 lattice for all (`lattice`). Asked is all else.
+           shapes have only ten, either the same ten (`none dense`) or, which is what we advise to measure, one drawn
+           from each tenth of the row counts anew for each shape (`rotated`). Asked is all else, the pairs x, x + 1
+           among it.
+attention  each head configuration has 16 points of batch × length: drawn for each at random (`scattered`), which is
+           what we advise to measure, or the same 4 × 4 lattice for all (`lattice`). Asked is all else.
+sites      the reference's test: each shape (n, k) is predicted from other shapes at the same row counts. Inverse
+           distance sees all others; ours four fifths of them, for it is asked of five folds of shapes.
 """
 
 from dataclasses import dataclass
@@ -38,16 +42,12 @@ def widths(table: Table, seed: int) -> Fold:
     drawn = np.random.default_rng(seed).permutation(len(pairs))[: round(0.4 * len(pairs))]
     measured = {pairs[index] for index in drawn}
     is_measured = np.array([(min(n, k), max(n, k)) in measured for _, k, n in sizes])
-    place = {size: row for row, size in enumerate(sizes)}
-    found: dict[str, list[tuple[int, int, int]]] = {"hidden measured": [], "nothing measured": []}
-    for rows, hidden, ffn in sizes:  # read as (rows, inputs, outputs): ffn's first matrix
-        three = [place.get(size) for size in ((rows, hidden, hidden), (rows, hidden, ffn), (rows, ffn, hidden))]
-        if ffn == hidden or ffn < HIDDEN[0] or not HIDDEN[0] <= hidden <= HIDDEN[1] or None in three:
-            continue
-        if (min(hidden, ffn), max(hidden, ffn)) not in measured:
-            case = "hidden measured" if (hidden, hidden) in measured else "nothing measured"
-            found[case].append(tuple(three))  # type: ignore[arg-type]
-    blocks = {case: np.array(rows) for case, rows in found.items()}
+    every = blocks_of(table)
+    is_ffn_measured, is_hidden_measured = is_measured[every[:, 1]], is_measured[every[:, 0]]
+    blocks = {
+        "hidden measured": every[~is_ffn_measured & is_hidden_measured],
+        "nothing measured": every[~is_ffn_measured & ~is_hidden_measured],
+    }
     return Fold(learn=np.flatnonzero(is_measured), predict=np.flatnonzero(~is_measured), blocks=blocks)
 
 
@@ -62,6 +62,38 @@ def rows(table: Table, seed: int, *, is_half_dense: bool) -> Fold:
     dense = {kinds[index] for index in drawn}
     is_measured = np.array([shape in dense for shape in shapes]) | np.isin(counts, sorted(grid))
     return Fold(learn=np.flatnonzero(is_measured), predict=np.flatnonzero(~is_measured), blocks={})
+
+
+def rotated(table: Table, seed: int) -> Fold:
+    """See `rows` above."""
+    rng = np.random.default_rng(seed)
+    counts = np.array([load_of(each)[0] for each in table.operators])
+    shapes = np.unique([shape_of(each) for each in table.operators], axis=0, return_inverse=True)[1].ravel()
+    is_measured = np.zeros(len(counts), bool)
+    for shape in range(shapes.max() + 1):
+        own = np.flatnonzero(shapes == shape)
+        own = own[np.argsort(counts[own])]
+        is_measured[[rng.choice(part) for part in np.array_split(own, len(ROW_COUNTS)) if len(part)]] = True
+    return Fold(learn=np.flatnonzero(is_measured), predict=np.flatnonzero(~is_measured), blocks={})
+
+
+def fifths_of_shapes(table: Table) -> list[Fold]:
+    """Five folds of whole shapes, each to be predicted from the other four."""
+    shapes = np.unique([shape_of(each) for each in table.operators], axis=0, return_inverse=True)[1].ravel()
+    part = (np.random.default_rng(0).permutation(shapes.max() + 1) % 5)[shapes]
+    return [Fold(learn=np.flatnonzero(part != i), predict=np.flatnonzero(part == i), blocks={}) for i in range(5)]
+
+
+def blocks_of(table: Table) -> np.ndarray:
+    """The rows of h×h, f×h and h×f of each block that is all there."""
+    sizes = [(each.rows, each.inputs, each.outputs) for each in table.operators if isinstance(each, Matmul)]
+    place = {size: row for row, size in enumerate(sizes)}
+    found = []
+    for rows, hidden, ffn in sizes:  # read as (rows, inputs, outputs): ffn's first matrix
+        three = [place.get(size) for size in ((rows, hidden, hidden), (rows, hidden, ffn), (rows, ffn, hidden))]
+        if ffn != hidden and ffn >= HIDDEN[0] and HIDDEN[0] <= hidden <= HIDDEN[1] and None not in three:
+            found.append(three)
+    return np.array(found, int).reshape(-1, 3)
 
 
 def attention(table: Table, seed: int, *, is_lattice: bool) -> Fold:

@@ -57,6 +57,8 @@ def attention(data: Path, device: str, phase: str) -> Table:
     frame = frame[frame.kv_cache_dtype == "bfloat16"]
     if "window_size" in frame:
         frame = frame[frame.window_size == 0]
+    if phase == "prefill":
+        frame = frame[frame.isl > 1]  # a prompt of one token runs what decoding does
     keys = ["batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim"]
     frame = frame.groupby(keys, as_index=False).latency.median()
     operators = [

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import folds
 import numpy as np
-from baselines import BASELINES
+from baselines import BASELINES, other_sites
 from tables import SYSTEMS, VIDUR, Table, attention, products, vidur
 
 from blockwright.hw_profiles.device import installed_software, this_device
@@ -51,6 +51,10 @@ def main() -> None:
     rows = []
     for table, test, seeds, fold in tests(arguments.data, arguments.devices, SEEDS[: arguments.splits]):
         found = measured(table, test, seeds, fold)
+        rows += found
+        print("\n".join(as_line(row) for row in found), flush=True)
+    for device in (each for each in arguments.devices if each in SYSTEMS):
+        found = sites(products(arguments.data, device, "bfloat16"))
         rows += found
         print("\n".join(as_line(row) for row in found), flush=True)
     day = datetime.now(UTC).date().isoformat()
@@ -90,10 +94,12 @@ def tests(
         table = products(data, device, dtype)
         for name, is_half in (("half dense", True), ("none dense", False)):
             yield table, f"rows, {name}", ONE_SEED, partial(folds.rows, table, is_half_dense=is_half)
+        yield table, "rows, rotated", ONE_SEED, partial(folds.rotated, table)
         yield table, "widths", seeds if dtype == "bfloat16" else ONE_SEED, partial(folds.widths, table)
     for device in sorted(VIDUR.keys() & set(devices)):
         table = vidur(data, device)
         yield table, "rows, none dense", ONE_SEED, partial(folds.rows, table, is_half_dense=False)
+        yield table, "rows, rotated", ONE_SEED, partial(folds.rotated, table)
 
 
 def measured(table: Table, test: str, seeds: tuple[int, ...], fold_of: partial[folds.Fold]) -> list[dict[str, object]]:
@@ -132,6 +138,23 @@ def measured(table: Table, test: str, seeds: tuple[int, ...], fold_of: partial[f
             row |= {"interval_width": float(np.median(np.concatenate(widths[case])))}
             row |= {"fit_cpu_s": float(np.median(fit_s))}
         rows.append(row)
+    return rows
+
+
+def sites(table: Table) -> list[dict[str, object]]:
+    """The reference's test, see `folds`."""
+    ours = np.zeros(len(table.seconds))
+    for fold in folds.fifths_of_shapes(table):
+        model = fit_times(table.ceilings, table.timed(fold.learn))
+        ours[fold.predict] = model.costs([table.operators[row] for row in fold.predict]).values
+    ways = {"ours": ours, "inverse distance": other_sites(table)}
+    rows: list[dict[str, object]] = []
+    for case, index in (("operators", np.arange(len(table.seconds))[:, None]), ("blocks", folds.blocks_of(table))):
+        weights = np.array([2, 2, 1]) if index.shape[1] == 3 else np.ones(1)
+        for name, values in ways.items():
+            errors = values[index] @ weights / (table.seconds[index] @ weights) - 1
+            row = {"device": table.device, "table": table.name, "test": "sites", "case": case, "way": name}
+            rows.append(row | {"refused": table.num_refused} | summary(errors[~np.isnan(errors)]))
     return rows
 
 
