@@ -17,10 +17,13 @@ from blockwright.profiler.kriging import krige
 _FOLDS = (3, 5)
 """Of few rows and of many."""
 
-_MANY_ROWS = 1000
+_MANY_ROWS = 500
 
-_ROWS_PER_TREE = 20
-"""A few hundred rows must be learnt while somebody waits."""
+_FEWEST_TREES = 15
+"""Up to some 300 rows, which must be learnt while somebody waits; beyond, one more for each `_ROWS_PER_TREE`."""
+
+_FEW_ROWS = 200
+_ROWS_PER_TREE = 6
 
 _CLIP_QUANTILE = 0.9
 """Errors beyond this quantile of their size count as if they were at it: wild ones say nothing of their neighbours."""
@@ -72,7 +75,7 @@ def fit_bag(
     growth: Growth,
 ) -> tuple[Bag, Floats]:
     """Forests for the folds, and the errors that their mean is likely to make on rows that none of them has seen."""
-    growth = replace(growth, num_trees=int(np.clip(len(targets) // _ROWS_PER_TREE, 15, growth.num_trees)))
+    growth = replace(growth, num_trees=_num_trees(len(targets), growth))
     forests: list[Forest] = []
     errors = np.zeros(len(targets))
     for fold in range(folds.max() + 1):
@@ -85,3 +88,7 @@ def fit_bag(
     clipped = np.clip(errors, -limit, limit)
     bag = Bag(forests=tuple(forests), positions=positions, errors=clipped, neighbours=neighbours)
     return bag, errors / _OF_ONE_FOREST
+
+
+def _num_trees(num_rows: int, growth: Growth) -> int:
+    return min(growth.num_trees, max(_FEWEST_TREES, (num_rows - _FEW_ROWS) // _ROWS_PER_TREE))

@@ -8,6 +8,7 @@ an interval is, by how far the nearest measurement of the shape and of any shape
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -174,7 +175,7 @@ def _edge_errors(law: _Law, operators: Sequence[Operator], seconds: Floats, edge
     """Errors at the edge of what was measured, of a law and trees that were fitted to the rest."""
     if edge.all() or not edge.any():
         return HeldOut(coordinates=np.zeros((0, 4)), errors=np.zeros(0))
-    rest, tested = ([each for each, is_in in zip(operators, side, strict=True) if is_in] for side in (~edge, edge))
+    rest, tested = (list(compress(operators, side)) for side in (~edge, edge))
     inner = _law(law.peaks, rest, seconds[~edge])
     trees = replace(growth, num_trees=min(growth.num_trees, 15 + len(rest) // 15))
     forest = grow(inner.columns(rest), np.log(seconds[~edge]) - inner.logs(rest), trees)
@@ -217,9 +218,10 @@ def _hardness_left_out(operators: Sequence[Operator], law: _Law, folds: NDArray[
     """The same for each operator as if its fold had not been measured."""
     found = np.zeros((len(operators), 4))
     for fold in range(folds.max() + 1):
-        tested, rest = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-        places = _places([operators[index] for index in (rest if len(rest) else tested)])
-        found[tested] = _hardness([operators[index] for index in tested], law, places)
+        is_tested = folds == fold
+        tested = list(compress(operators, is_tested))
+        rest = list(compress(operators, ~is_tested)) or tested
+        found[is_tested] = _hardness(tested, law, _places(rest))
     return found
 
 
