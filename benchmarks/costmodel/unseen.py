@@ -44,23 +44,28 @@ def main() -> None:
     parser.add_argument("--devices", nargs="+", default=sorted({*SYSTEMS, *VIDUR}))
     parser.add_argument("--splits", type=int, default=len(SEEDS), help="of the widths")
     parser.add_argument("--name", default="costmodel-unseen", help="of the results' file")
+    parser.add_argument("--only", nargs="+", default=[""], help="tables with one of these words in their names")
     arguments = parser.parse_args()
     if arguments.data is None:
         parser.error("--data or BLOCKWRIGHT_DATA")
     state = commit()
     rows = []
     for table, test, seeds, fold in tests(arguments.data, arguments.devices, SEEDS[: arguments.splits]):
+        if not any(word in table.name for word in arguments.only):
+            continue
         found = measured(table, test, seeds, fold)
         rows += found
         print("\n".join(as_line(row) for row in found), flush=True)
-    for device in (each for each in arguments.devices if each in SYSTEMS):
+    for device in (each for each in arguments.devices if each in SYSTEMS and "" in arguments.only):
         found = sites(products(arguments.data, device, "bfloat16"))
         rows += found
         print("\n".join(as_line(row) for row in found), flush=True)
     day = datetime.now(UTC).date().isoformat()
     results = {
         "date": day,
-        "command": " ".join(["python benchmarks/costmodel/unseen.py", "--devices", *arguments.devices]),
+        "command": " ".join(
+            ["python benchmarks/costmodel/unseen.py", "--devices", *arguments.devices, "--only", *arguments.only]
+        ),
         "commit": state,
         "device": asdict(this_device()),
         "software": installed_software() | {"system": platform.platform()},
