@@ -37,6 +37,7 @@ def build_library(parent: Parent, order: LibraryOrder, output: Path) -> Library:
         name="library",
         output=output,
         inputs={"order": to_data(order), "parent": checkpoint_digest(parent.folder), "text": text.digest},
+        reads=(parent.folder,),
     )
     if (before := stage.reuse(lambda: read_library(output))) is not None:
         return before

@@ -383,3 +383,9 @@ def test_text_of_a_single_window_gives_no_interval(
     message = refused("run", write_recipe(text=str(text), window_tokens=60), "-o", tmp_path / "run")
     assert "one window of 60 tokens" in message
     assert not (tmp_path / "run").exists()
+
+
+def test_a_library_does_not_replace_its_parent(parent_copy: Path, refused: Callable[..., str]) -> None:
+    weights = (parent_copy / "model.safetensors").read_bytes()
+    assert "an input" in refused("library", parent_copy, "--text", "python", "-o", parent_copy)
+    assert (parent_copy / "model.safetensors").read_bytes() == weights
