@@ -44,6 +44,17 @@ def conditions_now(machine: Machine | None = None) -> Conditions:
     )
 
 
+def clock_hz(machine: Machine | None = None) -> float | None:
+    """The clock of the fastest processor at this moment; None where the system does not tell."""
+    machine = machine or this_machine()
+    folders = [f"/sys/devices/system/cpu/cpu{index}/cpufreq" for index in range(machine.num_usable_cores or 1)]
+    told = [1000.0 * int(clock) for folder in folders if (clock := machine.read(f"{folder}/scaling_cur_freq"))]
+    if not told:
+        megahertz = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", machine.read("/proc/cpuinfo") or "", re.M)
+        told = [1e6 * float(each) for each in megahertz]
+    return max(told, default=None)
+
+
 def _clock_hz(machine: Machine, name: str) -> float | None:
     """Linux tells kilohertz."""
     clock = machine.read(f"{_CLOCKS}/{name}")

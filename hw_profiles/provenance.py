@@ -2,12 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from blockwright.cost import Quantity
 
 Phase = Literal["prefill", "decode", "both"]
 Clock = Literal["thread_cpu", "wall", "device"]
+StopReason = Literal["precision", "time", "no_gain"]
+STOP_REASONS: tuple[StopReason, ...] = get_args(StopReason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,15 @@ class Coverage:
     ended: str
     wall_s: float | None
     """From start to end, what lay between a kill and going on included."""
+    failures: tuple[str, ...] = ()
+    """What failed, and why."""
+    disturbed: int = 0
+    """Measurements that were never undisturbed: the clock had dropped or others were at work, each time."""
+    stopped_by: str | None = None
+    """Why no more was measured: ``precision`` was reached, the ``time`` was up, or more was ``no_gain``; None where
+    everything was measured just once."""
+    precision: float | None = None
+    """How well a typical whole model's time is known from this, as a share of it, at the point that is known worst."""
 
     def __post_init__(self) -> None:
         if min(self.asked, self.done, self.failed) < 0 or self.done + self.failed > self.asked:
@@ -50,6 +61,8 @@ class Coverage:
             raise ValueError("complete where all that was asked for is done, partial where it is not")
         if self.wall_s is not None and not 0 <= self.wall_s < math.inf:
             raise ValueError("wall_s of at least 0")
+        if self.stopped_by not in (None, *STOP_REASONS):
+            raise ValueError("stopped_by one of " + ", ".join(STOP_REASONS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from blockwright.compile.engine import SessionSettings
 from blockwright.hw_profiles.profile import Backend
-from blockwright.profiler.clock import Effort, Timing, time_in_turn
+from blockwright.profiler.clock import Effort, Samples, sample_in_turn
 from blockwright.spec import FFN, Attention, Block, Format, GatedFFN, LinearFFN, LinearMixer, Mixer, Model, NoOp
 
 COPIES = 4
@@ -39,10 +39,10 @@ def stacks_of(bench: Bench, variant: Mixer | FFN) -> list[Model]:
     return [replace(bench.model, layers=(block_of(variant),) * copies) for copies in (COPIES, 2 * COPIES)]
 
 
-def time_slope(bench: Bench, runs: Sequence[Run]) -> Timing:
-    """The time of one copy, from the runs of `stacks_of`."""
+def sample_slope(bench: Bench, runs: Sequence[Run]) -> Samples:
+    """Times of one copy, from the runs of `stacks_of`."""
     slope = np.array([-1.0, 1.0]) / COPIES
-    return time_in_turn(runs, bench.effort, bench.session.num_threads, derive=[slope])[-1]
+    return sample_in_turn(runs, bench.effort, bench.session.num_threads, derive=[slope])[-1]
 
 
 def block_of(variant: Mixer | FFN) -> Block:

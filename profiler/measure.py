@@ -11,9 +11,9 @@ from blockwright.cost import Load
 from blockwright.count import parameters
 from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Backend, MemoryRow, Point, TimeRow, WholeRow
-from blockwright.profiler import onnx_blocks, torch_blocks
+from blockwright.profiler import onnx_blocks, torch_blocks, wholes
 from blockwright.profiler.bench import Bench
-from blockwright.profiler.clock import Effort, Timing
+from blockwright.profiler.clock import Effort, Samples, Timing, timing_of
 from blockwright.profiler.cost_model import decode_points, exact_memory, prefill_points
 from blockwright.profiler.memory import peak_bytes
 from blockwright.profiler.synthetic import random_weights
@@ -22,21 +22,21 @@ from blockwright.units import format_bytes
 
 Row = TimeRow | WholeRow | MemoryRow
 
-_ANCHOR_SHARES = (1.0, 0.5, 0.0)
-_HELD_OUT_SHARES = (0.7, 0.3, 0.1)
-"""Whole models are random mixes in which a layer's part is the parent's own with this chance."""
-_WHOLE_SHARES = (*_ANCHOR_SHARES, *_HELD_OUT_SHARES)
-_MEMORY_SHARES = (1.0, 0.6, 0.3, 0.0)
+_ANCHORS = ((1.0, 0.0), (0.5, 0.0), (0.0, 0.0), (0.0, 0.4), (0.0, 0.8))
+_HELD_OUT = ((0.7, 0.0), (0.3, 0.0), (0.1, 0.0), (0.0, 0.6))
+"""Whole models are random mixes: of layers' parts, such a share is the parent's own and such a share of the rest
+nothing at all. Those of hardly any part tell what a model costs beyond its parts."""
+_MEMORY_SHARES = ((1.0, 0.0), (0.6, 0.0), (0.3, 0.0), (0.0, 0.0), (0.0, 0.7))
 """The same for memory."""
 _MOST_GRAPH_BYTES = 2**31 - 2**24
 """A protobuf message is shorter than 2 GiB; some of it is the graph itself."""
-_TIME_VARIANT: dict[Backend, Callable[[Bench, Mixer | FFN, Point], Timing]] = {
-    "onnxruntime": onnx_blocks.time_variant,
-    "torch": torch_blocks.time_variant,
+_SAMPLE_VARIANT: dict[Backend, Callable[[Bench, Mixer | FFN, Point], Samples]] = {
+    "onnxruntime": onnx_blocks.sample_variant,
+    "torch": torch_blocks.sample_variant,
 }
-_TIME_MODELS: dict[Backend, Callable[[Bench, list[Model], Point], list[Timing]]] = {
-    "onnxruntime": onnx_blocks.time_models,
-    "torch": torch_blocks.time_models,
+_SAMPLE_MODELS: dict[Backend, Callable[[Bench, list[Model], Point], list[Samples]]] = {
+    "onnxruntime": wholes.sample_models,
+    "torch": torch_blocks.sample_models,
 }
 
 
@@ -67,7 +67,7 @@ class PartCase:
     def name(self) -> str:
         """The same in every run."""
         return (
-            f"{self.bench.backend} {self.bench.weights} {self._part} {variant_name(self.variant)}, {_where(self.point)}"
+            f"{self.bench.backend} {self.bench.weights} {self.part} {variant_name(self.variant)}, {_where(self.point)}"
         )
 
     def row(self, timing: Timing) -> TimeRow:
@@ -75,7 +75,7 @@ class PartCase:
         return TimeRow(
             backend=self.bench.backend,
             format=str(self.bench.weights),
-            part=self._part,
+            part=self.part,
             variant=variant_name(self.variant),
             point=self.point,
             time_s=max(timing.median_s, 0.0),
@@ -86,12 +86,16 @@ class PartCase:
             origin="measured",
         )
 
-    def measure(self) -> list[Row]:
+    def sample(self) -> list[Samples]:
         """Times it here."""
-        return [self.row(_TIME_VARIANT[self.bench.backend](self.bench, self.variant, self.point))]
+        return [_SAMPLE_VARIANT[self.bench.backend](self.bench, self.variant, self.point)]
+
+    def rows(self, timings: Sequence[Timing]) -> list[TimeRow]:
+        """What the timings of `sample` say."""
+        return [self.row(timing) for timing in timings]
 
     @property
-    def _part(self) -> Part:
+    def part(self) -> Part:
         return "mixer" if isinstance(self.variant, Mixer) else "ffn"
 
 
@@ -115,7 +119,7 @@ class WholesCase:
                 backend=self.bench.backend,
                 format=str(self.bench.weights),
                 layers=layer_names(model),
-                is_anchor=index < len(_ANCHOR_SHARES),
+                is_anchor=index < len(_ANCHORS),
                 point=self.point,
                 time_s=timing.median_s,
                 low_s=timing.low_s,
@@ -127,9 +131,9 @@ class WholesCase:
             for index, (model, timing) in enumerate(zip(self.models, timings, strict=True))
         ]
 
-    def measure(self) -> list[Row]:
+    def sample(self) -> list[Samples]:
         """Times them here."""
-        return list(self.rows(_TIME_MODELS[self.bench.backend](self.bench, list(self.models), self.point)))
+        return _SAMPLE_MODELS[self.bench.backend](self.bench, list(self.models), self.point)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,7 +164,7 @@ class MemoryCase:
             origin="measured",
         )
 
-    def measure(self) -> list[Row]:
+    def measure(self) -> list[MemoryRow]:
         """Takes them here."""
         return [self.row(model, self._peak(model)) for model in self.models]
 
@@ -177,7 +181,15 @@ class MemoryCase:
             return peak_bytes(Path(folder), self.load)
 
 
-Case = PartCase | WholesCase | MemoryCase
+TimedCase = PartCase | WholesCase
+Case = TimedCase | MemoryCase
+
+
+def measure(case: Case) -> Sequence[Row]:
+    """Measures a case here, once."""
+    if isinstance(case, MemoryCase):
+        return case.measure()
+    return case.rows([timing_of([samples]) for samples in case.sample()])
 
 
 def cases(request: Request) -> Iterator[Case]:
@@ -201,7 +213,7 @@ def cases(request: Request) -> Iterator[Case]:
                 for variant in (*request.mixers, *request.ffns):
                     if not isinstance(variant, NoOp):
                         yield PartCase(bench=bench, variant=stored_as(variant, weights), point=point)
-                yield WholesCase(bench=bench, models=_mixes(request, weights, _WHOLE_SHARES), point=point)
+                yield WholesCase(bench=bench, models=_mixes(request, weights, (*_ANCHORS, *_HELD_OUT)), point=point)
             if backend == "onnxruntime":
                 for load in request.loads:
                     yield MemoryCase(bench=bench, models=_mixes(request, weights, _MEMORY_SHARES), load=load)
@@ -218,10 +230,10 @@ def _check_fits(parent: Model) -> None:
         )
 
 
-def _mixes(request: Request, weights: Format, shares: Sequence[float]) -> tuple[Model, ...]:
+def _mixes(request: Request, weights: Format, shares: Sequence[tuple[float, float]]) -> tuple[Model, ...]:
     return tuple(
-        with_format(mix(request.parent, request.mixers, request.ffns, share, seed), weights)
-        for seed, share in enumerate(shares)
+        with_format(mix(request.parent, request.mixers, request.ffns, own, seed, none), weights)
+        for seed, (own, none) in enumerate(shares)
     )
 
 
@@ -229,12 +241,23 @@ def _where(point: Point) -> str:
     return f"batch {point.batch}, {point.new_tokens} new, {point.slots} slots"
 
 
-def mix(parent: Model, mixers: Sequence[Mixer], ffns: Sequence[FFN], own_share: float, seed: int) -> Model:
-    """A random child: each mixer and ffn is the parent's own with a chance of `own_share`, else any candidate."""
+def mix(
+    parent: Model, mixers: Sequence[Mixer], ffns: Sequence[FFN], own_share: float, seed: int, none_share: float = 0.0
+) -> Model:
+    """A random child.
+
+    Each mixer and ffn is the parent's own with a chance of `own_share`, else nothing with one of `none_share` where
+    nothing is a candidate, else any candidate.
+    """
     generator = random.Random(seed)
 
     def pick(own: V, candidates: Sequence[V]) -> V:
-        return own if generator.random() < own_share else generator.choice(candidates)
+        if generator.random() < own_share:
+            return own
+        nothing = [each for each in candidates if isinstance(each, NoOp)]
+        if none_share and nothing and generator.random() < none_share:
+            return nothing[0]
+        return generator.choice(candidates)
 
     layers = tuple(Block(mixer=pick(b.mixer, mixers), ffn=pick(b.ffn, ffns)) for b in parent.layers)
     return replace(parent, layers=layers)

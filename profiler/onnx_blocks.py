@@ -1,25 +1,20 @@
-"""Times blocks and whole models in ONNX Runtime. Blocks are measured as slopes (see `bench`)."""
+"""Runs blocks and whole models in ONNX Runtime, to be timed. Blocks are measured as slopes (see `bench`)."""
 
 import numpy as np
 
 from blockwright.compile.decoder import decoder_graph, stack_graph
+from blockwright.compile.runtime import ort
 from blockwright.compile.session import Binding, Sequences, make_cache, make_session
 from blockwright.hw_profiles.profile import Point
-from blockwright.profiler.bench import Bench, Run, stacks_of, time_slope
-from blockwright.profiler.clock import Timing, time_in_turn
+from blockwright.profiler.bench import Bench, Run, sample_slope, stacks_of
+from blockwright.profiler.clock import Samples
 from blockwright.profiler.synthetic import random_weights
 from blockwright.spec import FFN, Mixer, Model
 
 
-def time_variant(bench: Bench, variant: Mixer | FFN, point: Point) -> Timing:
-    """The time that one copy of a mixer or an ffn adds to a model."""
-    return time_slope(bench, [_stack_run(bench, stack, point) for stack in stacks_of(bench, variant)])
-
-
-def time_models(bench: Bench, models: list[Model], point: Point) -> list[Timing]:
-    """The time of one step or one prefill chunk of whole models, choosing the next token included, in turn."""
-    runs = [_model_run(bench, model, point) for model in models]
-    return time_in_turn(runs, bench.effort, bench.session.num_threads)
+def sample_variant(bench: Bench, variant: Mixer | FFN, point: Point) -> Samples:
+    """Times that one copy of a mixer or an ffn adds to a model."""
+    return sample_slope(bench, [_stack_run(bench, stack, point) for stack in stacks_of(bench, variant)])
 
 
 def _stack_run(bench: Bench, model: Model, point: Point) -> Run:
@@ -34,9 +29,14 @@ def _stack_run(bench: Bench, model: Model, point: Point) -> Run:
     return binding.run
 
 
-def _model_run(bench: Bench, model: Model, point: Point) -> Run:
+def model_run(bench: Bench, model: Model, point: Point) -> Run:
+    """`session_run` of a model with random weights."""
     graph = decoder_graph(model, random_weights(model), num_positions=point.slots)
-    session = make_session(graph.SerializeToString(), bench.session)
+    return session_run(make_session(graph.SerializeToString(), bench.session), model, point)
+
+
+def session_run(session: ort.InferenceSession, model: Model, point: Point) -> Run:
+    """One step or one prefill chunk of a whole model, choosing the next token included."""
     cache = make_cache(model, point.batch, point.slots)
     _fill(cache)
     sequences = Sequences(session, model, cache, point.slots)

@@ -1,9 +1,9 @@
-"""A reference kernel: it tells whether the machine is disturbed.
+"""A reference kernel: it tells how fast the machine is at the moment.
 
 A neighbour on the other half of a core, or a clock that is turned down, slows work without interrupting it: the
 thread's own clock runs on. Measured on a shared 2-core Zen 3: a few seconds to a minute of 1.45 times as slow, at odd
-moments, and two clock rates 9 % apart. A small fixed piece of work shows both. Whoever measures waits until it is about
-as fast as it ever was, and throws away what was measured while it was not.
+moments, and two clock rates 9 % apart. A small fixed piece of work shows both. Whoever measures waits until it is not
+far from its best, counts times in units of it, and throws away what was measured while it changed.
 """
 
 import time
@@ -15,21 +15,22 @@ from onnx import TensorProto, helper
 from blockwright.compile.engine import SessionSettings
 from blockwright.compile.graph import Graph
 from blockwright.compile.session import make_session
+from blockwright.profiler.clock import clock_for, sample
 
 _ROWS, _INNER, _COLUMNS = 32, 512, 512  # 0.2 ms at 100 GFLOP/s; its 1 MiB comes from the last level of cache
-_CALM = 1.05
-"""Slower than at its best by more than this factor, the machine is disturbed."""
-_RUNS_PER_LOOK, _RUNS_AT_FIRST = 40, 200
+_CALM = 1.15
+"""Slower than at its best by more than this factor, the machine is disturbed: it is not only the clock."""
+_RUNS_PER_LOOK, _UNRECORDED, _LOOKS_AT_FIRST = 9, 3, 200
 """A core that has slept takes about ten runs to come to speed."""
 _PAUSE_S = 0.05
 
 
 class Reference:
-    """The kernel, the least time it took so far, and how long one is ready to wait for that.
+    """The kernel, what it takes at its best, and how long one is ready to wait for that.
 
     Args:
         run: the work.
-        least_s: the least time that it took before; infinity where that is unknown.
+        least_s: what it took at its best before; infinity where that is unknown.
         patience_s: how long to wait in all, over all measurements that share this.
     """
 
@@ -38,23 +39,25 @@ class Reference:
         self.patience_s = patience_s
         self._run = run
 
-    def is_calm(self) -> bool:
-        """Whether one of some runs takes about as long as the work ever did."""
-        for _ in range(_RUNS_PER_LOOK):
-            started = time.perf_counter()
+    def look(self) -> float:
+        """What the work takes now: the median of a few runs, in seconds, those that were interrupted left out."""
+        for _ in range(_UNRECORDED):
             self._run()
-            took_s = time.perf_counter() - started
-            self.least_s = min(self.least_s, took_s)
-            if took_s <= _CALM * self.least_s:
-                return True
-        return False
+        samples = [sample(self._run, 1, clock_for(1)) for _ in range(_RUNS_PER_LOOK)]
+        clean = [time_s for time_s, is_clean in samples if is_clean]
+        look_s = float(np.median(clean if len(clean) >= _RUNS_PER_LOOK // 2 else [time_s for time_s, _ in samples]))
+        self.least_s = min(self.least_s, look_s)
+        return look_s
 
-    def await_calm(self) -> bool:
-        """Waits until the machine is calm or patience is at its end; tells which."""
-        while not (is_calm := self.is_calm()) and self.patience_s > 0:
+    def is_calm(self, look_s: float) -> bool:
+        """Whether that is not far from its best."""
+        return look_s <= _CALM * self.least_s
+
+    def await_calm(self) -> None:
+        """Waits until the machine is calm or patience is at its end."""
+        while not self.is_calm(self.look()) and self.patience_s > 0:
             time.sleep(_PAUSE_S)
             self.patience_s -= _PAUSE_S
-        return is_calm
 
 
 def make_reference(patience_s: float, least_s: float | None = None) -> Reference:
@@ -73,6 +76,6 @@ def make_reference(patience_s: float, least_s: float | None = None) -> Reference
     session = make_session(graph.model().SerializeToString(), SessionSettings(num_threads=1))
     x = generator.standard_normal((_ROWS, _INNER), dtype=np.float32)
     reference = Reference(lambda: session.run(None, {"x": x}), float("inf") if least_s is None else least_s, patience_s)
-    for _ in range(_RUNS_AT_FIRST):
-        reference.is_calm()
+    for _ in range(_LOOKS_AT_FIRST if least_s is None else 1):
+        reference.look()
     return reference

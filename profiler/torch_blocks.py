@@ -22,8 +22,8 @@ from transformers import (
 
 from blockwright.hw_profiles.profile import Point
 from blockwright.model.child import build_child, load_weights
-from blockwright.profiler.bench import Bench, Run, stacks_of, time_slope
-from blockwright.profiler.clock import Timing, time_in_turn
+from blockwright.profiler.bench import Bench, Run, sample_slope, stacks_of
+from blockwright.profiler.clock import Samples, sample_in_turn
 from blockwright.profiler.synthetic import random_weights
 from blockwright.spec import FFN, Attention, Family, GatedFFN, Mixer, Model, Window
 
@@ -35,17 +35,17 @@ _CONFIGS: dict[Family, type[PreTrainedConfig]] = {
 }
 
 
-def time_variant(bench: Bench, variant: Mixer | FFN, point: Point) -> Timing:
-    """The time that one copy of a mixer or an ffn adds to a model."""
+def sample_variant(bench: Bench, variant: Mixer | FFN, point: Point) -> Samples:
+    """Times that one copy of a mixer or an ffn adds to a model."""
     with _threads(bench.session.num_threads):
-        return time_slope(bench, [_model_run(stack, point) for stack in stacks_of(bench, variant)])
+        return sample_slope(bench, [_model_run(stack, point) for stack in stacks_of(bench, variant)])
 
 
-def time_models(bench: Bench, models: list[Model], point: Point) -> list[Timing]:
-    """The time of one step or one prefill chunk of whole models, choosing the next token included, in turn."""
+def sample_models(bench: Bench, models: list[Model], point: Point) -> list[Samples]:
+    """Times of one step or one prefill chunk of whole models, choosing the next token included, in turn."""
     with _threads(bench.session.num_threads):
         runs = [_model_run(model, point) for model in models]
-        return time_in_turn(runs, bench.effort, bench.session.num_threads)
+        return sample_in_turn(runs, bench.effort, bench.session.num_threads)
 
 
 def build_random(model: Model) -> PreTrainedModel:

@@ -1,17 +1,21 @@
-"""Measure what this machine takes for each block of a parent.
+"""Measure this machine, or what it takes for each block of a parent.
 
-Writes a hardware profile, a folder: times of every mixer and ffn that the search may choose, at every load, whole
-models to fit and check the sums, memory, and the machine's ceilings; each row with its spread and origin.
+Writes a hardware profile, a folder. Without a parent: what the machine is, its ceilings, and times of operators of
+sizes that models are made of, in at most five minutes. With one: times of every mixer and ffn that the search may
+choose, at every load, whole models to fit and check the sums, and memory. What matters most for whole models is
+measured again until they are known to --precision. Each row carries its spread and origin.
 
+  blockwright profile
   blockwright profile --for path/to/parent --out profile
 """
 
 import argparse
+from pathlib import Path
 
-from blockwright.cli import profile_import, profile_pack
-from blockwright.cli.flags import Command, add_command, add_loads, add_out, read_loads
+from blockwright.cli import profile_import, profile_pack, profile_show
+from blockwright.cli.flags import Command, add_command, add_loads, read_loads
 
-_ACTIONS: tuple[Command, ...] = (profile_pack, profile_import)
+_ACTIONS: tuple[Command, ...] = (profile_pack, profile_import, profile_show)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +23,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(metavar="ACTION", help="without one, this machine is measured")
     for module in _ACTIONS:
         add_command(actions, module, module.__name__.rpartition("_")[2])
-    parser.add_argument("--for", dest="parent", help="the parent whose blocks are measured")
+    parser.add_argument("--for", dest="parent", help="the parent whose blocks are measured (default: none)")
     add_loads(parser)
     parser.add_argument("--format", action="append", help="weight format; repeatable (default: fp32)")
     parser.add_argument(
@@ -27,26 +31,31 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=int, default=1, help="threads of the runtime (default: 1)")
     parser.add_argument("--seconds", type=float, default=0.25, help="to measure each thing for (default: 0.25)")
-    add_out(parser, "profile", "the profile's folder")
+    parser.add_argument(
+        "--precision",
+        type=float,
+        default=1.0,
+        metavar="PERCENT",
+        help="how well to know a typical child's time (default: 1)",
+    )
+    parser.add_argument(
+        "--time-limit", type=float, default=600.0, metavar="SECONDS", help="to measure anything again (default: 600)"
+    )
+    parser.add_argument(
+        "-o", "--out", type=Path, help="folder to write (default: profile; without --for, hw_profiles/NAME-OF-DEVICE)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
-    from blockwright.errors import InputError
     from blockwright.hw_profiles.profile import Backend
     from blockwright.model.parent import open_parent
+    from blockwright.pipeline.device_profile import DeviceOrder, default_folder, profile_device
     from blockwright.pipeline.profile import ProfileOrder, profile_machine
     from blockwright.pipeline.recipe import check_above_zero, check_at_least, check_distinct, check_formats
     from blockwright.pipeline.tables import print_profile
     from blockwright.search.space import SpaceSettings
 
-    if arguments.parent is None:
-        raise InputError(
-            "--for",
-            got="no parent",
-            expected="the parent whose blocks are measured",
-            remedy="Name it: blockwright profile --for path/to/parent",
-        )
     loads = read_loads(arguments.load)
     formats = tuple(arguments.format or ["fp32"])
     check_formats("--format", formats)
@@ -54,6 +63,12 @@ def run(arguments: argparse.Namespace) -> None:
     check_distinct("--backend", backends)
     check_at_least("--threads", arguments.threads, 1)
     check_above_zero("--seconds", arguments.seconds)
+    check_above_zero("--precision", arguments.precision)
+    check_above_zero("--time-limit", arguments.time_limit)
+    if arguments.parent is None:
+        device_order = DeviceOrder(threads=arguments.threads, seconds_per_measurement=arguments.seconds)
+        print_profile(profile_device(device_order, arguments.out or default_folder()))
+        return
     order = ProfileOrder(
         parent=open_parent(arguments.parent).spec,
         space=SpaceSettings(),
@@ -62,5 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
         threads=arguments.threads,
         backends=backends,
         seconds_per_measurement=arguments.seconds,
+        precision=arguments.precision / 100,
+        time_limit_s=arguments.time_limit,
     )
-    print_profile(profile_machine(order, arguments.out))
+    print_profile(profile_machine(order, arguments.out or Path("profile")))

@@ -1,5 +1,7 @@
 """Stage: measure this machine for the blocks of a parent."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,19 +15,25 @@ from blockwright.hw_profiles.device import installed_software, this_device
 from blockwright.hw_profiles.folder import read_profile, write_profile
 from blockwright.hw_profiles.profile import SCHEMA_VERSION, Backend, MemoryRow, Profile, TimeRow, WholeRow
 from blockwright.hw_profiles.provenance import Coverage, Method
-from blockwright.pipeline.console import progress
 from blockwright.pipeline.kit import offered
+from blockwright.pipeline.measuring import Limits, Measurements, measure_all, num_runs
+from blockwright.pipeline.power import with_power
 from blockwright.pipeline.stage import Stage, running
+from blockwright.profiler.bench import Bench
 from blockwright.profiler.ceilings import measure_ceilings
 from blockwright.profiler.clock import OUTLIER_RULE, WARM_UP, Effort, clock_for
-from blockwright.profiler.measure import Request, Row, cases
+from blockwright.profiler.measure import Request, cases
+from blockwright.profiler.onnx_blocks import model_run
 from blockwright.profiler.reference import Reference, make_reference
+from blockwright.profiler.time_model import decode_points
 from blockwright.search.space import SpaceSettings
-from blockwright.spec import Model, parse_format
+from blockwright.spec import Model, parse_format, with_format
 from blockwright.strict import from_data, to_data
 
 _PATIENCE_PER_EFFORT = 2.0
 """How long to wait for a calm machine, in the seconds that the measurements are meant to take."""
+_MOST_EFFORT = 4.0
+"""How long to go on measuring what is known worst, in the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +47,11 @@ class ProfileOrder:
     threads: int
     backends: tuple[Backend, ...]
     seconds_per_measurement: float
+    """Of the first round."""
+    precision: float = 0.01
+    """How well a typical child's time is to be known, as a share of it."""
+    time_limit_s: float = 600.0
+    """After which nothing is measured a second time."""
 
 
 def profile_machine(order: ProfileOrder, output: Path) -> Profile:
@@ -53,26 +66,19 @@ def profile_machine(order: ProfileOrder, output: Path) -> Profile:
         return before
     session = SessionSettings(num_threads=order.threads)
     with running(stage) as work:
-        _started(work / "started.json")
-        rows: list[Row] = []
+        started_at(work / "started.json")
         conditions = conditions_now()
-        done = {path.stem: path for path in work.glob("step-*.json")}
-        reference = _reference(work / "ceilings.json")
+        reference = reference_for(work / "ceilings.json")
         effort = Effort(seconds=order.seconds_per_measurement, judge=reference)
         todo = list(cases(_request(order, session, effort)))
-        reference.patience_s = _PATIENCE_PER_EFFORT * effort.seconds * len(todo)
-        with progress("profile", len(todo) + 1) as advance:
-            ceilings = _ceilings(work / "ceilings.json", session, effort, reference)
-            advance()
-            for index, step in enumerate(todo):
-                name = f"step-{index:04d}"
-                if name in done:
-                    rows += [_read_row(data) for data in read_json(done[name])]
-                else:
-                    measured = step.measure()
-                    write_json(work / f"{name}.json", [[type(row).__name__, to_data(row)] for row in measured])
-                    rows += measured
-                advance(step.name)
+        meant_s = effort.seconds * sum(num_runs(case) for case in todo)
+        reference.patience_s = _PATIENCE_PER_EFFORT * meant_s
+        ceilings = ceilings_in(work / "ceilings.json", session, effort, reference)
+        limits = Limits(target=order.precision, again_s=_MOST_EFFORT * meant_s, total_s=order.time_limit_s)
+        measured = measure_all(todo, work, limits)
+        best_s = min(reference.least_s, measured.reference_s or reference.least_s)
+        rows = measured.rows(todo, best_s)
+        ceilings = with_power(replace(ceilings, reference_s=best_s), _busy(order, session, effort))
         profile = Profile(
             schema_version=SCHEMA_VERSION,
             name=device.name,
@@ -80,16 +86,16 @@ def profile_machine(order: ProfileOrder, output: Path) -> Profile:
             conditions=conditions,
             software=software,
             num_threads=order.threads,
-            created=_now(),
+            created=now(),
             model=order.parent,
-            ceilings=replace(ceilings, reference_s=reference.least_s),
+            ceilings=ceilings,
             method=Method(
                 clock=clock_for(order.threads),
                 warm_up=WARM_UP,
                 outlier_rule=OUTLIER_RULE,
                 seconds=order.seconds_per_measurement,
             ),
-            coverage=_all_of(len(todo), _started(work / "started.json")),
+            coverage=coverage_of(len(todo), measured, started_at(work / "started.json")),
             times=tuple(row for row in rows if isinstance(row, TimeRow)),
             wholes=tuple(row for row in rows if isinstance(row, WholeRow)),
             memory=tuple(row for row in rows if isinstance(row, MemoryRow)),
@@ -112,36 +118,56 @@ def _request(order: ProfileOrder, session: SessionSettings, effort: Effort) -> R
     )
 
 
-def _reference(path: Path) -> Reference:
+def reference_for(path: Path) -> Reference:
     """The reference kernel, with what it took at its best before a kill."""
     return make_reference(0.0, _read_ceilings(path).reference_s if path.exists() else None)
 
 
-def _started(path: Path) -> str:
+def started_at(path: Path) -> str:
     """When this was begun, which may be before a kill."""
     if not path.exists():
-        write_json(path, _now())
+        write_json(path, now())
     return from_data(str, read_json(path), str(path))
 
 
-def _all_of(num_steps: int, started: str) -> Coverage:
-    ended = _now()
+def coverage_of(num_cases: int, measured: Measurements, started: str) -> Coverage:
+    """How much of what was asked for was measured, and why no more."""
+    ended = now()
+    failures = tuple(f"{name}: {why}" for name, why in measured.failures.items())
     return Coverage(
-        status="complete",
-        asked=num_steps,
-        done=num_steps,
-        failed=0,
+        status="partial" if failures else "complete",
+        asked=num_cases,
+        done=num_cases - len(failures),
+        failed=len(failures),
         started=started,
         ended=ended,
         wall_s=(datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds(),
+        failures=failures,
+        disturbed=len(measured.disturbed),
+        stopped_by=measured.stopped_by,
+        precision=measured.precision,
     )
 
 
-def _now() -> str:
+def _busy(order: ProfileOrder, session: SessionSettings, effort: Effort) -> Callable[[], object]:
+    """The parent writing a token, as the work that power is measured of; built only when it is run."""
+    weights = parse_format(order.formats[0])
+    point = decode_points(next(iter(order.loads.values())))[0]
+
+    @functools.cache
+    def made() -> Callable[[], object]:
+        model = with_format(order.parent, weights)
+        bench = Bench(backend="onnxruntime", weights=weights, model=model, session=session, effort=effort)
+        return model_run(bench, model, point)
+
+    return lambda: made()()
+
+
+def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _ceilings(path: Path, session: SessionSettings, effort: Effort, reference: Reference) -> Ceilings:
+def ceilings_in(path: Path, session: SessionSettings, effort: Effort, reference: Reference) -> Ceilings:
     if not path.exists():
         write_json(path, to_data(measure_ceilings(session, effort, reference)))
     return _read_ceilings(path)
@@ -149,8 +175,3 @@ def _ceilings(path: Path, session: SessionSettings, effort: Effort, reference: R
 
 def _read_ceilings(path: Path) -> Ceilings:
     return from_data(Ceilings, read_json(path), str(path))
-
-
-def _read_row(data: list) -> Row:
-    name, fields = data
-    return from_data({"TimeRow": TimeRow, "WholeRow": WholeRow, "MemoryRow": MemoryRow}[name], fields, name)

@@ -18,7 +18,18 @@ COMMANDS = [module.__name__.rpartition(".")[2] for module in cli._COMMANDS]
 
 FLAGS = {
     "run": ["--budget", "--json", "--out", "--parent", "--profile", "--text", "-o"],
-    "profile": ["--backend", "--for", "--format", "--load", "--out", "--seconds", "--threads", "-o"],
+    "profile": [
+        "--backend",
+        "--for",
+        "--format",
+        "--load",
+        "--out",
+        "--precision",
+        "--seconds",
+        "--threads",
+        "--time-limit",
+        "-o",
+    ],
     "library": ["--batch", "--learning-rate", "--out", "--seed", "--text", "--tokens", "--window", "-o"],
     "score": [
         "--budget",
@@ -105,6 +116,7 @@ FLAGS = {
         "--window",
         "-o",
     ],
+    "predict": ["--backend", "--extrapolate", "--format", "--json", "--load", "--parent", "--profile"],
     "realise": ["--library", "--out", "--parent", "-o"],
     "distill": [
         "--batch",

@@ -11,7 +11,7 @@ from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Backend, MemoryRow, TimeRow, WholeRow
 from blockwright.profiler.ceilings import measure_ceilings
 from blockwright.profiler.clock import Effort
-from blockwright.profiler.measure import Request, cases, layer_names, mix
+from blockwright.profiler.measure import Request, cases, layer_names, measure, mix
 from blockwright.profiler.reference import make_reference
 from blockwright.spec import FP32, Attention, Block, Format, GatedFFN, LinearFFN, LinearMixer, Model, NoOp, Rope
 
@@ -51,11 +51,11 @@ def _request(*backends: Backend) -> Request:
 
 
 def test_the_runtime_gives_rows_for_every_part_format_and_load() -> None:
-    rows = [row for case in cases(_request("onnxruntime")) for row in case.measure()]
+    rows = [row for case in cases(_request("onnxruntime")) for row in measure(case)]
     times = {(row.format, row.part, row.variant, row.point) for row in rows if isinstance(row, TimeRow)}
     assert len(times) == 2 * 5 * 4  # formats, parts that are something, points
     wholes = [row for row in rows if isinstance(row, WholeRow)]
-    assert len(wholes) == 2 * 4 * 6
+    assert len(wholes) == 2 * 4 * 9
     assert {row.is_anchor for row in wholes} == {True, False}
     assert all(row.time_s > 0 for row in wholes)
     memory = [row for row in rows if isinstance(row, MemoryRow)]
@@ -81,6 +81,14 @@ def test_a_random_mix_is_another_child_for_every_seed() -> None:
     assert len(set(mixes)) == 5
     assert {name for model in mixes for name, _ in layer_names(model)} == {"attention-kv2", "linear", "none"}
     assert mixes[0] == mix(parent, MIXERS, FFNS, own_share=0.0, seed=0)
+
+
+def test_a_mix_with_a_share_of_nothing_is_thin() -> None:
+    parent = replace(MODEL, layers=MODEL.layers * 50)
+    parts = [name for names in layer_names(mix(parent, MIXERS, FFNS, 0.0, 1, none_share=0.8)) for name in names]
+    assert 0.75 < parts.count("none") / len(parts) < 0.95  # 0.8, and of the rest a third or a fourth by chance
+    without = mix(parent, MIXERS[:2], FFNS[:3], 0.0, 1, none_share=0.8)
+    assert not any(name == "none" for names in layer_names(without) for name in names)
 
 
 def test_ceilings_are_those_of_a_machine_of_this_century() -> None:
