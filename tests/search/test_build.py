@@ -248,8 +248,8 @@ def test_a_score_or_a_cost_that_is_no_number_is_named_with_its_layer_and_budget(
 
 
 def test_a_candidate_that_was_not_measured_is_named(order: MakeOrder, make_table: MakeTable) -> None:
-    table = make_table([Candidate(layer=0, part="ffn", variant=GatedFFN(width=96))])
-    with pytest.raises(InputError, match="profile edge-profile: got no time of ffn-96 as ffn in fp32"):
+    table = make_table([Candidate(layer=0, part="ffn", variant=GatedFFN(width=512))])
+    with pytest.raises(InputError, match="profile edge-profile: got no time of ffn-512 as ffn in fp32"):
         build_problem(table, order("time_per_token@edge:chat <= 70%"))
 
 
