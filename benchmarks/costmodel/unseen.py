@@ -48,18 +48,23 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.data is None:
         parser.error("--data or BLOCKWRIGHT_DATA")
-    state = commit()
-    rows = []
+    state, rows = commit(), []
     for table, test, seeds, fold in tests(arguments.data, arguments.devices, SEEDS[: arguments.splits]):
         if not any(word in table.name for word in arguments.only):
             continue
         found = measured(table, test, seeds, fold)
         rows += found
         print("\n".join(as_line(row) for row in found), flush=True)
+        write(arguments, state, rows)
     for device in (each for each in arguments.devices if each in SYSTEMS and "" in arguments.only):
         found = sites(products(arguments.data, device, "bfloat16"))
         rows += found
         print("\n".join(as_line(row) for row in found), flush=True)
+        write(arguments, state, rows)
+
+
+def write(arguments: argparse.Namespace, state: str, rows: list[dict[str, object]]) -> None:
+    """Writes what is there so far: a run that ends early leaves the tests that it came to."""
     day = datetime.now(UTC).date().isoformat()
     results = {
         "date": day,
