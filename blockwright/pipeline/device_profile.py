@@ -11,7 +11,7 @@ from blockwright.hw_profiles.profile import SCHEMA_VERSION, OperatorRow, Profile
 from blockwright.hw_profiles.provenance import Method
 from blockwright.pipeline.measuring import Limits, measure_all
 from blockwright.pipeline.power import with_power
-from blockwright.pipeline.profile import ceilings_in, coverage_of, now, reference_for, started_at
+from blockwright.pipeline.profile import at_best, ceilings_in, coverage_of, now, reference_for, started_at
 from blockwright.pipeline.stage import Stage, running
 from blockwright.profiler.clock import OUTLIER_RULE, WARM_UP, Effort, clock_for
 from blockwright.profiler.operator_grid import grid_cases
@@ -64,7 +64,7 @@ def profile_device(order: DeviceOrder, output: Path) -> Profile:
             num_threads=order.threads,
             created=now(),
             model=None,
-            ceilings=with_power(replace(ceilings, reference_s=best_s), lambda: [case.sample() for case in todo[:1]]),
+            ceilings=with_power(at_best(ceilings, best_s), lambda: [case.sample() for case in todo[:1]]),
             method=Method(
                 clock=clock_for(order.threads), warm_up=WARM_UP, outlier_rule=OUTLIER_RULE, seconds=brief.seconds
             ),

@@ -126,7 +126,7 @@ def measure_all(cases: Sequence[AnyCase], work: Path, limits: Limits) -> Measure
             if measured.spent_s < limits.first_s:
                 _measure(case, work, measured, watch)
             else:
-                measured.failures[case.name] = "the time was up"
+                measured.stopped_by = "time"
             advance(case.name)
     if measured.failures and not measured.rounds:
         name, why = next(iter(measured.failures.items()))
@@ -144,6 +144,8 @@ def _measure_again(
     timed = [case for case in cases if isinstance(case, TimedCase) and case.name in measured.rounds]
     until_s = min(limits.total_s, measured.spent_s + limits.again_s)
     num_vain, known = 0, measured.uncertainty(timed)
+    if not timed:
+        return
     while True:
         disturbed = {name for name in measured.disturbed if len(measured.rounds[name]) < _MOST_TRIES}
         matters = {case.name for case in next_cases(timed, known, limits.target)}

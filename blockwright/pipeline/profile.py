@@ -9,7 +9,7 @@ from pathlib import Path
 from blockwright.compile.engine import SessionSettings
 from blockwright.cost import Load
 from blockwright.files import read_json, write_json
-from blockwright.hw_profiles.ceilings import Ceilings
+from blockwright.hw_profiles.ceilings import Ceilings, Figure
 from blockwright.hw_profiles.conditions import conditions_now
 from blockwright.hw_profiles.device import installed_software, this_device
 from blockwright.hw_profiles.folder import read_profile, write_profile
@@ -78,7 +78,7 @@ def profile_machine(order: ProfileOrder, output: Path) -> Profile:
         measured = measure_all(todo, work, limits)
         best_s = min(reference.least_s, measured.reference_s or reference.least_s)
         rows = measured.rows(todo, best_s)
-        ceilings = with_power(replace(ceilings, reference_s=best_s), _busy(order, session, effort))
+        ceilings = with_power(at_best(ceilings, best_s), _busy(order, session, effort))
         profile = Profile(
             schema_version=SCHEMA_VERSION,
             name=device.name,
@@ -135,9 +135,9 @@ def coverage_of(num_cases: int, measured: Measurements, started: str) -> Coverag
     ended = now()
     failures = tuple(f"{name}: {why}" for name, why in measured.failures.items())
     return Coverage(
-        status="partial" if failures else "complete",
+        status="complete" if (done := len(measured.rounds) + len(measured.memory)) == num_cases else "partial",
         asked=num_cases,
-        done=num_cases - len(failures),
+        done=done,
         failed=len(failures),
         started=started,
         ended=ended,
@@ -146,6 +146,25 @@ def coverage_of(num_cases: int, measured: Measurements, started: str) -> Coverag
         disturbed=len(measured.disturbed),
         stopped_by=measured.stopped_by,
         precision=measured.precision,
+    )
+
+
+def at_best(ceilings: Ceilings, reference_s: float) -> Ceilings:
+    """Ceilings scaled to what the reference kernel was found to take at its best, perhaps after they were measured."""
+    assert ceilings.reference_s is not None
+    faster = ceilings.reference_s / reference_s
+
+    def scaled(figure: Figure, factor: float) -> Figure:
+        return replace(figure, value=factor * figure.value, low=factor * figure.low, high=factor * figure.high)
+
+    cached = ceilings.cache_read_bytes_per_s
+    return replace(
+        ceilings,
+        read_bytes_per_s=scaled(ceilings.read_bytes_per_s, faster),
+        flop_per_s={name: scaled(rate, faster) for name, rate in ceilings.flop_per_s.items()},
+        launch_s=scaled(ceilings.launch_s, 1 / faster),
+        cache_read_bytes_per_s=None if cached is None else scaled(cached, faster),
+        reference_s=reference_s,
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from blockwright.cli.main import main
+from blockwright.files import write_json
 from blockwright.hw_profiles.folder import read_profile
 from blockwright.measured import read_measured
 from blockwright.search.plan import read_plan, write_plan
@@ -100,17 +101,25 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_plan_and_child(
 
 
 @pytest.mark.slow
-def test_a_profile_killed_half_way_keeps_what_it_measured(tmp_path: Path, small_parent: Path) -> None:
+def test_a_profile_killed_half_way_keeps_what_it_measured(
+    tmp_path: Path, small_parent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output = tmp_path / "profile"
     command = ["profile", "--for", str(small_parent), "--seconds", "0.2", "--out", str(output)]
-    command += ["--load", "chat=1x16+16"]
-    _run_until(command, tmp_path, ".profile-*/step-0002.json")
-    (first,) = tmp_path.glob(".profile-*/step-0000.json")
-    name, row = json.loads(first.read_text())[0]
+    command += ["--load", "chat=1x16+16", "--time-limit", "1"]
+    _run_until(command, tmp_path, ".profile-*/case-0002-*.json")
+    before = {path.name for path in tmp_path.glob(".profile-*/case-*.json")}
+    written: list[Path] = []
+
+    def write(path: Path, data: object) -> None:
+        written.append(path)
+        write_json(path, data)
+
+    monkeypatch.setattr("blockwright.pipeline.measuring.write_json", write)
     assert main(command) == 0
-    assert name == "TimeRow"
-    times = [time.time_s for time in read_profile(output).times if time.variant == row["variant"]]
-    assert row["time_s"] in times
+    assert before and not before & {path.name for path in written}, "what was measured is measured again"
+    assert any(path.name.startswith("case-0004-") for path in written)
+    assert read_profile(output).coverage.status == "complete"
 
 
 @pytest.mark.slow
