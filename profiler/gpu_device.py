@@ -1,0 +1,141 @@
+"""The few lines that touch CUDA, and a stand-in on the CPU that runs the same code without graphs."""
+
+import gc
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from blockwright.hw_profiles.gpu_state import GpuState, gpu_state
+from blockwright.hw_profiles.machine import Machine, this_machine
+from blockwright.profiler.gpu_clock import Sample
+
+_CALLS_BEFORE_CAPTURE = 3
+"""Libraries choose their kernels and take their workspaces before a graph is captured."""
+_SMALL_CACHE_BYTES = 2**20
+
+
+class TorchDevice(Protocol):
+    """A `gpu_clock.GpuDevice` that torch runs on."""
+
+    cache_bytes: int
+    torch_device: torch.device
+
+    def ready(self, run: Callable[[], object]) -> Sample: ...
+
+    def eager(self, run: Callable[[], object]) -> Sample:
+        """A sample that launches the work from the host."""
+        ...
+
+    def state(self) -> GpuState | None: ...
+
+    def now_s(self) -> float: ...
+
+    def pause(self, seconds: float) -> None: ...
+
+    def release(self) -> None:
+        """Gives memory back that nothing uses any more."""
+        ...
+
+    def peak_bytes(self) -> tuple[int, int] | None:
+        """The most that torch had allocated and reserved since this was last asked; None where nobody counts."""
+        ...
+
+
+class CudaDevice:
+    """The first GPU that this process sees.
+
+    Args:
+        machine: to ask for the GPU's state.
+        index: of the GPU, as the driver counts them.
+    """
+
+    def __init__(self, machine: Machine | None = None, index: int = 0) -> None:
+        self._machine, self._index = machine or this_machine(), index
+        self.torch_device = torch.device("cuda", 0)
+        self.cache_bytes = torch.cuda.get_device_properties(0).L2_cache_size
+
+    def ready(self, run: Callable[[], object]) -> Sample:
+        """Runs the work on a stream beside, then captures it."""
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(_CALLS_BEFORE_CAPTURE):
+                run()
+        torch.cuda.current_stream().wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+
+        def replay(_: object = run) -> None:  # the graph knows addresses only: the work keeps its tensors alive
+            graph.replay()
+
+        return self.eager(replay)
+
+    def eager(self, run: Callable[[], object]) -> Sample:
+        """Work between two events."""
+
+        def sample() -> float:
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record()
+            run()
+            last.record()
+            last.synchronize()
+            return first.elapsed_time(last) / 1e3
+
+        return sample
+
+    def state(self) -> GpuState | None:
+        return gpu_state(self._machine, self._index)
+
+    def now_s(self) -> float:
+        return time.monotonic()
+
+    def pause(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def release(self) -> None:
+        gc.collect()  # models refer to themselves
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+
+    def peak_bytes(self) -> tuple[int, int] | None:
+        torch.cuda.synchronize()
+        peaks = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        torch.cuda.reset_peak_memory_stats()
+        return peaks
+
+
+class CpuDevice:
+    """The CPU, by the wall clock, to try the code out: its times are worth nothing."""
+
+    def __init__(self) -> None:
+        self.torch_device = torch.device("cpu")
+        self.cache_bytes = _SMALL_CACHE_BYTES
+
+    def ready(self, run: Callable[[], object]) -> Sample:
+        return self.eager(run)
+
+    def eager(self, run: Callable[[], object]) -> Sample:
+        def sample() -> float:
+            started = time.perf_counter()
+            run()
+            return time.perf_counter() - started
+
+        return sample
+
+    def state(self) -> GpuState | None:
+        return None
+
+    def now_s(self) -> float:
+        return time.monotonic()
+
+    def pause(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def release(self) -> None:
+        pass
+
+    def peak_bytes(self) -> tuple[int, int] | None:
+        return None

@@ -1,0 +1,147 @@
+"""A sitting at a GPU: cases one after another, kept in files as they are done, with a reference kernel in between.
+
+work/order.json        what is measured, where and with which versions: going on with anything else is refused
+work/step-0000.json    the rows of a case as they were timed, how each went, and the look that was taken before it
+
+The drift of the reference kernel is divided out when all is done, for then it is known on both sides of a case. The
+first cases are measured again at the end; what differs then is published.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from blockwright.errors import InputError
+from blockwright.files import digest_of, read_json, write_json
+from blockwright.hw_profiles.profile import MemoryRow, OperatorRow, TimeRow, WholeRow
+from blockwright.profiler.gpu_clock import Drift, GpuTiming, Look, drift_between, local_drift
+from blockwright.strict import from_data, to_data
+
+Row = TimeRow | WholeRow | MemoryRow | OperatorRow
+Notes = dict[str, Any]
+"""How one measurement went, as plain data."""
+_ROWS: dict[str, type] = {each.__name__: each for each in (TimeRow, WholeRow, MemoryRow, OperatorRow)}
+_LOOK_EVERY = 8
+_REPEATED_SHARE = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One case: it gives rows and how each went."""
+
+    name: str
+    measure: Callable[[], Sequence[tuple[Row, GpuTiming | Notes]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """What a step gave, as it was timed."""
+
+    name: str
+    position: int
+    rows: tuple[Row, ...]
+    notes: tuple[Notes, ...]
+    look_s: float | None
+    """What the reference kernel took just before, where it was timed."""
+
+
+def open_work(work: Path, order: Any) -> None:
+    """Begins a sitting, or goes on with the one whose files are there.
+
+    Raises:
+        InputError: those are of something else.
+    """
+    path, digest = work / "order.json", digest_of(order)
+    if not path.exists():
+        write_json(path, {"digest": digest, "order": order})
+    elif read_json(path)["digest"] != digest:
+        raise InputError(
+            str(work),
+            got="what was measured of another order, on another device or with other versions",
+            expected="the same, to go on with",
+            remedy=f"Name another --out, or remove {work}.",
+        )
+
+
+def with_repeats(steps: Sequence[Step]) -> list[Step]:
+    """The first 5 % of the steps once more at the end."""
+    again = [replace(step, name=f"again: {step.name}") for step in steps[: num_repeats(len(steps))]]
+    return [*steps, *again]
+
+
+def num_repeats(num_steps: int) -> int:
+    """How many steps are measured twice."""
+    return math.ceil(_REPEATED_SHARE * num_steps)
+
+
+def run_steps(
+    steps: Sequence[Step], work: Path, look: Callable[[], float], advance: Callable[[str], None]
+) -> list[Done]:
+    """Measures what was not measured before a kill, and reads the rest.
+
+    Args:
+        steps: in order; their places are the names of their files.
+        work: see `open_work`.
+        look: times the reference kernel.
+        advance: is told the name of each step when it is done.
+    """
+    found = []
+    for position, step in enumerate(steps):
+        path = work / f"step-{position:04d}.json"
+        if not path.exists():
+            look_s = look() if position % _LOOK_EVERY == 0 else None
+            measured = step.measure()
+            write_json(
+                path,
+                {
+                    "name": step.name,
+                    "look_s": look_s,
+                    "rows": [[type(row).__name__, to_data(row)] for row, _ in measured],
+                    "notes": [notes if isinstance(notes, dict) else to_data(notes) for _, notes in measured],
+                },
+            )
+        found.append(_read(path, position))
+        advance(step.name)
+    return found
+
+
+def corrected_rows(done: Sequence[Done]) -> list[list[Row]]:
+    """The rows of each step with the drift around it divided out."""
+    looks = [Look(position=each.position, time_s=each.look_s) for each in done if each.look_s is not None]
+    return [[_divided(row, local_drift(looks, each.position)) for row in each.rows] for each in done]
+
+
+def drift_of(rows: Sequence[Sequence[Row]], num_steps: int) -> Drift | None:
+    """What the repeats say, which stand behind so many steps."""
+    first = [_time(row) for step in rows[: len(rows) - num_steps] for row in step]
+    again = [_time(row) for step in rows[num_steps:] for row in step]
+    pairs = [(one, other) for one, other in zip(first, again, strict=True) if one is not None and other is not None]
+    return drift_between([one for one, _ in pairs], [other for _, other in pairs])
+
+
+def is_marked(notes: Notes) -> bool:
+    """Whether something held the clock down while a row was measured."""
+    return bool(notes.get("throttles")) or bool(notes.get("is_slow_clock"))
+
+
+def _read(path: Path, position: int) -> Done:
+    data = read_json(path)
+    return Done(
+        name=data["name"],
+        position=position,
+        rows=tuple(from_data(_ROWS[name], fields, str(path)) for name, fields in data["rows"]),
+        notes=tuple(data["notes"]),
+        look_s=data["look_s"],
+    )
+
+
+def _divided(row: Row, drift: float) -> Row:
+    if isinstance(row, MemoryRow):
+        return row
+    return replace(row, time_s=row.time_s / drift, low_s=row.low_s / drift, high_s=row.high_s / drift)
+
+
+def _time(row: Row) -> float | None:
+    return None if isinstance(row, MemoryRow) else row.time_s

@@ -1,0 +1,37 @@
+"""Whole models on a GPU against what the profile foretold of them. Apart from the rest, for it needs scipy."""
+
+from collections.abc import Sequence
+
+from blockwright.cost import Load, Quantity
+from blockwright.hw_profiles.profile import Profile, WholeRow
+from blockwright.hw_profiles.provenance import AccuracyRow
+from blockwright.profiler.cost_model import part_costs
+from blockwright.profiler.time_model import decode_points, prefill_points
+from blockwright.profiler.validate import Trial, accuracy_of
+from blockwright.spec import Model
+
+_POINTS = {"time_per_token": decode_points, "time_to_first_token": prefill_points}
+
+
+def validate(
+    profile: Profile, load: Load, measured: Sequence[tuple[Model, Sequence[WholeRow]]]
+) -> tuple[AccuracyRow, ...]:
+    """How well models that the profile does not know were foretold.
+
+    Args:
+        profile: what foretells.
+        load: the workload; its prompt is one chunk.
+        measured: each model with its times at the points of the load.
+    """
+    trials = []
+    for quantity in ("time_per_token", "time_to_first_token"):
+        (point,) = _POINTS[quantity](load)
+        for model, rows in measured:
+            time_s = next(row.time_s for row in rows if row.point == point)
+            trials.append(_trial(profile, load, quantity, model, time_s))
+    return accuracy_of(trials)
+
+
+def _trial(profile: Profile, load: Load, quantity: Quantity, model: Model, time_s: float) -> Trial:
+    foretold = part_costs(profile, model, load, quantity, "torch").of_model(model)  # type: ignore[arg-type]
+    return Trial(quantity=quantity, format=str(model.embedding_weights), foretold=foretold, measured=time_s)
