@@ -153,20 +153,32 @@ def _rows(budget: Budget, parent: Model, order: Order) -> Iterator[_Row]:
         for is_least, amount in ((True, budget.least), (False, budget.most)):
             if amount is None:
                 continue
-            bounds_below, limit = is_least, _limit(budget, amount, load, parent_cost)
-            if budget.quantity == "throughput":
-                bounds_below = not is_least  # the more tokens per second, the less time
+            bounds_below = (
+                is_least if budget.quantity != "throughput" else not is_least
+            )  # the more of it, the less time
+            limit = _limit(budget, amount, load, _base(order.devices[budget.device], parent_cost, bounds_below))
             fixed = costs.fixed.low if bounds_below else costs.fixed.high
             yield _Row(
                 limit=Limit(text=budget.text, fixed=fixed, limit=limit, is_least=bounds_below, when=when), costs=costs
             )
 
 
-def _limit(budget: Budget, amount: Amount, load: Load, parent_cost: Cost) -> float:
+def _base(device: Profile, parent_cost: Cost, bounds_below: bool) -> float:
+    """What shares are taken of.
+
+    Where no block was measured the interval is that of a whole device, wide, and the same for a child as for its
+    parent: shares are then taken of the end that children's costs are taken from.
+    """
+    if device.times:
+        return parent_cost.value
+    return parent_cost.low if bounds_below else parent_cost.high
+
+
+def _limit(budget: Budget, amount: Amount, load: Load, base: float) -> float:
     """What the cost may come to; of a throughput, the request latency."""
     if budget.quantity != "throughput":
-        return amount.of(parent_cost.value)
-    return latency_of_throughput(load, amount.of(load.batch * load.new_tokens / parent_cost.value))
+        return amount.of(base)
+    return latency_of_throughput(load, amount.of(load.batch * load.new_tokens / base))
 
 
 def _offered(table: ScoreTable, order: Order) -> Iterator[tuple[Candidate, float]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from blockwright.cli.main import BAD_INPUT, main
-from blockwright.cost import Load
+from blockwright.cost import Load, Quantity
 from blockwright.hw_profiles.folder import measured_profiles, read_profile
 from blockwright.hw_profiles.profile import parent_of
 from blockwright.profiler.cost_model import part_costs
@@ -104,3 +104,20 @@ def test_the_parent_in_another_format_is_cheaper_where_memory_binds() -> None:
     fp32, int4 = (with_format(PARENT, weights) for weights in (Format(name="fp32"), Format(name="int4", group_size=32)))
     times = [part_costs(pi, model, CHAT, "time_per_token").of_model(model).value for model in (fp32, int4)]
     assert times[1] < 0.7 * times[0]
+
+
+def test_a_share_on_a_datasheet_is_one_of_the_parents_own_far_end(scores: Path, tmp_path: Path) -> None:
+    """The device's interval is wide, and the same for both: it must not shut out every child."""
+    words = [word for name in DEVICES for word in ("--profile", name)]
+    words += ["--budget", "time_per_token@jetson_agx_orin:chat <= 70%", "--budget", "throughput@h100_sxm:chat >= 120%"]
+    assert main(["search", "--scores", str(scores), *words, "--out", str(tmp_path / "plan.json")]) == 0
+    plan = read_plan(tmp_path / "plan.json")
+    shares: list[tuple[str, Quantity, float]] = [
+        ("jetson_agx_orin", "time_per_token", 0.7),
+        ("h100_sxm", "request_latency", 1 / 1.2),
+    ]
+    for name, quantity, share in shares:
+        device = read_profile(name)
+        child, parent = (part_costs(device, PARENT, CHAT, quantity).of_model(m) for m in (plan.child, PARENT))
+        assert child.high <= share * parent.high * (1 + 1e-9)
+    assert plan.child != PARENT
