@@ -22,7 +22,7 @@ from blockwright.profiler.synthetic import random_weights
 from blockwright.spec import Model
 from blockwright.strict import from_data, to_data
 
-_PATIENCE_PER_EFFORT = 2.0
+_PATIENCE_PER_EFFORT = 1.0
 """How long to wait for a calm machine, in the seconds that the measurements are meant to take."""
 
 

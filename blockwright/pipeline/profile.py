@@ -30,7 +30,7 @@ from blockwright.search.space import SpaceSettings
 from blockwright.spec import Model, parse_format, with_format
 from blockwright.strict import from_data, to_data
 
-_PATIENCE_PER_EFFORT = 2.0
+_PATIENCE_PER_EFFORT = 1.0
 """How long to wait for a calm machine, in the seconds that the measurements are meant to take."""
 _MOST_EFFORT = 4.0
 """How long to go on measuring what is known worst, in the same."""

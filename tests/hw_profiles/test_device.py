@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from blockwright.hw_profiles.conditions import Conditions, conditions_now
+from blockwright.hw_profiles.conditions import Conditions, clock_hz, conditions_now
 from blockwright.hw_profiles.device import cache_bytes, this_device
 from blockwright.hw_profiles.gpu import nvidia_gpus
 from blockwright.hw_profiles.machine import Machine, this_machine
@@ -234,3 +234,16 @@ def test_this_machine_can_be_asked() -> None:
     assert machine.run("python3 -c exit(3)") is None
     assert machine.run("echo some words") == "some words"
     assert conditions_now().load is None or conditions_now().load >= 0  # type: ignore[operator]
+
+
+def test_the_clock_is_the_fastest_processors_as_linux_or_the_processor_tells_it() -> None:
+    def machine(files: dict[str, str]) -> Machine:
+        return Machine(
+            system="Linux", architecture="x86_64", num_usable_cores=2, read=files.get, run=lambda command: None
+        )
+
+    folder = "/sys/devices/system/cpu"
+    told = {f"{folder}/cpu{n}/cpufreq/scaling_cur_freq": f"{800000 * (n + 1)}" for n in range(2)}
+    assert clock_hz(machine(told)) == 1.6e9
+    assert clock_hz(machine({"/proc/cpuinfo": "cpu MHz\t\t: 2250.5\ncpu MHz\t\t: 1800.0\n"})) == 2.2505e9
+    assert clock_hz(machine({})) is None
