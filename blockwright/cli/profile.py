@@ -12,10 +12,10 @@ measured again until they are known to --precision. Each row carries its spread 
 import argparse
 from pathlib import Path
 
-from blockwright.cli import profile_import, profile_pack, profile_show
+from blockwright.cli import profile_import, profile_pack, profile_show, profile_validate
 from blockwright.cli.flags import Command, add_command, add_loads, read_loads
 
-_ACTIONS: tuple[Command, ...] = (profile_pack, profile_import, profile_show)
+_ACTIONS: tuple[Command, ...] = (profile_pack, profile_import, profile_show, profile_validate)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
