@@ -229,7 +229,8 @@ def test_the_runner_asks_all_that_is_read_of_a_device(system: str) -> None:
         return answers.get(name)
 
     machine = Machine(system=system, architecture="arm64", num_usable_cores=None, read=answer, run=answer)
-    this_device(machine), conditions_now(machine), cache_bytes(machine)
+    for read in (this_device, conditions_now, cache_bytes):
+        read(machine)
     assert asked <= {*kit_runner.FILES, *kit_runner.COMMANDS}
 
 

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from blockwright.cost import Load, exact
 from blockwright.errors import InputError
 from blockwright.hw_profiles.folder import read_profile, shipped_profiles
-from blockwright.hw_profiles.profile import MemoryRow, Profile
+from blockwright.hw_profiles.profile import MemoryRow, Profile, parent_of
 from blockwright.profiler.cost_model import part_costs
 from blockwright.profiler.memory_model import exact_memory, memory_costs
 from blockwright.profiler.parts import PartCosts, Source
 from blockwright.spec import Model
 
 SHIPPED = read_profile(shipped_profiles()[0])
-PARENT = SHIPPED.model
+PARENT = parent_of(SHIPPED)
 LOAD = Load(batch=1, prompt_tokens=64, new_tokens=64)
 SIZES = (8_000_000, 4_000_000, 2_000_000)
 FREE = PartCosts(fixed=exact(1e6), of_mixer=lambda _: exact(0.0), of_ffn=lambda _: exact(0.0))

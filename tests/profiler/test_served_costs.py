@@ -81,6 +81,7 @@ def test_the_power_is_the_servers_around_the_parent(name: str) -> None:
     for phase, step in phases:
         found = phase(read_profile(name), "onnxruntime", model, LOAD)
         power, time = found.power_w, found.times.of_model(model)
+        assert power is not None
         assert power.value == pytest.approx(power_of(server, step_use(server, step)), rel=1e-9)
         energy, bounds = product(power, time), server.runtime.energy_bounds
         assert energy.low <= energy.value * math.exp(bounds.low) * (1 + 1e-9)
@@ -118,7 +119,9 @@ def test_a_request_takes_its_first_token_and_then_the_others() -> None:
 def test_energy_is_each_phase_at_its_own_power() -> None:
     profile = read_profile("l40s")
     prefill, decode = (phase(profile, "onnxruntime", LARGE, LOAD) for phase in (prefill_phase, decode_phase))
-    first, token = (phase.times.of_model(LARGE).value * phase.power_w.value for phase in (prefill, decode))
+    assert prefill.power_w is not None and decode.power_w is not None
+    first = prefill.times.of_model(LARGE).value * prefill.power_w.value
+    token = decode.times.of_model(LARGE).value * decode.power_w.value
     energy = predict(profile, LARGE, LOAD)["energy"]
     assert energy.value == pytest.approx((first + 100 * token) / 4)
     one = predict(profile, LARGE, replace(LOAD, new_tokens=1))["energy"]

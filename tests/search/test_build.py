@@ -164,6 +164,7 @@ def test_budgets_that_no_batch_keeps_name_what_the_easiest_would_need(order: Mak
     with pytest.raises(InfeasibleError) as caught:
         choose(make_table(), order("memory@server:serve <= 1kB"))
     (move,) = caught.value.clash.moves
+    assert move.alone is not None
     one = choose(make_table(), order(f"memory@server:serve <= {move.alone + 1}B"))
     assert one.batches == {"batch of serve on server": 1}
     assert one.budgets[0].spent == pytest.approx(move.alone) == pytest.approx(move.needed)
