@@ -6,7 +6,7 @@ profile is kept as files is `folder`'s affair.
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from blockwright.cost import Origin
 from blockwright.errors import InputError
@@ -18,7 +18,15 @@ from blockwright.spec import Model, Part
 
 SCHEMA_VERSION = 2
 
-Backend = Literal["onnxruntime", "torch"]
+LocalBackend = Literal["onnxruntime", "torch"]
+"""Runtimes that are measured here, part by part."""
+
+ImportedBackend = Literal["llama.cpp", "vllm", "tensorrt"]
+"""Runtimes whose own benchmarks are read in: times of whole models alone."""
+
+Backend = Literal[LocalBackend, ImportedBackend]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+IMPORTED: tuple[Backend, ...] = get_args(ImportedBackend)
 OperatorKind = Literal["matmul", "attend", "elementwise"]
 
 
@@ -30,6 +38,7 @@ class Point:
     new_tokens: int
     """1 when decoding; the tokens of the chunk in prefill."""
     slots: int
+    """For imported times the tokens that they hold, halfway through where they grow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

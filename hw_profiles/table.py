@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from blockwright.cost import ORIGINS
 from blockwright.errors import InputError
-from blockwright.hw_profiles.profile import Backend, MemoryRow, OperatorKind, OperatorRow, Point, TimeRow, WholeRow
+from blockwright.hw_profiles.profile import BACKENDS, MemoryRow, OperatorKind, OperatorRow, Point, TimeRow, WholeRow
 from blockwright.hw_profiles.variants import parse_variant
 from blockwright.spec import Part, parse_format
 from blockwright.strict import to_data
@@ -82,7 +82,7 @@ def _boolean(cell: str) -> bool:
 
 COLUMNS: dict[str, Column] = {
     "kind": Column(read=_one_of(tuple(_KIND_OF.values())), meaning="what was measured; says which columns are filled"),
-    "backend": Column(read=_one_of(get_args(Backend)), meaning="the runtime"),
+    "backend": Column(read=_one_of(BACKENDS), meaning="the runtime"),
     "format": Column(read=_format, meaning="of the weights"),
     "part": Column(read=_one_of(get_args(Part)), meaning="of a layer"),
     "variant": Column(read=_text, meaning="name of the mixer or ffn"),

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 
 from blockwright.cost import MEASURED_QUANTITIES, UNIT_OF, Cost, Load, Quantity, exact
 from blockwright.count import ffn_matrices, ffn_vectors, mixer_matrices, mixer_vectors
-from blockwright.hw_profiles.profile import Backend, Profile
+from blockwright.hw_profiles.profile import IMPORTED, Backend, Profile
+from blockwright.profiler.imported_costs import imported_phases
 from blockwright.profiler.known import costs_from, what_is_known
 from blockwright.profiler.memory_model import exact_disk
 from blockwright.profiler.memory_model import exact_memory as exact_memory
@@ -24,9 +25,6 @@ from blockwright.profiler.parts import PartCosts, Source
 from blockwright.profiler.time_model import decode_points as decode_points
 from blockwright.profiler.time_model import prefill_points as prefill_points
 from blockwright.spec import Format, Model, NoOp, parse_format
-
-_UNMEASURED: dict[Backend, tuple[Quantity, ...]] = {"onnxruntime": (), "torch": ("memory",)}
-"""What is not measured of blocks, so that it is not told where the blocks of a parent were."""
 
 
 def predict(
@@ -74,7 +72,14 @@ def known_quantities(profile: Profile, backend: Backend = "onnxruntime") -> tupl
 
 
 def _unmeasured(profile: Profile, backend: Backend) -> tuple[Quantity, ...]:
-    return () if profile.model is None else _UNMEASURED[backend]
+    """What needs a phase that was not imported; of eager torch's blocks, where a parent's were measured, memory."""
+    if backend in IMPORTED:
+        phases = imported_phases(profile, backend)
+        if phases == {"prefill", "decode"}:
+            return ()
+        gone: Quantity = "time_per_token" if phases == {"prefill"} else "time_to_first_token"
+        return (gone, "request_latency", "throughput", "energy")
+    return ("memory",) if backend == "torch" and profile.times else ()
 
 
 def all_part_costs(
@@ -128,7 +133,7 @@ def part_costs(
         return _parameter_costs(model)
     if quantity == "disk":
         return exact_disk(model)
-    known = what_is_known(profile, model)
+    known = what_is_known(profile, model, backend)
     source = Source(
         profile=profile,
         backend=backend,
@@ -186,7 +191,7 @@ def _formats(profile: Profile, backend: Backend, model: Model, given: Sequence[F
     named = [str(weights) for weights in (*own, *given)]
     if model.embedding_weights.group_size is None:
         return tuple(dict.fromkeys([str(model.embedding_weights), *named]))
-    measured = {row.format for row in profile.times if row.backend == backend}
+    measured = {row.format for row in (*profile.times, *profile.wholes) if row.backend == backend}
     choices = [*own, *given, *map(parse_format, sorted(measured))]
     integers = [str(weights) for weights in choices if weights.group_size is not None]
     first = next((name for name in integers if name in measured), None)

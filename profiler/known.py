@@ -1,8 +1,9 @@
 """What a profile knows, and the phases of a load told from that: a prompt read, tokens written, and what both draw.
 
-blocks of this shape      `time_model`, `memory_model`
-operators                 `operator_costs`
-a datasheet               `served_costs`
+blocks of this shape              `time_model`, `memory_model`
+operators                         `operator_costs`
+a datasheet                       `served_costs`
+whole models, on this backend     `imported_costs`
 """
 
 from typing import Literal, assert_never
@@ -10,7 +11,8 @@ from typing import Literal, assert_never
 from blockwright.cost import Cost, Load, exact, product
 from blockwright.errors import InputError
 from blockwright.hw_profiles.datasheet_profile import is_datasheet
-from blockwright.hw_profiles.profile import Profile, parent_of
+from blockwright.hw_profiles.profile import IMPORTED, Backend, Profile, parent_of
+from blockwright.profiler.imported_costs import imported_ratio, imported_times
 from blockwright.profiler.memory_model import exact_memory, memory_costs
 from blockwright.profiler.operator_costs import operator_costs, operator_memory
 from blockwright.profiler.parts import PartCosts, Source, added, multiplied
@@ -18,22 +20,24 @@ from blockwright.profiler.served_costs import decode_phase, prefill_phase, serve
 from blockwright.profiler.time_model import decode_points, prefill_points, time_costs
 from blockwright.spec import Model
 
-Known = Literal["blocks", "operators", "datasheet"]
+Known = Literal["blocks", "operators", "datasheet", "wholes"]
 """What a profile knows that a model's costs can be told from."""
 
 _SHAPE = ("hidden_size", "num_heads", "head_dim", "vocab_size", "has_qk_norm", "has_qkv_bias")
 """What decides the size of a model's blocks beside the blocks themselves."""
 
 
-def what_is_known(profile: Profile, model: Model) -> Known:
-    """Blocks of the model's shape, else operators, else the datasheet.
+def what_is_known(profile: Profile, model: Model, backend: Backend) -> Known:
+    """Blocks of the model's shape, else operators, else the datasheet; of runtimes that are not ours, whole models.
 
     Raises:
         InputError: nothing but blocks of another shape.
     """
+    if backend in IMPORTED:
+        return "wholes"
     if is_datasheet(profile):
         return "datasheet"
-    if profile.operators and (profile.model is None or _differing(profile.model, model) is not None):
+    if profile.operators and (profile.model is None or not profile.times or _differing(profile.model, model)):
         return "operators"
     measured = parent_of(profile)
     name = _differing(measured, model)
@@ -85,6 +89,8 @@ def _prompt_costs(known: Known, source: Source, model: Model, load: Load) -> Par
             return operator_costs(source, model, prefill_points(load))
         case "datasheet":
             return prefill_phase(source.profile, source.backend, model, load).times
+        case "wholes":
+            return imported_times(source, model, load, "prefill")
         case _:
             assert_never(known)
 
@@ -97,6 +103,8 @@ def _token_costs(known: Known, source: Source, model: Model, load: Load) -> Part
             return operator_costs(source, model, decode_points(load))
         case "datasheet":
             return decode_phase(source.profile, source.backend, model, load).times
+        case "wholes":
+            return imported_times(source, model, load, "decode")
         case _:
             assert_never(known)
 
@@ -110,15 +118,23 @@ def _latency_costs(known: Known, source: Source, model: Model, load: Load) -> Pa
 
 def _energy_costs(known: Known, source: Source, model: Model, load: Load) -> PartCosts:
     """Of one sequence: at one power where it was measured, at each phase's own by a datasheet."""
-    if known != "datasheet":
+    if not is_datasheet(source.profile):
         power_w = product(_power_of(source.profile), exact(1 / load.batch))
         return multiplied(_latency_costs(known, source, model, load), power_w)
-    phases = [(prefill_phase(source.profile, source.backend, model, load), 1)]
+    phases = [_phase_energy(known, source, model, load, "prefill")]
     if load.new_tokens > 1:
-        phases.append((decode_phase(source.profile, source.backend, model, load), load.new_tokens - 1))
-    return added(
-        [multiplied(phase.times, product(phase.power_w, exact(times / load.batch))) for phase, times in phases]
-    )
+        phases.append(multiplied(_phase_energy(known, source, model, load, "decode"), exact(load.new_tokens - 1)))
+    return added(phases)
+
+
+def _phase_energy(
+    known: Known, source: Source, model: Model, load: Load, name: Literal["prefill", "decode"]
+) -> PartCosts:
+    """Of one sequence in one step. Whole models' times shift the datasheet's energy and leave it as uncertain."""
+    phase = (prefill_phase if name == "prefill" else decode_phase)(source.profile, source.backend, model, load)
+    assert phase.power_w is not None, "every datasheet has a power limit"
+    scale = imported_ratio(source, name) if known == "wholes" else 1.0
+    return multiplied(phase.times, product(phase.power_w, exact(scale / load.batch)))
 
 
 def _memory_costs(known: Known, source: Source, model: Model, load: Load) -> PartCosts:
@@ -127,7 +143,7 @@ def _memory_costs(known: Known, source: Source, model: Model, load: Load) -> Par
             return memory_costs(source, exact_memory(model, load), load)
         case "operators":
             return operator_memory(source, model, load)
-        case "datasheet":
+        case "datasheet" | "wholes":
             return served_memory(source.profile, source.backend, model, load)
         case _:
             assert_never(known)

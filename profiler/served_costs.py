@@ -6,7 +6,8 @@ costs its host nothing. Two things are no sums, and are taken as they are around
 which of host and device an eager runtime waits for, and the power, which goes by how busy the device is.
 
 The class of runtime follows from the device: a server for NVIDIA's GPUs, a compiled one for Jetsons, llama.cpp for
-Apple's GPUs and for processors; with the backend torch, eager torch, which is known of NVIDIA's GPUs alone.
+Apple's GPUs and for processors; with the backend torch, eager torch, which is known of NVIDIA's GPUs alone. The
+backends llama.cpp and tensorrt are classes of their own.
 """
 
 import functools
@@ -31,6 +32,7 @@ from blockwright.profiler.serving_runtimes import (
     EAGER,
     GRAPH_SERVER,
     LLAMA_CPU,
+    LLAMA_CUDA,
     LLAMA_METAL,
     Bounds,
     Runtime,
@@ -40,6 +42,13 @@ from blockwright.spec import FFN, Block, Format, Mixer, Model, NoOp
 
 _JETSONS = ("sm_72", "sm_87", "sm_101", "sm_110")
 """Compute capabilities of NVIDIA's modules: Xavier, Orin and Thor, which CUDA 13 counts as 11.0."""
+_NAMED: dict[Backend, tuple[Runtime, WorkspaceClass]] = {
+    "torch": (EAGER, "eager"),
+    "llama.cpp": (LLAMA_CUDA, "streamed"),
+    "vllm": (GRAPH_SERVER, "server"),
+    "tensorrt": (COMPILED, "compiled"),
+}
+"""What backends are on NVIDIA's GPUs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +56,9 @@ class Phase:
     """Reading the prompts of a batch, or writing a token of each of its sequences."""
 
     times: PartCosts
-    power_w: Cost
-    """Around the parent, so wide that with the times' intervals it makes those of the energy."""
+    power_w: Cost | None
+    """Around the parent, so wide that with the times' intervals it makes those of the energy; None where the device's
+    power is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +85,8 @@ def runtime_of(profile: Profile, backend: Backend) -> tuple[Runtime, WorkspaceCl
             expected="an NVIDIA GPU: of no other device do we know what eager torch adds to its operators",
             remedy="Measure it there: blockwright profile --backend torch; or leave the flag out.",
         )
-    if backend == "torch":
-        return EAGER, "eager"
+    if device.vendor == "NVIDIA" and backend in _NAMED:
+        return _NAMED[backend]
     if device.num_cores is not None:
         return LLAMA_CPU, "streamed"
     if device.vendor == "Apple":
@@ -216,10 +226,11 @@ def _seconds(runtime: Runtime, parent: _Share) -> Callable[[_Share], float]:
     return lambda share: share.device_s
 
 
-def _power(steps: _Steps, parent: _Share, time_s: float, bounds: Bounds) -> Cost:
+def _power(steps: _Steps, parent: _Share, time_s: float, bounds: Bounds) -> Cost | None:
     """As `serving.power_of` says of the parent. Where full load may draw less than the limit, so may this."""
     limit, runtime = steps.ceilings.busy_w, steps.runtime
-    assert limit is not None, "every datasheet has a power limit"
+    if limit is None:
+        return None
     peak = steps.ceilings.flop_per_s[storage_of(_main_format(steps.model)).product_on(steps.ceilings)].value
     share = runtime.power.share(
         read_use=min(1.0, parent.num_bytes / time_s / steps.ceilings.read_bytes_per_s.value),

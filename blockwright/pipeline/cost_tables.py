@@ -8,7 +8,7 @@ from rich.table import Table
 
 from blockwright.cost import Cost, Quantity
 from blockwright.hw_profiles.datasheet_profile import is_datasheet
-from blockwright.hw_profiles.profile import Profile
+from blockwright.hw_profiles.profile import IMPORTED, Profile
 from blockwright.pipeline.predict import Prediction, PredictOrder
 from blockwright.pipeline.profile_show import named_ceilings, row_counts
 from blockwright.report.facts import QUANTITY_NAMES, show
@@ -18,23 +18,28 @@ from blockwright.units import format_bytes, format_time
 def print_predictions(order: PredictOrder, found: Sequence[Prediction]) -> None:
     """A table for each device: a row for each quantity at each load."""
     console = _console()
-    for device, profile in order.devices.items():
+    for device in order.devices:
         beside = ["parent"] if order.parent is not None else []
-        table = table_of("cost", "load", *beside, "foretold", "interval", "origin", title=_title(device, profile))
+        table = table_of("cost", "load", *beside, "foretold", "interval", "origin", title=_title(order, device))
         for one in found:
             if one.device == device:
                 own = [] if one.parent is None else [show(one.parent.value, one.quantity)]
                 table.add_row(QUANTITY_NAMES[one.quantity], one.load, *own, *_cells(one.model, one.quantity))
         console.print(table)
-    if any(is_datasheet(profile) for profile in order.devices.values()):
+    if any(_is_by_datasheet(order, profile) for profile in order.devices.values()):
         console.print(
             "What only a datasheet tells is off by as much as its interval says; parent and child are off together."
         )
 
 
-def _title(device: str, profile: Profile) -> str:
+def _title(order: PredictOrder, device: str) -> str:
+    profile = order.devices[device]
     words = f"{device} ({profile.name})" if device != profile.name else device
-    return f"{words}, by its datasheet" if is_datasheet(profile) else words
+    return f"{words}, by its datasheet" if _is_by_datasheet(order, profile) else words
+
+
+def _is_by_datasheet(order: PredictOrder, profile: Profile) -> bool:
+    return is_datasheet(profile) and order.backend not in IMPORTED
 
 
 def _cells(cost: Cost, quantity: Quantity) -> tuple[str, str, str]:
@@ -100,8 +105,9 @@ def _identity(profile: Profile) -> list[str]:
     facts = [device.architecture, *cores, format_bytes(device.memory_bytes), *device.features]
     facts += [word for word in (device.board, device.power_mode) if word is not None]
     software = ", ".join(f"{name} {version}" for name, version in profile.software.items())
+    words = f" here, {len(profile.wholes)} imported" if profile.wholes else ""
     measured = (
-        f"nothing measured: documents read on {profile.created[:10]}"
+        f"nothing measured{words}: documents read on {profile.created[:10]}"
         if is_datasheet(profile)
         else f"{coverage.done} of {coverage.asked} measurements, {coverage.failed} failed, until {coverage.ended}"
     )

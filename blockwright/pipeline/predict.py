@@ -39,7 +39,8 @@ class Prediction:
 def predict_costs(order: PredictOrder) -> list[Prediction]:
     """All that the profiles tell, device by device and load by load.
 
-    A throughput is left out where its latency's interval reaches down to nothing.
+    A throughput is left out where its latency's interval reaches down to nothing, and with all that needs it a phase
+    of which a runtime that is not ours was read in no time.
 
     Raises:
         InputError: a profile does not tell of these blocks, formats or loads.
@@ -83,8 +84,8 @@ def _costs(order: PredictOrder, profile: Profile, load: Load) -> dict[Quantity, 
             may_extrapolate=order.may_extrapolate,
         )
         found[quantity] = [parts.of_model(model) for model in models]
-    latencies = found["request_latency"]
-    if min(latency.low for latency in latencies) > 0:
+    latencies = found.get("request_latency", [])
+    if latencies and min(latency.low for latency in latencies) > 0:
         found["throughput"] = [throughput_of(load, latency) for latency in latencies]
     return {quantity: found[quantity] for quantity in UNIT_OF if quantity in found}
 

@@ -8,7 +8,7 @@ import yaml
 
 from blockwright.cost import Load
 from blockwright.errors import InputError
-from blockwright.hw_profiles.profile import Backend
+from blockwright.hw_profiles.profile import LocalBackend
 from blockwright.pipeline.checks import (
     check_above_zero,
     check_at_least,
@@ -44,7 +44,7 @@ class ProfileSection:
     """How long to measure."""
 
     seconds_per_measurement: float
-    backends: tuple[Backend, ...] = ("onnxruntime",)
+    backends: tuple[LocalBackend, ...] = ("onnxruntime",)
     """Runtimes to time; budgets are about onnxruntime."""
 
     def __post_init__(self) -> None:

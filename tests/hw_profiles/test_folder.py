@@ -228,7 +228,7 @@ def test_a_column_that_is_missing_or_unknown_or_there_twice_is_named(good: Path)
         (PART, "high_s", "1e-09"),
         (PART, "num_samples", "3.5"),
         (PART, "num_samples", "-3"),
-        (PART, "backend", "tensorrt"),
+        (PART, "backend", "mlc"),
         (PART, "format", "int3"),
         (PART, "format", "int4"),
         (PART, "part", "norm"),
