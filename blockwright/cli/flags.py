@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _LOAD = re.compile(r"([\w.-]+)=(\d+)x(\d+)\+(\d+)")
 DEFAULT_LOAD = "chat=1x128+128"
+LOCAL_BACKENDS = ("onnxruntime", "torch")
+ALL_BACKENDS = (*LOCAL_BACKENDS, "llama.cpp", "vllm", "tensorrt")
 _TIME_LIMIT = "for each solve: the plan, every further plan of a pool, every point of a frontier (default: 60)"
 
 
@@ -103,9 +105,9 @@ def read_search_loads(texts: Sequence[str] | None) -> dict[str, tuple[Load, ...]
     return found
 
 
-def add_solving(parser: argparse.ArgumentParser) -> None:
-    """The flags for how a plan is looked for, whatever it must be."""
-    parser.add_argument("--backend", default="onnxruntime", choices=("onnxruntime", "torch"))
+def add_solving(parser: argparse.ArgumentParser, backends: Sequence[str] = LOCAL_BACKENDS) -> None:
+    """The flags for how a plan is looked for, whatever it must be, on one of some runtimes."""
+    parser.add_argument("--backend", default="onnxruntime", choices=backends)
     parser.add_argument("--extrapolate", action="store_true", help="allow loads beyond what was measured, less certain")
     parser.add_argument("--tolerance", type=float, default=0.0, metavar="SCORE", help="stop this near to the best")
     parser.add_argument("--time-limit", type=float, default=60.0, metavar="SECONDS", help=_TIME_LIMIT)

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blockwright.cli.flags import add_loads, read_loads
+from blockwright.cli.flags import ALL_BACKENDS, add_loads, read_loads
 from blockwright.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_loads(parser)
     parser.add_argument("--format", help="of a checkpoint's layers, such as bf16 (default: fp32; a plan says its own)")
-    parser.add_argument("--backend", choices=("onnxruntime", "torch"), help="(default: the plan's, or onnxruntime)")
+    parser.add_argument("--backend", choices=ALL_BACKENDS, help="(default: the plan's, or onnxruntime)")
     parser.add_argument("--extrapolate", action="store_true", help="allow what lies beyond the measured, less certain")
     parser.add_argument("--json", action="store_true", help="print records as JSON instead of tables")
 

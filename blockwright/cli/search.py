@@ -26,6 +26,7 @@ import argparse
 from pathlib import Path
 
 from blockwright.cli.flags import (
+    ALL_BACKENDS,
     add_out,
     add_rules,
     add_search_loads,
@@ -52,7 +53,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", action="append", help="that layers may be stored in; repeatable (default: fp32)")
     parser.add_argument("--metric", default="kl", help="which scores to go by (default: kl)")
     add_rules(parser)
-    add_solving(parser)
+    add_solving(parser, ALL_BACKENDS)
     _add_more_answers(parser)
     parser.add_argument("--compare", action="store_true", help="put simpler ways to choose beside the plan")
     add_out(parser, "plan.json", "the plan")
