@@ -43,7 +43,7 @@ class Attend:
     batch: int
     new_tokens: int
     context: int
-    """Tokens that the last of the new ones attends to."""
+    """Tokens that the last of the new ones attends to; of a prompt, fewer than the new ones where a window ends it."""
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -56,7 +56,8 @@ class Attend:
     @property
     def pairs(self) -> int:
         """Pairs of a query and a key, over all sequences, of one head."""
-        masked = self.new_tokens * (self.new_tokens - 1) // 2 if self.is_causal else 0
+        growing = min(self.new_tokens, self.context)  # beyond them each of the new tokens fills the window
+        masked = growing * (growing - 1) // 2 if self.is_causal else 0
         return self.batch * (self.new_tokens * self.context - masked)
 
     @property
@@ -66,9 +67,9 @@ class Attend:
 
     @property
     def num_bytes(self) -> int:
-        """Queries and results, and the keys and values once."""
+        """Queries and results, and the keys and values once, those of every new token among them."""
         rows = 2 * self.batch * self.new_tokens * self.num_heads * self.head_dim
-        cache = 2 * self.batch * self.context * self.num_kv_heads * self.head_dim
+        cache = 2 * self.batch * max(self.context, self.new_tokens) * self.num_kv_heads * self.head_dim
         return self.bytes_per_value * rows + self.kv_bytes_per_value * cache
 
 

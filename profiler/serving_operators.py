@@ -125,7 +125,7 @@ def step_operators(model: Model, step: Step, storage: Storage, product: str, num
             remedy="Share the model among fewer devices.",
         )
     model = with_format(model, _BF16)
-    point = Point(batch=step.rows, new_tokens=1, slots=max(step.context, 1))
+    point = Point(batch=step.rows, new_tokens=1, slots=max(step.context, step.prompt_tokens, 1))
     counted: Counter[Operator] = Counter()
     for block, times in Counter(model.layers).items():
         for part in (
@@ -165,6 +165,7 @@ def _shared_out(
 
 
 def _attends(attend: Attend, step: Step, storage: Storage, num_devices: int) -> Iterable[Attend]:
+    """Of sequences and of prompts, each as far as it is long and no further than the layer's window."""
     mine = replace(
         attend,
         num_heads=attend.num_heads // num_devices,
@@ -173,9 +174,10 @@ def _attends(attend: Attend, step: Step, storage: Storage, num_devices: int) -> 
         is_causal=True,
     )
     if step.sequences:
-        yield replace(mine, batch=step.sequences)
+        yield replace(mine, batch=step.sequences, context=min(step.context, attend.context))
     if step.prompts * step.prompt_tokens:
-        yield replace(mine, batch=step.prompts, new_tokens=step.prompt_tokens, context=step.prompt_tokens)
+        context = min(step.prompt_tokens, attend.context)
+        yield replace(mine, batch=step.prompts, new_tokens=step.prompt_tokens, context=context)
 
 
 def _stored(matmul: Matmul, product: str, bits: float) -> Matmul:

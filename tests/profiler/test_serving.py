@@ -17,7 +17,7 @@ from blockwright.profiler.operators import Attend, Matmul, Operator
 from blockwright.profiler.serving import Link, Server, max_sequences, power_of, serve, step_time, step_use
 from blockwright.profiler.serving_operators import STORAGES, Step, num_all_reduces, step_operators
 from blockwright.profiler.serving_runtimes import RUNTIMES, Power, Stream, streamed_times
-from blockwright.spec import Attention, Block, GatedFFN, Model, NoOp, Rope
+from blockwright.spec import Attention, Block, GatedFFN, Model, NoOp, Rope, Window
 
 LLAMA_8B = Model(
     family="llama",
@@ -90,6 +90,32 @@ def test_prompts_and_sequences_share_products_but_not_attention():
     attends = sorted((o.batch, o.new_tokens, o.context) for o in counted if isinstance(o, Attend))
     assert attends == [(2, 30, 30), (5, 1, 64)]
     assert {o.rows for o in counted if isinstance(o, Matmul)} == {65, 7}  # the head writes 5 + 2 tokens
+
+
+@pytest.mark.parametrize(
+    ("context", "prompt_tokens", "window"), [(0, 30, 8), (64, 30, 8), (4, 30, 8), (4, 30, 16), (64, 30, 40), (9, 1, 8)]
+)
+def test_a_window_bounds_the_pairs_of_prompts_and_of_sequences(context: int, prompt_tokens: int, window: int):
+    mixer = Attention(num_kv_heads=8, reach=Window(num_tokens=window))
+    model = replace(LLAMA_8B, layers=(Block(mixer=mixer, ffn=NoOp()),))
+    step = Step(sequences=5 if context else 0, context=context, prompts=2, prompt_tokens=prompt_tokens)
+    attends = [o for o in step_operators(model, step, STORAGES["bf16"], "bf16") if isinstance(o, Attend)]
+    (prompt,) = (o for o in attends if o.batch == 2)
+    assert prompt.pairs == 2 * sum(min(position + 1, window) for position in range(prompt_tokens))
+    values = prompt_tokens * (2 * 32 + 2 * 8) * 128  # all keys are read, whatever the window
+    assert prompt.num_bytes == 2 * 2 * values
+    assert [o.pairs for o in attends if o.batch == 5] == [5 * min(context, window)] * bool(context)
+
+
+def test_a_window_makes_a_long_prompt_cheaper():
+    def prefill_s(mixer: Attention) -> float:
+        model = replace(LLAMA_8B, layers=(Block(mixer=mixer, ffn=NoOp()),))
+        step = Step(sequences=0, context=0, prompts=1, prompt_tokens=16384)
+        return step_time(server(model=model), step).value
+
+    full = Attention(num_kv_heads=8)
+    assert prefill_s(replace(full, reach=Window(num_tokens=512))) < 0.8 * prefill_s(full)
+    assert prefill_s(replace(full, reach=Window(num_tokens=16384))) == prefill_s(full)
 
 
 def test_layers_without_parts_need_no_all_reduce():
