@@ -75,4 +75,5 @@ def operator_memory(source: Source, model: Model, load: Load) -> PartCosts:
 @functools.lru_cache(maxsize=8)
 def _fitted(key: Same, backend: Backend) -> OperatorTimes:
     rows = [row for row in key.profile.operators if row.backend == backend]
-    return fit_times(key.profile.ceilings, [Timed(operator=operator_of(row), time_s=row.time_s) for row in rows])
+    timed = [Timed(operator=operator_of(row), time_s=row.time_s, low_s=row.low_s, high_s=row.high_s) for row in rows]
+    return fit_times(key.profile.ceilings, timed)

@@ -38,11 +38,14 @@ class Peaks:
     launch_s: float
     num_units: int
     cache_bytes: int
+    is_own_rate: bool = True
+    """Whether the rate was measured of the operator's format: another's is a scale, and no bound."""
 
     def least_s(self, num_bytes: Floats, flop: Floats) -> Floats:
         """No operator is faster: a cache may hold what it can of the bytes, the rest comes from memory."""
         beyond = np.maximum(num_bytes - self.cache_bytes, 0)
-        return np.maximum(beyond / self.read_bytes_per_s, flop / self.flop_per_s)
+        moving = beyond / self.read_bytes_per_s
+        return np.maximum(moving, flop / self.flop_per_s) if self.is_own_rate else moving
 
 
 def peaks_of(ceilings: Ceilings, operator: Operator) -> Peaks:
@@ -56,6 +59,7 @@ def peaks_of(ceilings: Ceilings, operator: Operator) -> Peaks:
         launch_s=ceilings.launch_s.value,
         num_units=ceilings.num_units or 1,
         cache_bytes=ceilings.cache_bytes or 0,
+        is_own_rate=not isinstance(operator, Matmul) or operator.weights in rates,
     )
 
 

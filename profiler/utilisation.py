@@ -7,9 +7,10 @@ rounded up to whole waves), with factors fitted to the timed operators of its ki
 what that leaves: boosted trees learn its logarithm from sizes, tiles and waves. Beyond the measured range trees hold
 what they last saw, so that the law alone goes on.
 
-What was timed is returned as it was. All else carries an interval from errors on operators that were held out, apart
-for three cases: other loads of a timed shape, shapes that were not timed, and what lies beyond the measured range,
-whose origin is ``modelled``. Shares of ceilings above one are refused: they are mistakes of units or of timing.
+What was timed is returned as it was, with its interval. All else carries an interval from errors on operators that were
+held out, apart for three cases: other loads of a timed shape, shapes that were not timed, and what lies beyond the
+measured range, whose origin is ``modelled``. Shares of ceilings above one are refused: they are mistakes of units or of
+timing.
 """
 
 import math
@@ -39,6 +40,9 @@ class Timed:
 
     operator: Operator
     time_s: float
+    low_s: float | None = None
+    """Of the time's interval; where it was not measured, the time itself."""
+    high_s: float | None = None
 
 
 class OperatorCosts(NamedTuple):
@@ -55,7 +59,7 @@ class OperatorTimes:
     """Times of operators on one device; `fit_times` makes it."""
 
     timed: dict[Operator, tuple[float, float, float]]
-    """The median, the least and the most of what was measured."""
+    """The median of what was measured, and the least and the most of its intervals."""
     kinds: dict[tuple[str, ...], KindTimes]
 
     def costs(self, operators: Sequence[Operator]) -> OperatorCosts:
@@ -104,10 +108,7 @@ def fit_times(
     if not measured:
         raise InputError("measured", got="nothing", expected="operators with their times", remedy="Time some.")
     _check(measured, ceilings)
-    times: dict[Operator, list[float]] = {}
-    for row in measured:
-        times.setdefault(row.operator, []).append(row.time_s)
-    timed = {each: (float(np.median(found)), min(found), max(found)) for each, found in times.items()}
+    timed = _timed(measured)
     kinds: dict[tuple[str, ...], list[Operator]] = {}
     for operator in timed:
         kinds.setdefault(kind_of(operator), []).append(operator)
@@ -118,6 +119,20 @@ def fit_times(
             for kind, operators in kinds.items()
         },
     )
+
+
+def _timed(measured: Sequence[Timed]) -> dict[Operator, tuple[float, float, float]]:
+    rows: dict[Operator, list[Timed]] = {}
+    for row in measured:
+        rows.setdefault(row.operator, []).append(row)
+    return {
+        operator: (
+            float(np.median([row.time_s for row in found])),
+            min(row.time_s if row.low_s is None else row.low_s for row in found),
+            max(row.time_s if row.high_s is None else row.high_s for row in found),
+        )
+        for operator, found in rows.items()
+    }
 
 
 def _check(measured: Sequence[Timed], ceilings: Ceilings) -> None:

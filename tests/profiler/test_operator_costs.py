@@ -101,6 +101,18 @@ def test_a_model_takes_the_sum_of_its_operators_and_a_further_launch_for_each_el
         assert cost.origin == "transferred"
 
 
+def test_intervals_of_the_operators_show_in_the_cost() -> None:
+    rows = tuple(replace(row, low_s=0.9 * row.time_s, high_s=1.2 * row.time_s) for row in DEVICE.operators)
+    exactly, widely = (
+        part_costs(device, MODEL, LOAD, "time_per_token").of_ffn(FFNS[0])
+        for device in (DEVICE, replace(DEVICE, operators=rows))
+    )
+    points = decode_points(LOAD)
+    timed_s = sum(_time(each) for point in points for each in ffn_operators(MODEL, FFNS[0], point))
+    assert exactly.low - widely.low == pytest.approx(0.1 * timed_s)
+    assert widely.high - exactly.high == pytest.approx(0.2 * timed_s)
+
+
 def test_a_width_between_is_foretold_with_an_interval_and_beyond_it_is_modelled() -> None:
     costs = part_costs(DEVICE, MODEL, LOAD, "time_per_token")
     between, beyond = costs.of_ffn(GatedFFN(width=384)), costs.of_ffn(GatedFFN(width=8192))

@@ -89,6 +89,28 @@ def test_of_several_measurements_the_median_counts_and_the_ends_are_the_interval
     assert (found.values[0], found.lows[0], found.highs[0]) == (6e-6, 5e-6, 9e-6)
 
 
+def test_the_measured_interval_of_what_was_timed_is_kept() -> None:
+    operator = _matmul(4, 512, 512)
+    once = Timed(operator=operator, time_s=6e-6, low_s=5.5e-6, high_s=7e-6)
+    found = fit_times(CEILINGS, [once]).costs([operator])
+    assert (found.values[0], found.lows[0], found.highs[0]) == (6e-6, 5.5e-6, 7e-6)
+    found = fit_times(CEILINGS, [once, replace(once, time_s=8e-6, low_s=5e-6, high_s=9e-6)]).costs([operator])
+    assert (found.values[0], found.lows[0], found.highs[0]) == (7e-6, 5e-6, 9e-6)
+
+
+def test_the_rate_of_another_format_is_no_bound_but_memory_is() -> None:
+    known = _matmul(1024, 1024, 1024)
+    unknown = replace(known, weights="int4-g128", weight_bytes=known.weight_bytes // 4)
+    faster_s = known.flop / (3 * RATE)
+    with pytest.raises(InputError, match="of what the ceilings allow"):
+        fit_times(CEILINGS, [Timed(operator=known, time_s=faster_s)])
+    assert fit_times(CEILINGS, [Timed(operator=unknown, time_s=faster_s)]).costs([unknown]).values[0] == faster_s
+    with pytest.raises(InputError, match="of what the ceilings allow"):
+        fit_times(CEILINGS, [Timed(operator=unknown, time_s=unknown.num_bytes / (1.5 * BANDWIDTH))])
+    one, other = (features([each], peaks_of(CEILINGS, each)) for each in (known, unknown))
+    assert one[0, 1] == other[0, 1]  # the scale of products stays
+
+
 def test_a_known_device_is_recovered(model: OperatorTimes) -> None:
     found = model.costs(MATMULS[1::2])
     errors = np.abs(found.values / [_true_s(each) for each in MATMULS[1::2]] - 1)
