@@ -67,10 +67,7 @@ class GridCase:
     def sample(self) -> list[Samples]:
         """Times each operator here."""
         slope = np.array([-1.0, 1.0]) / self.copies
-        sessions = [
-            make_session(_graph_of(self.operators[0], n).model().SerializeToString(), self.session)
-            for n in (self.copies, 2 * self.copies)
-        ]
+        sessions = [self._session_of(n) for n in (self.copies, 2 * self.copies)]
         return [
             sample_in_turn(
                 [_run_of(session, operator) for session in sessions],
@@ -80,6 +77,15 @@ class GridCase:
             )[-1]
             for operator in self.operators
         ]
+
+    def prepared(self) -> Callable[[], object]:
+        """Builds the larger graph, and returns work that does nothing but run each operator in it once."""
+        session = self._session_of(2 * self.copies)
+        runs = [_run_of(session, operator) for operator in self.operators]
+        return lambda: [run() for run in runs]
+
+    def _session_of(self, copies: int) -> ort.InferenceSession:
+        return make_session(_graph_of(self.operators[0], copies).model().SerializeToString(), self.session)
 
     def rows(self, timings: Sequence[Timing]) -> list[OperatorRow]:
         """What the timings say. An operator that was lost in the noise, and came out as nothing, is left out."""

@@ -64,7 +64,7 @@ def profile_device(order: DeviceOrder, output: Path) -> Profile:
             num_threads=order.threads,
             created=now(),
             model=None,
-            ceilings=with_power(at_best(ceilings, best_s), lambda: [case.sample() for case in todo[:1]]),
+            ceilings=with_power(at_best(ceilings, best_s), todo[0].prepared()),
             method=Method(
                 clock=clock_for(order.threads), warm_up=WARM_UP, outlier_rule=OUTLIER_RULE, seconds=brief.seconds
             ),

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from blockwright.compile.engine import SessionSettings
+from blockwright.profiler import operator_grid
 from blockwright.profiler.clock import Effort, timing_of
 from blockwright.profiler.operator_grid import GridCase, grid_cases
 from blockwright.profiler.operators import Attend, Elementwise, Matmul
@@ -44,10 +45,28 @@ def test_there_are_fewer_copies_of_what_is_beyond_the_cache_by_itself() -> None:
     assert few == 1 < many
 
 
+def test_prepared_work_is_built_once_and_only_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, built, ran = _cases()[0], [], []
+
+    def build(*_: object) -> object:
+        built.append(1)
+        return object()
+
+    monkeypatch.setattr(operator_grid, "make_session", build)
+    monkeypatch.setattr(operator_grid, "_run_of", lambda _, operator: lambda: ran.append(operator))
+    work = case.prepared()
+    assert (len(built), ran) == (1, [])
+    work()
+    work()
+    assert len(built) == 1
+    assert ran == [*case.operators, *case.operators]
+
+
 @pytest.mark.parametrize("kind", [Matmul, Attend, Elementwise])
 def test_a_case_gives_a_row_for_each_operator(kind: type) -> None:
     case = min((c for c in _cases() if type(c.operators[0]) is kind), key=lambda c: c.operators[-1].num_bytes)
     case = replace(case, effort=replace(QUICK, seconds=0.02, min_samples=30))
+    case.prepared()()
     rows = case.rows([timing_of([samples]) for samples in case.sample()])
     assert rows and all(1e-9 < row.time_s < 1.0 for row in rows)
     assert {row.kind for row in rows} == {kind.__name__.lower()}
