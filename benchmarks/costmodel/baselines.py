@@ -34,7 +34,8 @@ def other_sites(table: Table) -> np.ndarray:
     for load in np.unique(loads):
         rows = np.flatnonzero(loads == load)
         if len(rows) > 4:
-            distances, index = KDTree(shapes[rows]).query(shapes[rows], k=5)  # the first is the shape itself
+            # The first is the shape itself.
+            distances, index = map(np.asarray, KDTree(shapes[rows]).query(shapes[rows], k=5))
             weights = 1 / distances[:, 1:]
             utilisation = (roofline / table.seconds)[rows][index[:, 1:]]
             times[rows] = roofline[rows] * weights.sum(1) / (weights * utilisation).sum(1)
@@ -68,7 +69,7 @@ def linear(table: Table, learn: Rows, predict: Rows) -> np.ndarray:
 
 def random_forest(table: Table, learn: Rows, predict: Rows) -> np.ndarray:
     """scikit-learn's, on the same columns as ours and the logarithm of utilisation."""
-    from sklearn.ensemble import RandomForestRegressor
+    from sklearn.ensemble import RandomForestRegressor  # pyright: ignore[reportMissingImports]
 
     columns = features(table.operators, peaks_of(table.ceilings, table.operators[0]))
     roofline = _roofline(table)

@@ -151,7 +151,7 @@ def foretell(profile: Profile, children: list[Model], name: str, point: Point, w
         slope, intercept = np.polyfit(known[:, 0], times, 1)
         return slope * asked[:, 0] + intercept
     if way == "random forest":
-        from sklearn.ensemble import RandomForestRegressor
+        from sklearn.ensemble import RandomForestRegressor  # pyright: ignore[reportMissingImports]
 
         return RandomForestRegressor(200, random_state=0).fit(known, times).predict(asked)
     scale = known.std(axis=0) + 1e-9

@@ -43,7 +43,7 @@ def products(data: Path, device: str, dtype: str) -> Table:
     frame = _read(data, device, "gemm", "gemm_perf.parquet")
     frame = frame[frame.gemm_dtype == dtype].groupby(["m", "n", "k"], as_index=False).latency.median()
     size = 2 if dtype == "bfloat16" else 1
-    operators = [
+    operators: list[Operator] = [
         Matmul(rows=m, inputs=k, outputs=n, weights=FORMATS[dtype], weight_bytes=size * n * k, bytes_per_value=size)
         for m, n, k in frame[["m", "n", "k"]].itertuples(index=False)
     ]
@@ -54,14 +54,14 @@ def attention(data: Path, device: str, phase: str) -> Table:
     """Attention over the whole context with a cache of bf16: ``decode`` or ``prefill``."""
     name = {"decode": "generation", "prefill": "context"}[phase]
     frame = _read(data, device, "attention", f"{name}_attention_perf.parquet")
-    frame = frame[frame.kv_cache_dtype == "bfloat16"]
+    frame = frame.query("kv_cache_dtype == 'bfloat16'")
     if "window_size" in frame:
-        frame = frame[frame.window_size == 0]
+        frame = frame.query("window_size == 0")
     if phase == "prefill":
-        frame = frame[frame.isl > 1]  # a prompt of one token runs what decoding does
+        frame = frame.query("isl > 1")  # a prompt of one token runs what decoding does
     keys = ["batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim"]
     frame = frame.groupby(keys, as_index=False).latency.median()
-    operators = [
+    operators: list[Operator] = [
         Attend(
             batch=batch,
             new_tokens=1 if phase == "decode" else isl,

@@ -141,7 +141,7 @@ def measured(table: Table, test: str, seeds: tuple[int, ...], fold_of: partial[f
             widths.setdefault(case, []).append((high - low) / value)
     rows: list[dict[str, object]] = []
     for (case, name), found in errors.items():
-        row = {"device": table.device, "table": table.name, "test": test, "case": case, "way": name}
+        row: dict[str, object] = {"device": table.device, "table": table.name, "test": test, "case": case, "way": name}
         row |= {"learnt": num_learnt, "refused": table.num_refused} | summary(np.concatenate(found))
         if name == "ours":
             row |= {"coverage": float(np.concatenate(covers[case]).mean())}
@@ -163,7 +163,8 @@ def sites(table: Table) -> list[dict[str, object]]:
         weights = np.array([2, 2, 1]) if index.shape[1] == 3 else np.ones(1)
         for name, values in ways.items():
             errors = values[index] @ weights / (table.seconds[index] @ weights) - 1
-            row = {"device": table.device, "table": table.name, "test": "sites", "case": case, "way": name}
+            row: dict[str, object] = {"device": table.device, "table": table.name, "test": "sites"}
+            row |= {"case": case, "way": name}
             rows.append(row | {"refused": table.num_refused} | summary(errors[~np.isnan(errors)]))
     return rows
 
