@@ -8,6 +8,7 @@ counter of energy but a sensor of power, as Jetsons have, the sensor is read all
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,20 +83,15 @@ class SummedPower:
         self._total_j, self._at_s = 0.0, time.monotonic()
         self._power_w = self._read_w()
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._keep_summing, daemon=True)
-        self._thread.start()
+        threading.Thread(target=_keep_summing, args=(weakref.ref(self),), daemon=True).start()
 
     def read_j(self) -> float:
         """Joules since this was made."""
-        self._add()
+        self.add()
         return self._total_j
 
-    def _keep_summing(self) -> None:
-        while True:
-            time.sleep(_SAMPLING_S)
-            self._add()
-
-    def _add(self) -> None:
+    def add(self) -> None:
+        """Adds what was drawn since the last reading."""
         with self._lock:
             now_s, power_w = time.monotonic(), self._read_w()
             self._total_j += (now_s - self._at_s) * (power_w + self._power_w) / 2
@@ -103,6 +99,17 @@ class SummedPower:
 
     def _read_w(self) -> float:
         return int(_read(self._voltage)) * int(_read(self._current)) / 1e6
+
+
+def _keep_summing(summed: "weakref.ref[SummedPower]") -> None:
+    """Reads the sensor for as long as anyone holds the sum, and for as long as there is a sensor."""
+    while (held := summed()) is not None:
+        try:
+            held.add()
+        except OSError:
+            return
+        del held
+        time.sleep(_SAMPLING_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,9 +177,10 @@ def measure_power(run: Callable[[], object], counter: Counter, effort: EnergyEff
 def _one_window(run: Callable[[], object], counter: Counter, effort: EnergyEffort) -> float:
     time.sleep(effort.cool_s)
     before_j, started = counter.read_j(), time.monotonic()
-    while (took_s := time.monotonic() - started) < effort.window_s:
+    while time.monotonic() - started < effort.window_s:
         run()
-    return (counter.read_j() - before_j) / took_s
+    spent_j = counter.read_j() - before_j
+    return spent_j / (time.monotonic() - started)
 
 
 def _read(path: Path) -> str:

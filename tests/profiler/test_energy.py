@@ -1,13 +1,39 @@
 """Energy counters: files as the systems show them, in a folder of ours, and work that draws a known power."""
 
-import time
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from blockwright.errors import InputError
 from blockwright.profiler import energy
 from blockwright.profiler.energy import EnergyEffort, Nvml, Rapl, find_counter, measure_power
+
+
+class Clock:
+    """A clock that only sleeping moves; threads of ours do not run by it."""
+
+    def __init__(self) -> None:
+        self._now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self._now_s
+
+    def sleep(self, seconds: float) -> None:
+        self._now_s += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(energy, "time", made)
+    monkeypatch.setattr(
+        energy,
+        "threading",
+        SimpleNamespace(Lock=threading.Lock, Thread=lambda **_: SimpleNamespace(start=lambda: None)),
+    )
+    return made
 
 
 def _zone(root: Path, name: str, zone: str, micro_joules: int, wraps_at: int = 1000) -> Path:
@@ -50,8 +76,7 @@ def test_a_counter_that_may_not_be_read_says_how_to_allow_it(tmp_path: Path, mon
         find_counter(tmp_path)
 
 
-def test_a_jetsons_input_is_summed_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(energy, "_SAMPLING_S", 0.005)
+def test_a_jetsons_input_is_summed_up(tmp_path: Path, clock: Clock) -> None:
     sensor = tmp_path / "sys/class/hwmon/hwmon3"
     sensor.mkdir(parents=True)
     rails = (("in1", "curr1", "VDD_CPU", 5000, 10), ("in2", "curr2", "VDD_IN", 5000, 2000))
@@ -61,9 +86,14 @@ def test_a_jetsons_input_is_summed_up(tmp_path: Path, monkeypatch: pytest.Monkey
         (sensor / f"{ampere}_input").write_text(f"{milliamperes}\n")
     counter = find_counter(tmp_path)
     assert counter is not None and counter.source == "ina"
-    row = measure_power(lambda: time.sleep(0.01), counter, EnergyEffort(window_s=0.05, cool_s=0.0, num_windows=2))
-    assert row.value == pytest.approx(10.0, rel=0.1)
-    assert row.source == "the mean of 2 windows of 0.05 s, by the counter ina"
+    row = measure_power(lambda: clock.sleep(0.3), counter, EnergyEffort(window_s=5.0, cool_s=1.0, num_windows=2))
+    assert row.value == pytest.approx(10.0)
+    assert row.source == "the mean of 2 windows of 5 s, by the counter ina"
+    (sensor / "curr2_input").write_text("4000")
+    clock.sleep(2.0)
+    before = counter.read_j()
+    clock.sleep(1.0)
+    assert counter.read_j() - before == pytest.approx(20.0)
 
 
 def test_no_counter_is_none_and_not_zero(tmp_path: Path) -> None:

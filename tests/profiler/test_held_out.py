@@ -1,16 +1,13 @@
-import time
 from itertools import product
 
 import numpy as np
 
-from blockwright.hw_profiles.ceilings import Ceilings, Figure
 from blockwright.profiler.boosted import Growth
 from blockwright.profiler.conformal import HeldOut
-from blockwright.profiler.held_out import Neighbours, fit_bag, folds_of
+from blockwright.profiler.held_out import _FEWEST_TREES, Neighbours, _num_trees, fit_bag, folds_of
 from blockwright.profiler.kriging import krige
 from blockwright.profiler.operator_features import Peaks, law_terms
-from blockwright.profiler.operators import Attend, Matmul
-from blockwright.profiler.utilisation import Timed, fit_times
+from blockwright.profiler.operators import Attend
 
 
 def test_kriging_is_what_all_points_together_say() -> None:
@@ -96,20 +93,8 @@ def test_a_context_is_split_as_is_best_for_the_busiest_unit() -> None:
         assert np.isclose(law_terms([operator], peaks)[0], expected).any()
 
 
-def test_a_profile_of_some_hundred_rows_is_learnt_at_once() -> None:
-    figure = Figure(value=1.0, low=1.0, high=1.0, origin="measured", source="a made-up device")
-    ceilings = Ceilings(read_bytes_per_s=figure, flop_per_s={"bf16": figure}, launch_s=figure)
-    matmuls = [
-        Matmul(rows=m, inputs=k, outputs=n, weights="bf16", weight_bytes=2 * n * k, bytes_per_value=2)
-        for m, n, k in product(
-            (1, 4, 16, 64, 256, 1024), (256, 512, 1024, 2048, 4096, 8192, 512 * 3), range(256, 2048, 256)
-        )
-    ]
-    rows = [Timed(operator=each, time_s=10.0 * (1 + each.num_bytes + each.flop)) for each in matmuls]
-    taken_s = []
-    for _ in range(4):
-        started = time.process_time()
-        fit_times(ceilings, rows)
-        taken_s.append(time.process_time() - started)
-    assert len(rows) > 290
-    assert min(taken_s) < 0.3
+def test_few_rows_grow_few_trees() -> None:
+    """A profile has some hundred rows and is learnt whenever it is read."""
+    growth = Growth(num_trees=400)
+    assert _num_trees(200, growth) == _FEWEST_TREES
+    assert _FEWEST_TREES < _num_trees(2_000, growth) < _num_trees(100_000, growth) == 400
