@@ -41,12 +41,16 @@ _MOST_CHANGE = 0.04
 _LEAST_CLEAN = 5
 """Where fewer samples were accepted, all of them have to do."""
 WARM_UP = "half as many runs as the turn has samples, in each turn; the first few runs of all tell how many those are"
-OUTLIER_RULE = (
+_INTERRUPTED = (
     f"on the thread's own clock: the thread was made to give up its core, or wall time exceeded its CPU time by "
-    f"{_MAX_WALL_OVER_CPU - 1:.0%}; on any: the reference kernel was far from its best, or changed by "
+    f"{_MAX_WALL_OVER_CPU - 1:.0%}"
+)
+OUTLIER_RULE = (
+    f"{_INTERRUPTED}; on any: the reference kernel was far from its best, or changed by "
     f"{_MOST_CHANGE:.0%} during a turn. Times are scaled to the reference kernel at its best"
 )
-"""What a profile says about how it was measured."""
+OUTLIER_RULE_ALONE = f"{_INTERRUPTED}; on the wall's clock: none. Times are as they were taken, beside no reference"
+"""What a profile says about how it was measured, with a judge and without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

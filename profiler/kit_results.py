@@ -15,7 +15,7 @@ from blockwright.hw_profiles.profile import SCHEMA_VERSION, MemoryRow, Profile, 
 from blockwright.hw_profiles.provenance import Coverage, Method
 from blockwright.profiler import kit
 from blockwright.profiler.ceilings import ceilings_of
-from blockwright.profiler.clock import OUTLIER_RULE, WARM_UP, Timing, clock_for
+from blockwright.profiler.clock import OUTLIER_RULE_ALONE, WARM_UP, Timing, clock_for
 from blockwright.profiler.kit import CEILING, KitOrder
 from blockwright.profiler.measure import Case, MemoryCase, PartCase, Row
 from blockwright.strict import from_data
@@ -33,7 +33,7 @@ class KitDevice:
     software: dict[str, str]
     threads: int
     seconds: float
-    backend: Literal["onnxruntime", "tensorrt"]
+    backend: Literal["onnxruntime"]
     started: str
 
 
@@ -63,7 +63,6 @@ def read_kit_results(folder: Path) -> Profile:
     cases = order.cases(device.threads)
     results = _results(folder, [case["name"] for case in contents["cases"]])
     rows = [row for name, result in results.items() if name in cases for row in _rows(cases[name], result, folder)]
-    timings = {name.removeprefix(CEILING): r.timings[0] for name, r in results.items() if name.startswith(CEILING)}
     ended = max(result.ended for result in results.values())
     identity = this_device(machine)
     return Profile(
@@ -76,7 +75,7 @@ def read_kit_results(folder: Path) -> Profile:
         created=ended,
         model=order.parent,
         ceilings=ceilings_of(
-            _complete(timings, folder),
+            _ceiling_timings(results, folder),
             f"{ended[:10]}, ONNX Runtime by a kit, {device.threads} thread(s)",
             num_units=identity.num_cores,
             cache_bytes=cache_bytes(machine),
@@ -85,7 +84,7 @@ def read_kit_results(folder: Path) -> Profile:
         method=Method(
             clock=clock_for(device.threads, device.system),
             warm_up=WARM_UP,
-            outlier_rule=OUTLIER_RULE,
+            outlier_rule=OUTLIER_RULE_ALONE,
             seconds=device.seconds,
         ),
         coverage=_coverage(len(contents["cases"]), results, device.started, ended),
@@ -96,15 +95,7 @@ def read_kit_results(folder: Path) -> Profile:
 
 
 def _device(folder: Path) -> KitDevice:
-    device = from_data(KitDevice, read_json(folder / "device.json"), str(folder / "device.json"))
-    if device.backend != "onnxruntime":
-        raise InputError(
-            f"{folder / 'device.json'}: backend",
-            got=device.backend,
-            expected="onnxruntime",
-            remedy="Times of TensorRT are imported with the TensorRT target: run the kit without --trtexec.",
-        )
-    return device
+    return from_data(KitDevice, read_json(folder / "device.json"), str(folder / "device.json"))
 
 
 def _order(contents: Mapping[str, Any], folder: Path) -> KitOrder:
@@ -159,14 +150,7 @@ def _results(folder: Path, names: list[str]) -> dict[str, _Result]:
 def _rows(case: Case, result: _Result, folder: Path) -> list[Row]:
     if result.error is not None:
         return []
-    expected = len(case.models) if not isinstance(case, PartCase) else 3  # two stacks and their difference
-    if len(result.timings) + len(result.peaks_bytes) != expected:
-        raise InputError(
-            f"{folder}: {case.name}",
-            got=f"{len(result.timings) + len(result.peaks_bytes)} measurements",
-            expected=str(expected),
-            remedy="The file is damaged: delete it and run the kit again, it measures what is missing.",
-        )
+    _check_number(result, len(case.models) if not isinstance(case, PartCase) else 3, folder)  # 2 stacks, difference
     match case:
         case PartCase():
             return [case.row(result.timings[-1])]
@@ -176,6 +160,23 @@ def _rows(case: Case, result: _Result, folder: Path) -> list[Row]:
             return list(case.rows(result.timings))
 
 
+def _check_number(result: _Result, expected: int, folder: Path) -> None:
+    if (found := len(result.timings) + len(result.peaks_bytes)) != expected:
+        raise InputError(
+            f"{folder}: {result.name}",
+            got=f"{found} measurements",
+            expected=str(expected),
+            remedy="The file is damaged: delete it and run the kit again, it measures what is missing.",
+        )
+
+
+def _ceiling_timings(results: Mapping[str, _Result], folder: Path) -> dict[str, Timing]:
+    measured = [r for name, r in results.items() if name.startswith(CEILING) and r.error is None]
+    for result in measured:
+        _check_number(result, 1, folder)
+    return _complete({result.name.removeprefix(CEILING): result.timings[0] for result in measured}, folder)
+
+
 def _complete(timings: dict[str, Timing], folder: Path) -> dict[str, Timing]:
     from_names = {case.name for case in kit.ceiling_cases()}
     if missing := sorted(from_names - timings.keys()):
@@ -183,7 +184,7 @@ def _complete(timings: dict[str, Timing], folder: Path) -> dict[str, Timing]:
             f"{folder}: ceilings",
             got=f"none of {', '.join(missing)}",
             expected="all ceilings measured: everything else is a share of them",
-            remedy="Run the kit again: it goes on where it ended.",
+            remedy="Run the kit again: it measures what is missing, and tries again what failed.",
         )
     return timings
 

@@ -1,9 +1,8 @@
 """Measures what a kit holds, on the device that it was brought to: Python 3.10, numpy and onnxruntime are enough.
 
-  python run.py                     measure everything, into results/; run again after a kill, it goes on
+  python run.py                     measure everything, into results/; run again, it goes on and retries failures
   python run.py --seconds 1         longer, for a device that is not calm
   python run.py --threads 4         with so many threads (the clock is then the wall's)
-  python run.py --trtexec           build and time every graph with TensorRT's trtexec instead
 
 Bring the folder results/ back, and:  blockwright profile import results/
 """
@@ -55,7 +54,6 @@ def main(arguments: list[str] | None = None, here: Path | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("results"), help="the folder to bring back (default: results)")
     parser.add_argument("--seconds", type=float, default=0.25, help="to measure each thing for (default: 0.25)")
     parser.add_argument("--threads", type=int, default=1, help="threads of the runtime (default: 1)")
-    parser.add_argument("--trtexec", action="store_true", help="build and time each graph with TensorRT's trtexec")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     here = here or Path(__file__).resolve().parent
@@ -72,14 +70,14 @@ def main(arguments: list[str] | None = None, here: Path | None = None) -> int:
 
 
 def run_cases(here: Path, kit: dict[str, Any], asked: argparse.Namespace) -> int:
-    """Measures the cases that have no result yet; a failed one is written down and does not stop the others."""
+    """Measures the cases that have no times yet; a failed one is written down and does not stop the others."""
     started, failed, measured = time.time(), 0, 0
     for number, case in enumerate(kit["cases"]):
         path = asked.out / f"case-{number:04d}.json"
-        if path.exists():
+        if path.exists() and "error" not in json.loads(path.read_text()):
             continue
         try:
-            result = measure_by_trtexec(here, case) if asked.trtexec else measure(here, case, asked)
+            result = measure(here, case, asked)
         except Exception as error:  # whatever a device's runtime raises: it is told, and the next case is tried
             result, failed = {"error": f"{type(error).__name__}: {error}"}, failed + 1
             print(f"\n{case['name']}: {result['error']}", file=sys.stderr)
@@ -142,24 +140,6 @@ def bound_run(graphs: Path, graph: dict[str, Any], threads: int) -> Callable[[],
     return run
 
 
-def measure_by_trtexec(here: Path, case: dict[str, Any]) -> dict[str, Any]:
-    """Builds each graph by trtexec and gives the times that it exports, in milliseconds as it writes them."""
-    if case["kind"] == "memory":
-        return {"error": "trtexec does not tell the peak of memory"}
-    times = []
-    for graph in case["graphs"]:
-        exported = here / "graphs" / (graph["file"] + ".times.json")
-        command = [
-            "trtexec",
-            f"--onnx={here / 'graphs' / graph['file']}",
-            "--stronglyTyped",
-            f"--exportTimes={exported}",
-        ]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-        times.append(json.loads(exported.read_text()))
-    return {"trtexec": times}
-
-
 def make_weights(graphs: Path, sizes: dict[str, int]) -> None:
     """Makes the files of random weights that the graphs point into, where they are not there yet."""
     generator = np.random.default_rng(0)
@@ -214,7 +194,7 @@ def described(asked: argparse.Namespace) -> dict[str, Any]:
         "software": software(),
         "threads": asked.threads,
         "seconds": asked.seconds,
-        "backend": "tensorrt" if asked.trtexec else "onnxruntime",
+        "backend": "onnxruntime",
         "started": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
     }
 

@@ -1,7 +1,7 @@
 """Pack what is to be measured into a kit for a device without torch.
 
-The kit is a zip: unpacked on the device, its run.py needs Python 3.10, numpy and onnxruntime, and nothing else; with
---trtexec it builds and times every graph with TensorRT. Bring its folder results/ back for `profile import`.
+The kit is a zip: unpacked on the device, its run.py needs Python 3.10, numpy and onnxruntime, and nothing else.
+Bring its folder results/ back for `profile import`.
 
   blockwright profile pack --for path/to/parent --load chat=1x128+128 --out kit.zip
 """

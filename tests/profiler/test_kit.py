@@ -24,6 +24,7 @@ from blockwright.hw_profiles.folder import read_profile
 from blockwright.hw_profiles.machine import Machine
 from blockwright.hw_profiles.profile import Point
 from blockwright.profiler import ceilings, kit_runner
+from blockwright.profiler.clock import OUTLIER_RULE
 from blockwright.profiler.cost_model import predict
 from blockwright.profiler.kit import KitOrder, write_kit
 from blockwright.profiler.kit_results import read_kit_results
@@ -125,8 +126,7 @@ def test_a_kit_comes_back_as_a_profile_of_its_device(results: Path) -> None:
 
 def test_a_kits_profile_predicts_as_any_other_does(results: Path) -> None:
     costs = predict(read_kit_results(results), MODEL, LOAD)
-    assert costs["time_per_token"].value > 0
-    assert costs["memory"].value > costs["disk"].value
+    assert {"time_per_token", "time_to_first_token", "memory", "disk"} <= costs.keys()
 
 
 def test_a_kit_runs_the_graphs_that_are_measured_here(unpacked: Path) -> None:
@@ -165,6 +165,29 @@ def test_a_case_that_fails_is_told_and_the_others_are_measured(unpacked: Path, t
     assert len(profile.times) == sum(isinstance(case, PartCase) for case in ORDER.cases().values()) - 1
 
 
+def test_what_failed_is_tried_again(unpacked: Path, copied: Path, tmp_path: Path) -> None:
+    failed = copied / "case-0000.json"
+    _edit(failed, _fail)
+    done = _run(unpacked, _bare_python(tmp_path / "packages"), "--out", str(copied))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(failed.read_text())["timings"]
+    assert read_kit_results(copied).coverage.failed == 0
+
+
+def test_a_kit_knows_no_trtexec(unpacked: Path, tmp_path: Path) -> None:
+    """What it would give cannot be taken in."""
+    done = _run(unpacked, _bare_python(tmp_path / "packages"), "--trtexec")
+    assert done.returncode == 2 and "unrecognized arguments: --trtexec" in done.stderr
+
+
+def test_a_kits_profile_claims_no_reference_kernel(results: Path) -> None:
+    method = read_kit_results(results).method
+    assert method is not None
+    rule = method.outlier_rule
+    assert "no reference" in rule and "reference kernel" not in rule
+    assert rule.partition(";")[0] == OUTLIER_RULE.partition(";")[0]
+
+
 def test_the_command_packs_and_takes_in(
     results: Path, tmp_path: Path, small_parent: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,6 +202,21 @@ def _edit(path: Path, change: Callable[[Any], None]) -> None:
     data = json.loads(path.read_text())
     change(data)
     path.write_text(json.dumps(data))
+
+
+def _fail(data: dict[str, Any]) -> None:
+    del data["timings"]
+    data["error"] = "RuntimeError: out of memory"
+
+
+def _ceiling(folder: Path) -> Path:
+    """The result of the ceiling that every profile needs."""
+    [path] = [
+        path
+        for path in folder.glob("case-*.json")
+        if json.loads(path.read_text())["name"].startswith("ceiling rate fp32")
+    ]
+    return path
 
 
 @pytest.mark.parametrize(
@@ -201,10 +239,20 @@ def test_damaged_results_are_refused_by_name(
 
 
 def test_results_without_ceilings_are_refused(copied: Path) -> None:
-    for path in copied.glob("case-*.json"):
-        if json.loads(path.read_text())["name"].startswith("ceiling rate fp32"):
-            path.unlink()
+    _ceiling(copied).unlink()
     with pytest.raises(InputError, match="rate fp32"):
+        read_kit_results(copied)
+
+
+def test_a_ceiling_that_failed_is_refused_by_name(copied: Path) -> None:
+    _edit(_ceiling(copied), _fail)
+    with pytest.raises(InputError, match="none of rate fp32"):
+        read_kit_results(copied)
+
+
+def test_a_ceiling_without_times_is_damaged(copied: Path) -> None:
+    _edit(_ceiling(copied), lambda data: data.update(timings=[]))
+    with pytest.raises(InputError, match="ceiling rate fp32: got 0 measurements"):
         read_kit_results(copied)
 
 
