@@ -14,8 +14,12 @@ from pathlib import Path
 
 from blockwright.cli import profile_import, profile_pack, profile_show, profile_validate
 from blockwright.cli.flags import Command, add_command, add_loads, read_loads
+from blockwright.errors import InputError
 
 _ACTIONS: tuple[Command, ...] = (profile_pack, profile_import, profile_show, profile_validate)
+_OF_A_PARENT = ("load", "format", "backend", "precision", "time_limit")
+"""Flags that mean nothing without one; None where they were not given."""
+_PRECISION_PERCENT, _TIME_LIMIT_S = 1.0, 600.0
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -34,12 +38,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision",
         type=float,
-        default=1.0,
         metavar="PERCENT",
-        help="how well to know a typical child's time (default: 1)",
+        help=f"how well to know a typical child's time (default: {_PRECISION_PERCENT:g})",
     )
     parser.add_argument(
-        "--time-limit", type=float, default=600.0, metavar="SECONDS", help="to measure anything again (default: 600)"
+        "--time-limit", type=float, metavar="SECONDS", help=f"to measure anything again (default: {_TIME_LIMIT_S:g})"
     )
     parser.add_argument(
         "-o", "--out", type=Path, help="folder to write (default: profile; without --for, hw_profiles/NAME-OF-DEVICE)"
@@ -56,6 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
     from blockwright.pipeline.tables import print_profile
     from blockwright.search.space import SpaceSettings
 
+    if arguments.parent is None:
+        _refuse_flags_of_a_parent(arguments)
     loads = read_loads(arguments.load)
     formats = tuple(arguments.format or ["fp32"])
     check_formats("--format", formats)
@@ -63,8 +68,10 @@ def run(arguments: argparse.Namespace) -> None:
     check_distinct("--backend", backends)
     check_at_least("--threads", arguments.threads, 1)
     check_above_zero("--seconds", arguments.seconds)
-    check_above_zero("--precision", arguments.precision)
-    check_above_zero("--time-limit", arguments.time_limit)
+    precision_percent = _PRECISION_PERCENT if arguments.precision is None else arguments.precision
+    time_limit_s = _TIME_LIMIT_S if arguments.time_limit is None else arguments.time_limit
+    check_above_zero("--precision", precision_percent)
+    check_above_zero("--time-limit", time_limit_s)
     if arguments.parent is None:
         device_order = DeviceOrder(threads=arguments.threads, seconds_per_measurement=arguments.seconds)
         print_profile(profile_device(device_order, arguments.out or default_folder()))
@@ -77,7 +84,18 @@ def run(arguments: argparse.Namespace) -> None:
         threads=arguments.threads,
         backends=backends,
         seconds_per_measurement=arguments.seconds,
-        precision=arguments.precision / 100,
-        time_limit_s=arguments.time_limit,
+        precision=precision_percent / 100,
+        time_limit_s=time_limit_s,
     )
     print_profile(profile_machine(order, arguments.out or Path("profile")))
+
+
+def _refuse_flags_of_a_parent(arguments: argparse.Namespace) -> None:
+    for name in _OF_A_PARENT:
+        if (value := getattr(arguments, name)) is not None:
+            raise InputError(
+                f"--{name.replace('_', '-')}",
+                got=f"{' '.join(map(str, value)) if isinstance(value, list) else value} without --for",
+                expected="a parent, where one of its flags is given",
+                remedy="Name the parent with --for, or leave the flag out to measure the machine by itself.",
+            )

@@ -355,6 +355,22 @@ def test_a_flag_that_says_the_same_twice(flag: str, value: str, refused: Callabl
     assert flag in refused("profile", *_COMMANDS["profile"], flag, value, flag, value)
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--load", "chat=1x128+128"),  # these are the defaults: given is given
+        ("--format", "fp32"),
+        ("--backend", "onnxruntime"),
+        ("--precision", "1"),
+        ("--time-limit", "600"),
+    ],
+)
+def test_flags_of_a_parent_without_a_parent(tmp_path: Path, refused: Callable[..., str], flag: str, value: str) -> None:
+    message = refused("profile", flag, value, "-o", tmp_path / "profile")
+    assert f"error in {flag}\n" in message and "without --for" in message
+    assert not (tmp_path / "profile").exists()
+
+
 def test_flags_that_do_not_fit(tmp_path: Path, small_parent: Path, refused: Callable[..., str]) -> None:
     assert "--load" in refused("profile", "--for", small_parent, "--load", "chat=0x1+1")
     assert "format" in refused("compile", small_parent, "--format", "int3", "-o", tmp_path / "engine")
