@@ -1,7 +1,7 @@
 """What the documents say that a device can do, for devices that nobody has measured yet.
 
-A datasheet's peak is not what a program reaches: on an H200 we measured 78 to 81 % of the bf16 rate and 90 % of the
-bandwidth. The intervals here say how surely the number itself is known, not how near one comes to it.
+A datasheet's peak is not what a program reaches. The intervals here say how surely the number itself is known, not how
+near one comes to it.
 """
 
 import difflib
