@@ -7,8 +7,8 @@ around each operator, attention reads its keys and values once. What a device ta
 from dataclasses import dataclass
 from typing import assert_never
 
-from blockwright.count import ffn_matrices, kv_bytes_per_slot, matrix_bytes, mixer_matrices
-from blockwright.hw_profiles.profile import Point
+from blockwright.count import ffn_matrices, matrix_bytes, mixer_matrices
+from blockwright.hw_profiles.profile import LocalBackend, Point
 from blockwright.spec import FFN, Attention, Format, GatedFFN, LinearFFN, LinearMixer, Mixer, Model, NoOp, Window
 
 
@@ -96,7 +96,7 @@ Operator = Matmul | Attend | Elementwise
 
 
 def mixer_operators(model: Model, mixer: Mixer, point: Point) -> list[Operator]:
-    """What one layer's mixer does, its norm and residual sum included."""
+    """What one layer's mixer does, its norm and residual sum included, in the runtime of its weights' format."""
     if isinstance(mixer, NoOp):
         return []
     rows, size = point.batch * point.new_tokens, _bytes_per_value(mixer.weights)
@@ -115,8 +115,8 @@ def mixer_operators(model: Model, mixer: Mixer, point: Point) -> list[Operator]:
                 num_kv_heads=num_kv_heads,
                 head_dim=model.head_dim,
                 bytes_per_value=size,
-                kv_bytes_per_value=kv_bytes_per_slot(model, mixer) // (2 * num_kv_heads * model.head_dim),
-                is_causal=False,
+                kv_bytes_per_value=size,  # both runtimes keep keys and values as they come out of their products
+                is_causal=runtime_of(mixer.weights) == "torch" and _are_fewer_for_earlier(point, context),
             )
             rotary = Elementwise(
                 num_values=2 * rows * (model.num_heads + num_kv_heads) * model.head_dim, bytes_per_value=size
@@ -149,6 +149,24 @@ def shared_operators(model: Model, point: Point) -> list[Operator]:
     return [moved, _matmul(point.batch, (model.hidden_size, model.vocab_size), model.embedding_weights)]
 
 
+def runtime_of(weights: Format) -> LocalBackend:
+    """Who runs weights of a format in this version: torch floats of 16 bits, ONNX Runtime fp32 and integers.
+
+    The engine's attention works on every slot of its cache behind a mask; torch's leaves out what a prompt's earlier
+    tokens do not see.
+    """
+    return "torch" if weights.name in ("fp16", "bf16") else "onnxruntime"
+
+
+def _are_fewer_for_earlier(point: Point, context: int) -> bool:
+    """Whether an earlier one of the new tokens attends to fewer: these are taken for the last ones of the slots.
+
+    A point does not say which chunk of a prompt it is, so that no chunk is counted short. A window that some tokens
+    before the new ones reach into counts as full for all.
+    """
+    return point.new_tokens == 1 or context == point.slots or point.new_tokens == point.slots
+
+
 def _matmul(rows: int, shape: tuple[int, int], weights: Format) -> Matmul:
     return Matmul(
         rows=rows,
@@ -161,5 +179,5 @@ def _matmul(rows: int, shape: tuple[int, int], weights: Format) -> Matmul:
 
 
 def _bytes_per_value(weights: Format) -> int:
-    """Of an activation beside weights in a format: integers are worked on in fp32 by the runtime that we measure."""
-    return 2 if weights.name in ("fp16", "bf16") else 4
+    """Of an activation beside weights in a format: ONNX Runtime works on integers in fp32."""
+    return 2 if runtime_of(weights) == "torch" else 4
