@@ -20,6 +20,7 @@ from blockwright.hw_profiles.ceilings import Figure
 from blockwright.hw_profiles.device import Device
 from blockwright.hw_profiles.folder import read_profile, shipped_profiles
 from blockwright.hw_profiles.profile import MemoryRow, Point, Profile, TimeRow, WholeRow
+from blockwright.llama import llama
 from blockwright.profiler.measure import layer_names
 from blockwright.profiler.memory_model import exact_memory
 from blockwright.profiler.time_model import decode_points, prefill_points
@@ -36,7 +37,6 @@ from blockwright.spec import (
     LinearMixer,
     Model,
     NoOp,
-    Rope,
     Variant,
     stored_as,
     variant_name,
@@ -141,22 +141,13 @@ def write_recipe(tmp_path: Path, small_parent: Path, small_text: Path) -> Callab
 @pytest.fixture(scope="session")
 def made_up_parent() -> Model:
     """Three layers, the same all of them."""
-    return Model(
-        family="llama",
+    return llama(
+        (Block(mixer=Attention(num_kv_heads=4), ffn=GatedFFN(width=128)),) * 3,
         vocab_size=96,
         hidden_size=64,
         num_heads=4,
         head_dim=16,
         max_positions=256,
-        norm_eps=1e-5,
-        rope=Rope(theta=1e4),
-        activation="silu",
-        has_tied_embeddings=True,
-        has_qkv_bias=False,
-        has_output_bias=False,
-        has_ffn_bias=False,
-        has_qk_norm=False,
-        layers=(Block(mixer=Attention(num_kv_heads=4), ffn=GatedFFN(width=128)),) * 3,
     )
 
 

@@ -23,33 +23,25 @@ from blockwright.hw_profiles.device import cache_bytes, installed_software, this
 from blockwright.hw_profiles.folder import read_profile
 from blockwright.hw_profiles.machine import Machine
 from blockwright.hw_profiles.profile import Point
+from blockwright.llama import llama
 from blockwright.profiler import ceilings, kit_runner
 from blockwright.profiler.clock import OUTLIER_RULE
 from blockwright.profiler.cost_model import predict
 from blockwright.profiler.kit import KitOrder, write_kit
 from blockwright.profiler.kit_results import read_kit_results
 from blockwright.profiler.measure import MemoryCase, PartCase, WholesCase
-from blockwright.spec import FP32, Attention, Block, Format, GatedFFN, LinearMixer, Model, NoOp, Rope, Window
+from blockwright.spec import FP32, Attention, Block, Format, GatedFFN, LinearMixer, NoOp, Window
 
 INT4 = Format(name="int4", group_size=32)
 MIXERS = (Attention(num_kv_heads=2), Attention(num_kv_heads=1, reach=Window(num_tokens=16)), LinearMixer(), NoOp())
 FFNS = (GatedFFN(width=64), NoOp())
-MODEL = Model(
-    family="llama",
+MODEL = llama(
+    (Block(mixer=MIXERS[0], ffn=FFNS[0]),) * 2,
     vocab_size=96,
     hidden_size=64,
     num_heads=4,
     head_dim=16,
     max_positions=256,
-    norm_eps=1e-5,
-    rope=Rope(theta=1e4),
-    activation="silu",
-    has_tied_embeddings=True,
-    has_qkv_bias=False,
-    has_output_bias=False,
-    has_ffn_bias=False,
-    has_qk_norm=False,
-    layers=(Block(mixer=MIXERS[0], ffn=FFNS[0]),) * 2,
 )
 LOAD = Load(batch=2, prompt_tokens=40, new_tokens=24)
 ORDER = KitOrder(parent=MODEL, mixers=MIXERS, ffns=FFNS, formats=(FP32, INT4), loads=(LOAD,))

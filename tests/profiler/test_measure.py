@@ -9,31 +9,23 @@ from blockwright.compile.engine import SessionSettings
 from blockwright.cost import Load
 from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Backend, MemoryRow, TimeRow, WholeRow
+from blockwright.llama import llama
 from blockwright.profiler.ceilings import measure_ceilings
 from blockwright.profiler.clock import Effort
 from blockwright.profiler.measure import Request, cases, layer_names, measure, mix
 from blockwright.profiler.reference import make_reference
-from blockwright.spec import FP32, Attention, Block, Format, GatedFFN, LinearFFN, LinearMixer, Model, NoOp, Rope
+from blockwright.spec import FP32, Attention, Block, Format, GatedFFN, LinearFFN, LinearMixer, NoOp
 
 INT4 = Format(name="int4", group_size=32)
 MIXERS = (Attention(num_kv_heads=2), LinearMixer(), NoOp())
 FFNS = (GatedFFN(width=64), GatedFFN(width=32), LinearFFN(), NoOp())
-MODEL = Model(
-    family="llama",
+MODEL = llama(
+    (Block(mixer=MIXERS[0], ffn=FFNS[0]),) * 2,
     vocab_size=96,
     hidden_size=64,
     num_heads=4,
     head_dim=16,
     max_positions=256,
-    norm_eps=1e-5,
-    rope=Rope(theta=1e4),
-    activation="silu",
-    has_tied_embeddings=True,
-    has_qkv_bias=False,
-    has_output_bias=False,
-    has_ffn_bias=False,
-    has_qk_norm=False,
-    layers=(Block(mixer=MIXERS[0], ffn=FFNS[0]),) * 2,
 )
 
 

@@ -13,29 +13,13 @@ from blockwright.cost import Load
 from blockwright.errors import InputError
 from blockwright.hw_profiles.ceilings import Ceilings, Figure
 from blockwright.hw_profiles.datasheet_figures import datasheet_ceilings
+from blockwright.llama import LLAMA_8B
 from blockwright.profiler.operators import Attend, Matmul, Operator
 from blockwright.profiler.serving import Link, Server, max_sequences, power_of, serve, step_time, step_use
 from blockwright.profiler.serving_operators import STORAGES, Step, num_all_reduces, step_operators
 from blockwright.profiler.serving_runtimes import RUNTIMES, Power, Stream, streamed_times
-from blockwright.spec import Attention, Block, GatedFFN, Model, NoOp, Rope, Window
+from blockwright.spec import Attention, Block, GatedFFN, NoOp, Window
 
-LLAMA_8B = Model(
-    family="llama",
-    vocab_size=128256,
-    hidden_size=4096,
-    num_heads=32,
-    head_dim=128,
-    max_positions=8192,
-    norm_eps=1e-5,
-    rope=Rope(theta=5e5),
-    activation="silu",
-    has_tied_embeddings=False,
-    has_qkv_bias=False,
-    has_output_bias=False,
-    has_ffn_bias=False,
-    has_qk_norm=False,
-    layers=(Block(mixer=Attention(num_kv_heads=8), ffn=GatedFFN(width=14336)),) * 32,
-)
 WEIGHTS = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 4096 * 128256
 BARE = replace(RUNTIMES["graph-server"], name="bare", step_s=0.0, sequence_s=0.0)
 H100 = datasheet_ceilings("h100_sxm")
