@@ -1,6 +1,6 @@
 """Readers of open tables of kernel times: aiconfigurator's by NVIDIA and Vidur's by Microsoft. Times become seconds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,10 @@ SYSTEMS = {"H100": "h100_sxm", "H200": "h200_sxm", "B200": "b200_sxm", "A100": "
 UNITS = {"H100": 132, "H200": 132, "B200": 148, "A100": 108, "A40": 84}
 """Streaming multiprocessors, by NVIDIA's data sheets, which also say what follows."""
 CACHE_BYTES = {"H100": 50e6, "H200": 50e6, "B200": 126e6, "A100": 40e6, "A40": 6e6}
+_UNSEEN_LAUNCH_S = 3e-6
+"""aiconfigurator's constant for all of its systems, until rows are learnt."""
+_SHARE_OF_FASTEST = 0.8
+"""That a launch has of the fastest row: our judgement, for that row does next to nothing."""
 VIDUR = {"A100": (2039e9, 312e12), "H100": (3350e9, 989e12), "A40": (696e9, 149.7e12)}
 
 
@@ -28,10 +32,16 @@ class Table:
     device: str
     name: str
     ceilings: Ceilings
+    """Of data sheets; the launch is a constant until `seen` finds it."""
     operators: tuple[Operator, ...]
     seconds: np.ndarray
     num_refused: int
     """Rows that were faster than the ceilings allow."""
+
+    def seen(self, learn: np.ndarray) -> "Table":
+        """The same table with a launch by the rows that are learnt, and by no other."""
+        launch_s = _figure(_SHARE_OF_FASTEST * float(self.seconds[learn].min()))
+        return replace(self, ceilings=replace(self.ceilings, launch_s=launch_s))
 
     def timed(self, rows: np.ndarray) -> list[Timed]:
         """Some of the rows, as a profile would have them."""
@@ -104,7 +114,7 @@ def vidur(data: Path, device: str) -> Table:
                 if seconds > 0:
                     times.setdefault(operator, []).append(seconds)
     seconds = np.array([np.median(each) for each in times.values()])
-    ceilings = _ceilings(device, *VIDUR[device], None, seconds)
+    ceilings = _ceilings(device, *VIDUR[device], None)
     return _kept(device, "products fp16 (Vidur)", ceilings, list(times), seconds)
 
 
@@ -116,17 +126,16 @@ def _read(data: Path, device: str, family: str, name: str) -> pd.DataFrame:
 def _table(data: Path, device: str, name: str, operators: list[Operator], seconds: np.ndarray) -> Table:
     path = data / "hw" / "aiconfigurator" / f"{SYSTEMS[device]}.yaml"
     gpu = yaml.safe_load(path.read_text())["gpu"]
-    ceilings = _ceilings(device, gpu["mem_bw"], gpu["bfloat16_tc_flops"], gpu.get("fp8_tc_flops"), seconds)
+    ceilings = _ceilings(device, gpu["mem_bw"], gpu["bfloat16_tc_flops"], gpu.get("fp8_tc_flops"))
     return _kept(device, name, ceilings, operators, seconds)
 
 
-def _ceilings(device: str, bandwidth: float, bf16: float, fp8: float | None, seconds: np.ndarray) -> Ceilings:
-    """Of data sheets; a launch is four fifths of the fastest row, which does next to nothing."""
+def _ceilings(device: str, bandwidth: float, bf16: float, fp8: float | None) -> Ceilings:
     rates = {"bf16": bf16} | ({"fp8": fp8} if fp8 else {})
     return Ceilings(
         read_bytes_per_s=_figure(bandwidth),
         flop_per_s={name: _figure(rate) for name, rate in rates.items()},
-        launch_s=_figure(0.8 * float(seconds.min())),
+        launch_s=_figure(_UNSEEN_LAUNCH_S),
         num_units=UNITS[device],
         cache_bytes=int(CACHE_BYTES[device]),
     )

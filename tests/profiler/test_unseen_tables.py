@@ -1,5 +1,6 @@
 import importlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -28,7 +29,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, ModuleType]:
 def _asked(table, fold) -> tuple[np.ndarray, float]:
     """Relative errors on what the fold asks for, and how many of the intervals hold the measured time."""
     rows = np.random.default_rng(0).permutation(fold.predict)[:2000]
-    model = fit_times(table.ceilings, table.timed(fold.learn), growth=QUICK)
+    model = fit_times(table.seen(fold.learn).ceilings, table.timed(fold.learn), growth=QUICK)
     found, times = model.costs([table.operators[row] for row in rows]), table.seconds[rows]
     return found.values / times - 1, float(np.mean((found.lows <= times) & (times <= found.highs)))
 
@@ -58,6 +59,15 @@ def test_folds_never_ask_for_what_is_measured(modules: tuple[ModuleType, ModuleT
         assert len(fold.learn) + len(fold.predict) == len(table.seconds)
         for asked in fold.blocks.values():
             assert not set(asked[:, 1:].ravel()) & set(fold.learn)
+
+
+def test_the_launch_is_of_the_learnt_rows_alone(modules: tuple[ModuleType, ModuleType]) -> None:
+    tables, folds = modules
+    table = tables.products(Path(str(DATA)), "A100", "bfloat16")
+    fold = folds.widths(table, 1)
+    faster = np.where(np.isin(np.arange(len(table.seconds)), fold.predict), 1e-9, table.seconds)
+    for each in (table, replace(table, seconds=faster)):
+        assert each.seen(fold.learn).ceilings.launch_s.value == 0.8 * min(table.seconds[row] for row in fold.learn)
 
 
 def test_other_sites_leave_the_asked_shape_out(
