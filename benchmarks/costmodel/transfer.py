@@ -1,10 +1,11 @@
 """A new GPU from 20 measurements: `OMP_NUM_THREADS=1 python benchmarks/costmodel/transfer.py --data DATA`.
 
 The source is a whole table of the open ones, the target is known by its datasheet and by the operators that
-`design_points` names; all the operators that both tables have are predicted, and judged without those measured. What is
-expected of any device is fitted without the target. Beside it, on the same operators: the source's utilisation copied
-(zero measurements), that scaled as at the nearest measured operator, a ridge on the logarithm's error over seven
-features with 20 random points, both over 20 draws, and aiconfigurator's two constants. Some minutes.
+`design_points` names; all the operators that both tables have are predicted, and judged without those measured, blocks
+and layers without those that hold a measured one. What is expected of any device is fitted without the target. Beside
+it, on the same operators: the source's utilisation copied (zero measurements), that scaled as at the nearest measured
+operator, a ridge on the logarithm's error over seven features with 20 random points, both over 20 draws, and
+aiconfigurator's two constants. Some minutes.
 """
 
 import argparse
@@ -146,7 +147,7 @@ def source_of(of: Case) -> Source:
 
 
 def scored(of: Case, method: str, tries: list) -> list[dict]:
-    """Operators that were not measured, and all sums; the mean over the tries."""
+    """Operators that were not measured, and sums of such alone; the mean over the tries."""
     single, summed = [], []
     for predicted, measured in tries:
         left = np.setdiff1d(np.arange(len(of.there.operators)), measured)
@@ -159,7 +160,8 @@ def scored(of: Case, method: str, tries: list) -> list[dict]:
             row |= honesty(kept, of.there.times_s[left])
         single.append(row)
         if len(of.sums):
-            summed.append(summary(of.sum_of(of.sums, times_s), of.sum_of(of.sums, of.there.times_s)))
+            sums_left = of.sums[~np.isin(of.sums, measured).any(axis=1)]
+            summed.append(summary(of.sum_of(sums_left, times_s), of.sum_of(sums_left, of.there.times_s)))
     found = {of.what: single, "sum": summed}
     return [
         {"setting": of.setting, "method": method, "what": what} | {k: float(np.mean([r[k] for r in rs])) for k in rs[0]}

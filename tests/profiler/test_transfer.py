@@ -1,5 +1,7 @@
+import importlib
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,3 +137,23 @@ def test_a_format_without_a_rate_on_the_target_is_named():
     target = replace(NEW, flop_per_s={"fp8": figure(1e15)})
     with pytest.raises(InputError, match="the rate of bf16"):
         transfer(old(), target, [Timing(operator=OPERATORS[0], time_s=1e-5)], OPERATORS)
+
+
+def test_the_benchmark_judges_no_sum_that_holds_a_measured_operator(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks" / "costmodel"))
+    benchmark = importlib.import_module("transfer")
+    times_s = np.array([1.0, 2.0, 4.0, 8.0])
+    case = benchmark.Case(
+        setting="old to new",
+        what="matmul",
+        source="old",
+        target="new",
+        here=benchmark.Table(operators=tuple(OPERATORS[:4]), times_s=times_s),
+        there=benchmark.Table(operators=tuple(OPERATORS[:4]), times_s=times_s),
+        sums=np.array([[0, 1], [1, 2], [2, 3]]),
+        sum_of=lambda at, of: of[at].sum(axis=1),
+    )
+    wrong_s = np.array([100.0, 2.2, 4.4, 8.8])
+    single, summed = benchmark.scored(case, "ours", [(wrong_s, [0])])
+    assert (single["n"], summed["n"]) == (3, 2)
+    assert single["mean"] == pytest.approx(0.1) and summed["mean"] == pytest.approx(0.1)
