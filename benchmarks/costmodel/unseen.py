@@ -1,12 +1,14 @@
 """How well times of operators that were not timed are predicted, on one device at a time.
 
-`OMP_NUM_THREADS=1 python benchmarks/costmodel/unseen.py --data FOLDER`, about 20 minutes; the folder holds the open
-tables (`hw/aiconfigurator`, `hw/vidur`) and defaults to the environment's BLOCKWRIGHT_DATA. The forest of scikit-learn
-needs `pip install -e '.[bench]'`.
+`OMP_NUM_THREADS=1 python benchmarks/costmodel/unseen.py --data FOLDER`, about half an hour; `--tests advised` does in
+less than half of that all but the designs of measurements that stand there for comparison. The folder holds the open
+tables (`hw/aiconfigurator`, `hw/vidur`) and defaults to BLOCKWRIGHT_DATA or `shared/data` beside the checkout. The
+forest of scikit-learn needs `pip install -e '.[bench]'`.
 
 `folds.py` says what is measured and what is asked for, `baselines.py` what ours stands beside. Settings were chosen on
 the H100's tables only. Errors are relative to the measured time; the interval is ours, of 90 %, and the width is its
-median over the prediction. Writes benchmarks/results/costmodel-unseen_<date>.json.
+median over the prediction. Of widths of bf16, whose draw of pairs decides much, there are five splits; figures are of
+all their rows together, and the means of each stand beside. Writes benchmarks/results/costmodel-unseen_<date>.json.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from importlib.util import find_spec
@@ -24,7 +26,7 @@ from pathlib import Path
 
 import folds
 import numpy as np
-from baselines import BASELINES, other_sites
+from baselines import BASELINES, Predict, other_sites
 from tables import SYSTEMS, VIDUR, Table, attention, products, vidur
 
 from blockwright.hw_profiles.device import installed_software, this_device
@@ -34,43 +36,63 @@ REPOSITORY = Path(__file__).parents[2]
 SEEDS = (0, 1, 2, 3, 4)
 ONE_SEED = (0,)
 """For what is asked of thousands of rows in one fold already."""
+DATA = Path(os.environ.get("BLOCKWRIGHT_DATA") or REPOSITORY.parent / "shared" / "data")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Test:
+    """What is asked of a table, by seed."""
+
+    table: Table
+    name: str
+    fold: partial[folds.Fold]
+    seeds: tuple[int, ...] = ONE_SEED
+    is_advised: bool = True
+    """Whether measuring like that is what we advise; else it is there for comparison."""
 
 
 def main() -> None:
     """Runs all tests on all tables and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=os.environ.get("BLOCKWRIGHT_DATA"), help="open tables")
+    parser.add_argument("--data", type=Path, default=DATA, help="open tables")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results")
     parser.add_argument("--devices", nargs="+", default=sorted({*SYSTEMS, *VIDUR}))
     parser.add_argument("--splits", type=int, default=len(SEEDS), help="of the widths")
     parser.add_argument("--name", default="costmodel-unseen", help="of the results' file")
-    parser.add_argument("--only", nargs="+", default=[""], help="tables with one of these words in their names")
+    parser.add_argument("--tests", choices=["advised", "all"], default="all", help="all by default")
     arguments = parser.parse_args()
-    if arguments.data is None:
-        parser.error("--data or BLOCKWRIGHT_DATA")
+    if not (arguments.data / "hw" / "aiconfigurator").is_dir():
+        parser.error("--data or BLOCKWRIGHT_DATA: a folder that holds hw/aiconfigurator and hw/vidur")
     state, rows = commit(), []
-    for table, test, seeds, fold in tests(arguments.data, arguments.devices, SEEDS[: arguments.splits]):
-        if not any(word in table.name for word in arguments.only):
-            continue
-        found = measured(table, test, seeds, fold)
+    for found in results(arguments):
         rows += found
         print("\n".join(as_line(row) for row in found), flush=True)
         write(arguments, state, rows)
-    for device in (each for each in arguments.devices if each in SYSTEMS and "" in arguments.only):
-        found = sites(products(arguments.data, device, "bfloat16"))
-        rows += found
-        print("\n".join(as_line(row) for row in found), flush=True)
-        write(arguments, state, rows)
+
+
+def results(arguments: argparse.Namespace) -> Iterator[list[dict[str, object]]]:
+    """The rows of each test, what we advise to measure first."""
+    every = list(tests(arguments.data, arguments.devices, SEEDS[: arguments.splits]))
+    for test in every:
+        if test.is_advised:
+            yield measured(test)
+    if arguments.tests == "all":
+        for device in (each for each in arguments.devices if each in SYSTEMS):
+            yield sites(products(arguments.data, device, "bfloat16"))
+        for test in every:
+            if not test.is_advised:
+                yield measured(test)
 
 
 def write(arguments: argparse.Namespace, state: str, rows: list[dict[str, object]]) -> None:
     """Writes what is there so far: a run that ends early leaves the tests that it came to."""
     day = datetime.now(UTC).date().isoformat()
-    results = {
+    record = {
         "date": day,
         "command": " ".join(
-            ["python benchmarks/costmodel/unseen.py", "--devices", *arguments.devices, "--only", *arguments.only]
+            ["python benchmarks/costmodel/unseen.py", "--devices", *arguments.devices, "--tests", arguments.tests]
         ),
+        "cpu_s": round(time.process_time()),
         "commit": state,
         "device": asdict(this_device()),
         "software": installed_software() | {"system": platform.platform()},
@@ -78,7 +100,7 @@ def write(arguments: argparse.Namespace, state: str, rows: list[dict[str, object
         "rows": rows,
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / f"{arguments.name}_{day}.json").write_text(json.dumps(results, indent=1) + "\n")
+    (arguments.out / f"{arguments.name}_{day}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def commit() -> str:
@@ -87,50 +109,47 @@ def commit() -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def tests(
-    data: Path, devices: list[str], seeds: tuple[int, ...]
-) -> Iterator[tuple[Table, str, tuple[int, ...], partial[folds.Fold]]]:
-    """Each table with what is asked of it, the quickest first."""
+def tests(data: Path, devices: list[str], seeds: tuple[int, ...]) -> Iterator[Test]:
+    """Each table with what is asked of it."""
     known = [device for device in devices if device in SYSTEMS]
-    for device in known:
-        for phase in ("decode", "prefill"):
-            table = attention(data, device, phase)
-            for name, is_lattice in (("scattered", False), ("lattice", True)):
-                yield table, name, ONE_SEED, partial(folds.attention, table, is_lattice=is_lattice)
     dtypes = [
         (device, dtype) for dtype in ("bfloat16", "fp8") for device in known if (device, dtype) != ("A100", "fp8")
     ]
     for device, dtype in dtypes:
         table = products(data, device, dtype)
+        splits = seeds if dtype == "bfloat16" else ONE_SEED
+        yield Test(table=table, name="widths", seeds=splits, fold=partial(folds.widths, table))
+        yield Test(table=table, name="rows, rotated", fold=partial(folds.rotated, table))
         for name, is_half in (("half dense", True), ("none dense", False)):
-            yield table, f"rows, {name}", ONE_SEED, partial(folds.rows, table, is_half_dense=is_half)
-        yield table, "rows, rotated", ONE_SEED, partial(folds.rotated, table)
-        yield table, "widths", seeds if dtype == "bfloat16" else ONE_SEED, partial(folds.widths, table)
+            fold = partial(folds.rows, table, is_half_dense=is_half)
+            yield Test(table=table, name=f"rows, {name}", fold=fold, is_advised=False)
+    for device in known:
+        for phase in ("decode", "prefill"):
+            table = attention(data, device, phase)
+            yield Test(table=table, name="scattered", fold=partial(folds.attention, table, is_lattice=False))
+            lattice = partial(folds.attention, table, is_lattice=True)
+            yield Test(table=table, name="lattice", fold=lattice, is_advised=False)
     for device in sorted(VIDUR.keys() & set(devices)):
         table = vidur(data, device)
-        yield table, "rows, none dense", ONE_SEED, partial(folds.rows, table, is_half_dense=False)
-        yield table, "rows, rotated", ONE_SEED, partial(folds.rotated, table)
+        yield Test(table=table, name="rows, rotated", fold=partial(folds.rotated, table))
+        same_ten = partial(folds.rows, table, is_half_dense=False)
+        yield Test(table=table, name="rows, none dense", fold=same_ten)
 
 
-def measured(table: Table, test: str, seeds: tuple[int, ...], fold_of: partial[folds.Fold]) -> list[dict[str, object]]:
-    """Ours and the baselines on the same folds, errors of all seeds together."""
+def measured(test: Test) -> list[dict[str, object]]:
+    """Ours and the baselines on the same folds, errors of all seeds together and their means apart."""
     errors: dict[tuple[str, str], list[np.ndarray]] = {}
     covers: dict[str, list[np.ndarray]] = {}
     widths: dict[str, list[np.ndarray]] = {}
     num_learnt, fit_s = 0, []
-    for seed in seeds:
-        fold = fold_of(seed)
-        num_learnt = len(fold.learn)
-        table = table.seen(fold.learn)
+    for seed in test.seeds:
+        fold = test.fold(seed)
+        table, num_learnt = test.table.seen(fold.learn), len(fold.learn)
         started = time.process_time()
         model = fit_times(table.ceilings, table.timed(fold.learn))
         fit_s.append(time.process_time() - started)
         ours = model.costs(table.operators)
-        ways = {"ours": ours.values}
-        for name, way in BASELINES.items():
-            if name != "random forest" or find_spec("sklearn"):
-                ways[name] = table.seconds.copy()
-                ways[name][fold.predict] = way(table, fold.learn, fold.predict)
+        ways = {"ours": ours.values} | {name: baseline(way, table, fold) for name, way in ways_of(test).items()}
         cases = {"operators": fold.predict[:, None]} | {f"blocks, {case}": each for case, each in fold.blocks.items()}
         for case, index in cases.items():
             weights = np.array([2, 2, 1]) if index.shape[1] == 3 else np.ones(1)
@@ -142,14 +161,30 @@ def measured(table: Table, test: str, seeds: tuple[int, ...], fold_of: partial[f
             widths.setdefault(case, []).append((high - low) / value)
     rows: list[dict[str, object]] = []
     for (case, name), found in errors.items():
-        row: dict[str, object] = {"device": table.device, "table": table.name, "test": test, "case": case, "way": name}
-        row |= {"learnt": num_learnt, "refused": table.num_refused} | summary(np.concatenate(found))
+        row: dict[str, object] = {"device": test.table.device, "table": test.table.name, "test": test.name}
+        row |= {"case": case, "way": name, "learnt": num_learnt, "refused": test.table.num_refused}
+        row |= summary(np.concatenate(found)) | {"means": [float(np.abs(each).mean()) for each in found]}
         if name == "ours":
             row |= {"coverage": float(np.concatenate(covers[case]).mean())}
             row |= {"interval_width": float(np.median(np.concatenate(widths[case])))}
             row |= {"fit_cpu_s": float(np.median(fit_s))}
         rows.append(row)
     return rows
+
+
+def ways_of(test: Test) -> dict[str, Predict]:
+    """The baselines; of widths no shape has a load to draw a line through, and linear is the nearest."""
+    absent = {"linear"} if test.name == "widths" else set()
+    if not find_spec("sklearn"):
+        absent.add("random forest")
+    return {name: way for name, way in BASELINES.items() if name not in absent}
+
+
+def baseline(way: Predict, table: Table, fold: folds.Fold) -> np.ndarray:
+    """Seconds of all rows: what is learnt is known."""
+    values = table.seconds.copy()
+    values[fold.predict] = way(table, fold.learn, fold.predict)
+    return values
 
 
 def sites(table: Table) -> list[dict[str, object]]:
