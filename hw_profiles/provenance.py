@@ -53,6 +53,8 @@ class Coverage:
     everything was measured just once."""
     precision: float | None = None
     """How well a typical whole model's time is known from this, as a share of it, at the point that is known worst."""
+    marked: tuple[str, ...] = ()
+    """Rows not to be relied on, and why: the clock was held down meanwhile, or they are faster than the ceilings."""
 
     def __post_init__(self) -> None:
         if min(self.asked, self.done, self.failed) < 0 or self.done + self.failed > self.asked:

@@ -17,20 +17,18 @@ difference, and of that no more is known than a datasheet tells: a share of it i
 import functools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from blockwright.cost import Cost, Load
 from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Backend, Point, Profile, WholeRow, parent_of
-from blockwright.hw_profiles.variants import parse_variant
+from blockwright.profiler.check import MOST_UTILISATION, least_time_of, model_of
 from blockwright.profiler.operator_costs import operator_costs
-from blockwright.profiler.operators import Attend, Matmul
 from blockwright.profiler.parts import PartCosts, Same, Source
-from blockwright.profiler.served_costs import decode_phase, prefill_phase, storage_of
-from blockwright.profiler.serving_operators import Step, step_operators
+from blockwright.profiler.served_costs import decode_phase, prefill_phase
 from blockwright.profiler.time_model import decode_points, prefill_points
-from blockwright.spec import FFN, Block, Mixer, Model, parse_format, with_format
+from blockwright.spec import Model, parse_format, with_format
 
 _DIFFERENCE = 0.35
 """Of a difference that nobody measured: what nine of ten devices and models stayed within of a datasheet's prediction
@@ -39,7 +37,6 @@ with a compiled runtime (`serving_runtimes.COMPILED`)."""
 _LEAST_HALF_WIDTH = 0.02
 """As in `time_model`: medians of the same model repeat within 2 %."""
 
-_MOST_UTILISATION = 1.05
 _LEAST_SHARE = 0.01
 """Of a time that its interval is taken to reach down to: a logarithm has no nothing."""
 
@@ -101,8 +98,8 @@ def check_imported(profile: Profile, row: WholeRow) -> None:
     Raises:
         InputError: it is faster than the device.
     """
-    least_s = _least_time_s(profile, row)
-    if least_s > _MOST_UTILISATION * row.time_s:
+    least_s = least_time_of(profile, row)
+    if least_s > MOST_UTILISATION * row.time_s:
         raise InputError(
             f"{row.backend}, batch {row.point.batch}, {row.point.new_tokens} new tokens: time",
             got=f"{row.time_s:.3g} s for {len(row.layers)} layers in {row.format}",
@@ -169,7 +166,7 @@ def _ratio(key: Same, backend: Backend, formats: tuple[str, ...], phase: Importe
 
 def _foretold_s(profile: Profile, row: WholeRow) -> float:
     """The sum over operators of what a row measured."""
-    model, load = _model_of(profile, row), _load_of(row.point)
+    model, load = model_of(profile, row), _load_of(row.point)
     return _sums(profile, row.backend, model, load, _phase_of(row.point)).of_model(model).value
 
 
@@ -189,33 +186,3 @@ def _load_of(point: Point) -> Load:
     """The load at which a phase is what was measured at a point."""
     tokens = point.slots if _phase_of(point) == "decode" else point.new_tokens
     return Load(batch=point.batch, prompt_tokens=tokens, new_tokens=1)
-
-
-def _model_of(profile: Profile, row: WholeRow) -> Model:
-    weights = parse_format(row.format)
-    layers = []
-    for names in row.layers:
-        mixer, ffn = parse_variant("mixer", names[0], weights), parse_variant("ffn", names[1], weights)
-        assert isinstance(mixer, Mixer) and isinstance(ffn, FFN)
-        layers.append(Block(mixer=mixer, ffn=ffn))
-    return replace(with_format(parent_of(profile), weights), layers=tuple(layers))
-
-
-def _least_time_s(profile: Profile, row: WholeRow) -> float:
-    """Products at the fastest rate there is, or reading weights and caches once: the longer of the two."""
-    model, point, ceilings = _model_of(profile, row), row.point, profile.ceilings
-    step = Step(sequences=point.batch, context=point.slots)
-    if _phase_of(point) == "prefill":
-        step = Step(sequences=0, context=0, prompts=point.batch, prompt_tokens=point.new_tokens)
-    weights = parse_format(row.format)
-    storage = storage_of(weights)
-    if weights.group_size is not None:  # others keep smaller scales than we do: the integers alone are certain
-        bits = float(weights.name.removeprefix("int"))
-        storage = replace(storage, bits=bits, head_bits=bits)
-    counted = step_operators(model, step, storage, storage.product_on(ceilings))
-    flop = sum(each.flop * times for each, times in counted.items() if isinstance(each, Matmul))
-    read_bytes = sum(each.weight_bytes * times for each, times in counted.items() if isinstance(each, Matmul))
-    read_bytes += sum(each.num_bytes * times for each, times in counted.items() if isinstance(each, Attend))
-    products_s = flop / max(rate.high for rate in ceilings.flop_per_s.values())
-    may_stay = ceilings.cache_bytes is None or read_bytes <= 2 * ceilings.cache_bytes
-    return max(products_s, 0.0 if may_stay else read_bytes / ceilings.read_bytes_per_s.high)

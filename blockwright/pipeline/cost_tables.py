@@ -9,6 +9,7 @@ from rich.table import Table
 from blockwright.cost import Cost, Quantity
 from blockwright.hw_profiles.datasheet_profile import is_datasheet
 from blockwright.hw_profiles.profile import IMPORTED, Profile
+from blockwright.pipeline.marks import mark_lines, marks_of
 from blockwright.pipeline.predict import Prediction, PredictOrder
 from blockwright.pipeline.profile_show import named_ceilings, row_counts
 from blockwright.report.facts import QUANTITY_NAMES, show
@@ -78,6 +79,8 @@ def print_known(profile: Profile) -> None:
         console.print(f"[{number}] {source}", soft_wrap=True)
     for kind, origins in row_counts(profile).items():
         console.print(f"{kind} rows: " + ", ".join(f"{count} {origin}" for origin, count in origins.items()))
+    for line in mark_lines(marks_of(profile)):
+        console.print(line, soft_wrap=True)
     if not profile.accuracy:
         console.print("How well it foretells was not tried.")
         return

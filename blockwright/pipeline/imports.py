@@ -7,9 +7,9 @@ from typing import Literal, assert_never, get_args
 
 from blockwright.count import parameters
 from blockwright.errors import InputError
-from blockwright.hw_profiles.folder import write_profile
 from blockwright.hw_profiles.profile import ImportedBackend, Profile, WholeRow
 from blockwright.pipeline.console import say
+from blockwright.pipeline.marks import write_marked
 from blockwright.profiler.imported_costs import check_imported
 from blockwright.profiler.imports import Results, Told, WholeTime, joined
 from blockwright.profiler.imports_llama_bench import read_llama_bench
@@ -57,7 +57,7 @@ def import_results(order: ImportOrder, output: Path) -> Profile:
     for row in rows:
         check_imported(profile, row)
     profile = replace(profile, wholes=(*_others(order.into.wholes, rows), *rows))
-    write_profile(profile, output)
+    profile = write_marked(profile, output)
     devices = ", ".join(dict.fromkeys(result.device for result in results if result.device))
     backend = _BACKEND_OF[order.source]
     say(

@@ -7,6 +7,7 @@ from blockwright.cost import ORIGINS
 from blockwright.hw_profiles.ceilings import Figure
 from blockwright.hw_profiles.datasheet_profile import is_datasheet
 from blockwright.hw_profiles.profile import Profile
+from blockwright.pipeline.marks import marks_of
 from blockwright.profiler.check import operators_of
 from blockwright.profiler.operators import Attend, Elementwise, Matmul, Operator
 from blockwright.report.roofline import Dot, Roofline
@@ -28,6 +29,7 @@ def profile_to_data(profile: Profile) -> dict[str, Any]:
         "method": to_data(profile.method),
         "coverage": to_data(profile.coverage),
         "rows": row_counts(profile),
+        "marked": list(marks_of(profile)),
         "accuracy": to_data(profile.accuracy),
     }
 

@@ -1,5 +1,7 @@
 """The command `profile show`: what it prints, what it draws, and what it refuses."""
 
+import csv
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -10,11 +12,14 @@ import pytest
 
 from blockwright.cli.main import BAD_INPUT, main
 from blockwright.cost import ORIGINS
-from blockwright.hw_profiles.folder import measured_profiles, read_profile, write_profile
+from blockwright.hw_profiles.folder import HEAD, SUMS, TABLE, measured_profiles, read_profile, write_profile
+from blockwright.hw_profiles.profile import Point
 from blockwright.hw_profiles.provenance import AccuracyRow
+from blockwright.pipeline.marks import write_marked
 from blockwright.pipeline.profile_show import roofline_of
 
 SHIPPED = measured_profiles()[0]
+PREFILL = Point(batch=1, new_tokens=128, slots=256)
 
 
 def test_a_measured_profile_shows_its_device_its_ceilings_and_what_was_measured(
@@ -69,6 +74,64 @@ def test_programs_get_the_same_as_json(name: str, capsys: pytest.CaptureFixture[
     expected = {"part": len(profile.times), "whole": len(profile.wholes), "memory": len(profile.memory)}
     assert counted == {kind: count for kind, count in expected.items() if count}
     assert all(set(origins) <= set(ORIGINS) for origins in data["rows"].values())
+
+
+def _edited(folder: Path, time_factor: float, kind: str) -> Path:
+    """The shipped profile with some times changed by hand, its digests made anew."""
+    write_profile(read_profile(SHIPPED), folder)
+    table = folder / TABLE
+    with table.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    for row in rows:
+        if row["kind"] == kind:
+            row |= {name: repr(time_factor * float(row[name])) for name in ("time_s", "low_s", "high_s")}
+    with table.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    sums = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in (HEAD, TABLE)]
+    (folder / SUMS).write_text("".join(sums))
+    return folder
+
+
+def test_a_profile_whose_units_were_swapped_shows_its_rows_marked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edited = str(_edited(tmp_path / "edited", 1e-3, "whole"))
+    assert main(["profile", "show", edited]) == 0
+    printed = re.sub(r"\s+", " ", capsys.readouterr().out)
+    number = int(re.search(r"marked, not to be relied on: (\d+) rows", printed)[1])  # type: ignore[index]
+    assert f"and {number - 10} more" in printed and "ceilings allow no less than" in printed
+    assert main(["profile", "show", edited, "--json"]) == 0
+    marked = json.loads(capsys.readouterr().out)["marked"]
+    assert len(marked) == number <= len(read_profile(SHIPPED).wholes) and all("a whole model of" in m for m in marked)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.98, 40.0])
+def test_a_profile_that_can_be_true_shows_no_marks(
+    factor: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["profile", "show", str(_edited(tmp_path / "edited", factor, "part")), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["marked"] == []
+
+
+def test_an_edited_profile_is_not_searched_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edited = str(_edited(tmp_path / "edited", 1e-3, "part"))
+    parent = str(Path(__file__).parents[2] / "recipes/demo-parent")
+    assert main(["predict", "--parent", parent, "--profile", edited]) == BAD_INPUT
+    assert "ceilings allow" in capsys.readouterr().err
+
+
+def test_marks_are_written_with_the_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile = read_profile(SHIPPED)
+    fast = replace(profile.times[0], backend="torch", time_s=0.0, low_s=0.0, point=PREFILL)
+    throttled = replace(profile.coverage, marked=("operator matmul: thermal_software",))
+    marked = write_marked(replace(profile, times=(fast,), wholes=(), coverage=throttled), tmp_path / "marked")
+    assert "2 rows" in capsys.readouterr().err
+    again = read_profile(tmp_path / "marked")
+    assert again == marked and again.coverage.marked[0] == "operator matmul: thermal_software"
+    assert fast.variant in again.coverage.marked[1] and "0 s" in again.coverage.marked[1]
+    assert write_marked(again, tmp_path / "again").coverage.marked == again.coverage.marked  # each once
 
 
 @pytest.mark.parametrize("name", [SHIPPED, "l4"])

@@ -9,10 +9,11 @@ import pytest
 from blockwright.errors import InputError
 from blockwright.hw_profiles.ceilings import Figure
 from blockwright.hw_profiles.folder import read_profile, shipped_profiles
-from blockwright.hw_profiles.profile import OperatorRow, Profile
+from blockwright.hw_profiles.profile import Backend, OperatorRow, Point, Profile
 from blockwright.hw_profiles.table import OPERATOR_COLUMNS
 from blockwright.hw_profiles.variants import parse_variant
-from blockwright.profiler.check import check_utilisation, least_time_s, operator_of, operators_of
+from blockwright.llama import LLAMA_8B
+from blockwright.profiler.check import check_utilisation, least_time_s, operator_of, operators_of, too_fast
 from blockwright.profiler.operators import Attend, Elementwise, Matmul
 from blockwright.spec import Attention, GatedFFN, LinearFFN, LinearMixer, NoOp, Window, variant_name
 
@@ -95,9 +96,44 @@ def test_a_small_part_may_come_out_as_nothing_but_a_whole_may_not() -> None:
     check_utilisation(replace(SHIPPED, times=(replace(small, time_s=0.0, low_s=0.0),)))
 
 
-@pytest.mark.parametrize("change", [{"backend": "torch"}, {"origin": "modelled"}])
-def test_the_runtimes_ceilings_are_held_against_what_was_measured_in_it(change: dict[str, Any]) -> None:
-    check_utilisation(replace(SHIPPED, times=(replace(_faster(PREFILL, 1000), **change),)))
+def test_only_what_was_measured_is_held_against_the_ceilings() -> None:
+    check_utilisation(replace(SHIPPED, times=(replace(_faster(PREFILL, 1000), origin="modelled"),)))
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "torch"])
+def test_parts_of_every_backend_are_held_against_the_ceilings(backend: Backend) -> None:
+    rows = (replace(PREFILL, backend=backend), replace(_faster(PREFILL, 1000), backend=backend))
+    (found,) = too_fast(replace(SHIPPED, times=rows, wholes=(), operators=()))
+    assert found.row == rows[1] and found.least_s > 300 * rows[1].time_s
+    with pytest.raises(InputError, match="ffn-384"):
+        check_utilisation(replace(SHIPPED, times=rows))
+
+
+@pytest.mark.parametrize("backend", ["llama.cpp", "vllm", "tensorrt"])
+@pytest.mark.parametrize(("new_tokens", "least_s"), [(1, 2.4e-3), (512, 30e-3)])
+def test_imported_times_of_every_backend_are_too(backend: Backend, new_tokens: int, least_s: float) -> None:
+    """Reading 8 GB of weights once at 3.35 TB/s; two operations for each weight and token at 1979 TFLOP/s in fp8."""
+    layers = tuple((variant_name(block.mixer), variant_name(block.ffn)) for block in LLAMA_8B.layers)
+    point = Point(batch=8, new_tokens=new_tokens, slots=512)
+    row = replace(SHIPPED.wholes[0], backend=backend, format="int8", layers=layers, point=point, is_anchor=True)
+    profile = replace(read_profile("h100_sxm"), model=LLAMA_8B)
+    for time_s, number in ((1.1 * least_s, 0), (0.8 * least_s, 1)):
+        timed = replace(row, time_s=time_s, low_s=time_s, high_s=time_s)
+        assert len(too_fast(replace(profile, wholes=(timed,)))) == number
+
+
+def test_weights_that_no_cache_has_room_for_come_from_memory() -> None:
+    """A step of decoding does too few products for its rate to tell microseconds from nanoseconds."""
+    fields = {"rows": 1, "inputs": 4096, "outputs": 14336, "weights": "bf16", "bytes_per_value": 2}
+    row = replace(PRODUCT, backend="torch", fields=fields | {"weight_bytes": 2 * 4096 * 14336})
+    profile = read_profile("h200_sxm")
+    assert profile.ceilings.cache_bytes is not None
+    least_s = (2 * 4096 * 14336 - profile.ceilings.cache_bytes) / profile.ceilings.read_bytes_per_s.high
+    for time_s, number in ((0.99 * least_s, 0), (0.9 * least_s, 1)):
+        timed = replace(row, time_s=time_s, low_s=time_s, high_s=time_s)
+        assert len(too_fast(replace(profile, operators=(timed,)))) == number
+    cached = replace(profile, ceilings=replace(profile.ceilings, cache_bytes=2**28))
+    assert not too_fast(replace(cached, operators=(_faster(row, 100),)))
 
 
 def test_a_format_without_a_measured_rate_is_held_against_nothing() -> None:
