@@ -6,9 +6,10 @@ from pathlib import Path
 from blockwright.compile.engine import SessionSettings
 from blockwright.hw_profiles.conditions import conditions_now
 from blockwright.hw_profiles.device import cache_bytes, installed_software, this_device
-from blockwright.hw_profiles.folder import read_profile, write_profile
+from blockwright.hw_profiles.folder import read_profile
 from blockwright.hw_profiles.profile import SCHEMA_VERSION, OperatorRow, Profile
 from blockwright.hw_profiles.provenance import Method
+from blockwright.pipeline.marks import write_marked
 from blockwright.pipeline.measuring import Limits, measure_all
 from blockwright.pipeline.power import with_power
 from blockwright.pipeline.profile import at_best, ceilings_in, coverage_of, now, reference_for, started_at
@@ -71,5 +72,5 @@ def profile_device(order: DeviceOrder, output: Path) -> Profile:
             coverage=coverage_of(len(todo), measured, started),
             operators=tuple(row for row in measured.rows(todo, best_s) if isinstance(row, OperatorRow)),
         )
-        write_profile(profile, output)
+        profile = write_marked(profile, output)
     return profile

@@ -12,10 +12,11 @@ from blockwright.files import read_json, write_json
 from blockwright.hw_profiles.ceilings import Ceilings, Figure
 from blockwright.hw_profiles.conditions import conditions_now
 from blockwright.hw_profiles.device import installed_software, this_device
-from blockwright.hw_profiles.folder import read_profile, write_profile
+from blockwright.hw_profiles.folder import read_profile
 from blockwright.hw_profiles.profile import SCHEMA_VERSION, Backend, MemoryRow, Profile, TimeRow, WholeRow
 from blockwright.hw_profiles.provenance import Coverage, Method
 from blockwright.pipeline.kit import offered
+from blockwright.pipeline.marks import write_marked
 from blockwright.pipeline.measuring import Limits, Measurements, measure_all, num_runs
 from blockwright.pipeline.power import with_power
 from blockwright.pipeline.stage import Stage, running
@@ -100,7 +101,7 @@ def profile_machine(order: ProfileOrder, output: Path) -> Profile:
             wholes=tuple(row for row in rows if isinstance(row, WholeRow)),
             memory=tuple(row for row in rows if isinstance(row, MemoryRow)),
         )
-        write_profile(profile, output)
+        profile = write_marked(profile, output)
     return profile
 
 
