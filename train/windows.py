@@ -1,4 +1,7 @@
-"""Documents into windows of tokens, spread over all of the text, by the seed alone."""
+"""Documents into windows of tokens, spread over all of the text, by the seed alone.
+
+Shapes: N windows, B windows of a batch, T tokens.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +16,15 @@ from blockwright.train.text import Document
 
 _CHARS_PER_TOKEN = 16
 """More than a token has on average in any text, so that windows this far apart do not overlap."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What one training step reads."""
+
+    ids_BT: Tensor
+    segments_BT: Tensor | None = None
+    """Numbers the documents within each window, for `Walk`; None where a window counts as one document."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

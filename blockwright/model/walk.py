@@ -16,11 +16,18 @@ class Walk:
 
     Running `embed`, every layer in order through `layer`, then `logits` is the model's own forward, operation
     for operation; `feed` after `mix` is `layer`.
+
+    Args:
+        model: the decoder.
+        segments_BT: numbers the documents within each window of the one batch that this walk is for; a token then sees
+            only its own document, and positions begin anew with each. None: one document per window, any batch.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, segments_BT: Tensor | None = None) -> None:
         self.model = model
         self.layers: nn.ModuleList = model.model.layers
+        self._positions_BT = None if segments_BT is None else positions_within(segments_BT)
+        self._masks: dict[bool, Tensor | None] = {}
 
     def embed(self, ids_BT: Tensor) -> Tensor:
         """The hidden state that enters the first layer, x_BTD."""
@@ -44,24 +51,42 @@ class Walk:
 
     def context(self, index: int, x_BTD: Tensor) -> dict[str, Tensor | tuple[Tensor, Tensor] | None]:
         """What a layer, or its attention alone, is given beside the hidden state: positions and mask."""
-        positions = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None]
+        positions_BT = self._positions_BT
+        if positions_BT is None:
+            positions_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device)[None]
         layer_types = getattr(self.model.config, "layer_types", None)
         window = getattr(self.model.config, "sliding_window", None)
         is_sliding = layer_types[index] == "sliding_attention" if layer_types else window is not None
+        return {
+            "attention_mask": self._mask(is_sliding, x_BTD, positions_BT),
+            "position_ids": positions_BT,
+            "position_embeddings": self.model.model.rotary_emb(x_BTD, positions_BT),
+        }
+
+    def _mask(self, is_sliding: bool, x_BTD: Tensor, positions_BT: Tensor) -> Tensor | None:
+        """What each token may see; where positions begin anew, transformers takes it that a document does."""
+        if self._positions_BT is not None and is_sliding in self._masks:
+            return self._masks[is_sliding]
         create_mask = create_sliding_window_causal_mask if is_sliding else create_causal_mask
         mask = create_mask(
             config=self.model.config,
             inputs_embeds=x_BTD,
             attention_mask=None,
             past_key_values=None,
-            position_ids=positions,
+            position_ids=positions_BT,
         )
-        return {
-            "attention_mask": mask,
-            "position_ids": positions,
-            "position_embeddings": self.model.model.rotary_emb(x_BTD, positions),
-        }
+        if self._positions_BT is not None:
+            self._masks[is_sliding] = mask
+        return mask
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """The logits from what leaves the last layer, z_BTV."""
         return self.model.lm_head(self.model.model.norm(x_BTD))
+
+
+def positions_within(segments_BT: Tensor) -> Tensor:
+    """The place of each token in its own segment, a run of equal numbers."""
+    places_T = torch.arange(segments_BT.shape[1], device=segments_BT.device)
+    begins_BT = torch.ones_like(segments_BT, dtype=torch.bool)
+    begins_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
+    return places_T - (places_T * begins_BT).cummax(dim=1).values
