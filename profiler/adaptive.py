@@ -53,7 +53,7 @@ def uncertainty_of(timed: Sequence[tuple[TimedCase, Sequence[Timing]]]) -> Uncer
         wholes = [timings for case, timings in members if isinstance(case, WholesCase)]
         if not wholes:
             continue
-        whole_s, num_layers = wholes[0][0].median_s, len(members[0][0].bench.model.layers)
+        whole_s, num_layers = wholes[0][0].calm_s, len(members[0][0].bench.model.layers)
         counts = _offered(members)
         shares: dict[str, float] = {}
         for case, timings in members:
@@ -61,7 +61,7 @@ def uncertainty_of(timed: Sequence[tuple[TimedCase, Sequence[Timing]]]) -> Uncer
                 often = num_layers / counts[case.part]
                 shares[case.name] = often * _half_width(timings[0]) / whole_s
             else:
-                each = [_half_width(timing) / timing.median_s for timing in timings]
+                each = [_half_width(timing) / timing.calm_s for timing in timings]
                 shares[case.name] = float(np.mean(each) / np.sqrt(len(each)))
         of_cases |= shares
         of_groups[key] = float(np.linalg.norm(list(shares.values())))

@@ -39,10 +39,11 @@ def stacks_of(bench: Bench, variant: Mixer | FFN) -> list[Model]:
     return [replace(bench.model, layers=(block_of(variant),) * copies) for copies in (COPIES, 2 * COPIES)]
 
 
-def sample_slope(bench: Bench, runs: Sequence[Run]) -> Samples:
-    """Times of one copy, from the runs of `stacks_of`."""
-    slope = np.array([-1.0, 1.0]) / COPIES
-    return sample_in_turn(runs, bench.effort, bench.session.num_threads, derive=[slope])[-1]
+def sample_slopes(bench: Bench, pairs: Sequence[Sequence[Run]]) -> list[Samples]:
+    """Times of one copy of each of several things, from the runs of their `stacks_of`, all in turn."""
+    runs = [run for pair in pairs for run in pair]
+    slopes = np.kron(np.eye(len(pairs)), np.array([-1.0, 1.0]) / COPIES)
+    return sample_in_turn(runs, bench.effort, bench.session.num_threads, derive=list(slopes))[len(runs) :]
 
 
 def block_of(variant: Mixer | FFN) -> Block:

@@ -1,7 +1,8 @@
 """The most that the runtime gets out of this machine: the measure for everything else.
 
 Everything is asked of ONNX Runtime as engines ask it: integer weights go through the same graph as an engine's, so that
-what is measured for them is MatMulNBits. Rates are of the median time; their intervals are the median's 90 %.
+what is measured for them is MatMulNBits. Rates and their intervals are those of the time when the
+machine is calm (see `clock`).
 """
 
 from collections.abc import Mapping
@@ -73,7 +74,7 @@ def ceilings_of(
         reference_s: see `reference`.
     """
     near = {4 * size * size: timings[f"near {size}"] for size in _CACHED}
-    best_bytes, best = max(near.items(), key=lambda pair: pair[0] / pair[1].median_s)
+    best_bytes, best = max(near.items(), key=lambda pair: pair[0] / pair[1].calm_s)
     rates = {
         str(weights): _rate(
             2 * _MATRIX_ROWS * _SIZE**2,
@@ -115,7 +116,7 @@ def measure_ceilings(session: SessionSettings, effort: Effort, reference: Refere
 
 def _rate(amount: float, timing: Timing, source: str) -> Figure:
     return Figure(
-        value=amount / timing.median_s,
+        value=amount / timing.calm_s,
         low=amount / timing.high_s,
         high=amount / timing.low_s,
         origin="measured",
@@ -125,7 +126,7 @@ def _rate(amount: float, timing: Timing, source: str) -> Figure:
 
 def _figure(timing: Timing, share: float, source: str) -> Figure:
     return Figure(
-        value=share * timing.median_s,
+        value=share * timing.calm_s,
         low=share * timing.low_s,
         high=share * timing.high_s,
         origin="measured",

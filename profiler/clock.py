@@ -6,18 +6,19 @@ timed in turn, so that what drifts meets all of them alike; each turn begins unr
 own weights in the caches and not those of the one before it. Work of several threads can only be timed by the wall
 clock, and says so.
 
-Between turns a judge, if there is one, times a small reference kernel (see `reference`), and times count in units of
-what that took around them: a clock that is turned down, or a neighbour on the other half of the core, slows both.
-Measured on a shared 2-core Zen 3 with other work on it, a model of 8 layers over 45 s: windows of a second differed
-by 12 % as they were and by 1 % beside the reference when it read a prompt, by 11 and 6 % when it wrote a token. A turn
-counts only where the reference was about as fast before it as after it, and not far from its best.
+Neighbours on the other half of the core or in the shared cache slow work down without interrupting it, most of them
+for milliseconds, some for minutes. What is told is therefore what a thing takes when it is left alone: the low decile
+of its turns. Between turns a judge, if there is one, times a small reference kernel (see `reference`), and times count
+in units of that kernel's low decile in the same stretch. Measured on a shared 2-core Zen 3 in five processes over five
+minutes, a model of 7 MB by stretches of 15 s: medians differed by 13 % when it wrote a token and by 7 % when it read a
+prompt, low deciles by 5 and 5 %, low deciles beside the reference by 2 and 2 %; by stretches of 5 s, 16, 9, 7, 5, 5 and
+3 %. So many things are timed together, and each again and again, rather than one for long.
 """
 
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal, Protocol
 
 import numpy as np
@@ -31,35 +32,39 @@ _MIN_CHUNK_S = 2e-4
 """Shorter work is repeated within a sample until it takes this long."""
 _MAX_WALL_OVER_CPU = 1.1
 """A sample whose wall time exceeds its CPU time by more was interrupted."""
-_TURN_S, _LEAST_SAMPLES_PER_TURN, _MOST_SAMPLES_PER_TURN = 0.01, 3, 16
+_TURN_S, _MOST_SAMPLES_PER_TURN = 0.01, 16
 """A turn takes about this long, and half as many runs before it to warm up. Measured on a 2-core Zen 3: six 7 MB models
 in turn took 628 µs a step cold, 615 after one run, 428 after two, 400 after four, 403 running alone; a pair of them 435
 and 264 in turns of three samples, 393 and 238 in turns of sixteen, where the first took 397 running alone."""
+CALM = 0.1
+"""The share of turns that are taken to have been left alone."""
 _Z_90 = 1.645
-_MOST_CHANGE = 0.04
-"""A turn between two looks at the reference that differ by more is thrown away."""
-_LEAST_CLEAN = 5
-"""Where fewer samples were accepted, all of them have to do."""
+_RESAMPLES = 200
+"""Of the turns, for an interval."""
+_LEAST_CLEAN = 3
+"""Where fewer turns were accepted, all of them have to do."""
+_MOST_OVER_BEST = 1.25
+"""A stretch in which the reference, at its low decile, took longer than at its best by this factor was disturbed."""
 WARM_UP = "half as many runs as the turn has samples, in each turn; the first few runs of all tell how many those are"
 _INTERRUPTED = (
     f"on the thread's own clock: the thread was made to give up its core, or wall time exceeded its CPU time by "
     f"{_MAX_WALL_OVER_CPU - 1:.0%}"
 )
-OUTLIER_RULE = (
-    f"{_INTERRUPTED}; on any: the reference kernel was far from its best, or changed by "
-    f"{_MOST_CHANGE:.0%} during a turn. Times are scaled to the reference kernel at its best"
-)
-OUTLIER_RULE_ALONE = f"{_INTERRUPTED}; on the wall's clock: none. Times are as they were taken, beside no reference"
+_STATISTIC = f"Times are the {CALM:.0%} quantile over turns of their medians"
+OUTLIER_RULE = f"{_INTERRUPTED}. {_STATISTIC}, scaled to the reference kernel at its best by that of the same stretch"
+OUTLIER_RULE_ALONE = f"{_INTERRUPTED}. {_STATISTIC}, as they were taken, beside no reference"
 """What a profile says about how it was measured, with a judge and without one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """The median of accepted samples with its 90 % interval."""
+    """What a thing takes when it is left alone, with its 90 % interval."""
 
-    median_s: float
+    calm_s: float
     low_s: float
     high_s: float
+    typical_s: float
+    """The median of its turns as they were, neighbours and all."""
     num_samples: int
     num_rejected: int
     clock: Clock
@@ -69,36 +74,35 @@ class Timing:
 class Samples:
     """What a timing is made of: it can be kept, and joined with others of the same thing."""
 
-    times_s: tuple[float, ...]
-    """Those that were accepted, or all where nearly none was."""
+    turns_s: tuple[tuple[float, ...], ...]
+    """For each accepted turn, what each of the things that are combined took: the median of its clean samples."""
+    weights: tuple[float, ...]
+    """Of the things that are combined, such as (-1, 1) for the second less the first."""
+    reference_s: float | None
+    """What the reference kernel took in that stretch when it was left alone; None where there was no judge."""
+    num_samples: int
     num_rejected: int
     clock: Clock
-    reference_s: float | None
-    """What the reference kernel is taken to need for these times; None where there was no judge."""
     is_disturbed: bool
-    """Whether nearly no sample was accepted."""
+    """Whether nearly no turn was accepted, or the reference was far from its best."""
 
 
 class Judge(Protocol):
     """Tells how fast the machine is at the moment (see `reference`)."""
 
     least_s: float
-    """The reference kernel at its best so far."""
+    """The reference kernel at its best: its low decile in the calmest stretch so far."""
 
     def look(self) -> float: ...
-
-    def is_calm(self, look_s: float) -> bool: ...
-
-    def await_calm(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """How long to measure one thing, and who says whether the machine is calm meanwhile."""
+    """How long to measure one thing, and who says how fast the machine is meanwhile."""
 
     seconds: float = 0.25
-    min_samples: int = 30
-    max_samples: int = 400
+    min_turns: int = 8
+    max_turns: int = 200
     num_warm_up: int = 5
     judge: Judge | None = None
 
@@ -126,64 +130,72 @@ def sample_in_turn(
         Samples of each run, then of each combination.
     """
     clock, judge = clock_for(num_threads), effort.judge
-    once_s = [_time_once(run, effort.num_warm_up) for run in runs]
-    repeats = [max(1, round(_MIN_CHUNK_S / max(each_s, 1e-9))) for each_s in once_s]
-    num_samples = int(np.clip(_TURN_S / max(once_s), _LEAST_SAMPLES_PER_TURN, _MOST_SAMPLES_PER_TURN))
-    columns: list[list[float]] = []
-    accepted: list[list[bool]] = []
+    plans = [_plan(run, effort.num_warm_up) for run in runs]
+    rounds: list[list[_Turn]] = []
+    looks_s: list[float] = []
     left_s = effort.seconds * len(runs)
-    while len(columns) < effort.max_samples and (left_s > 0 or len(columns) < effort.min_samples):
-        if judge is not None:
-            judge.await_calm()
+    while len(rounds) < effort.max_turns and (left_s > 0 or len(rounds) < effort.min_turns):
         started = time.perf_counter()
-        turns, looks = [], [_look(judge)]
-        for run, repeat in zip(runs, repeats, strict=True):
+        turns: list[_Turn] = []
+        for run, (repeat, num_samples) in zip(runs, plans, strict=True):
+            looks_s += [] if judge is None else [judge.look()]
             turns.append(_turn(run, repeat, num_samples, clock))
-            looks.append(_look(judge))
+        rounds.append(turns)
         left_s -= time.perf_counter() - started
-        beside = [(before + after) / 2 for before, after in pairwise(looks)]
-        is_steady = [_is_steady(judge, before, after) for before, after in pairwise(looks)]
-        for samples in zip(*turns, strict=True):
-            columns.append([time_s / look_s for (time_s, _), look_s in zip(samples, beside, strict=True)])
-            accepted.append([is_clean and steady for (_, is_clean), steady in zip(samples, is_steady, strict=True)])
-    reference_s = None if judge is None else judge.least_s
-    times, clean = np.array(columns) * (reference_s or 1.0), np.array(accepted)
-    kept = [_kept(times[:, index], clean[:, index], clock, reference_s) for index in range(len(runs))]
-    for weights in derive:
-        kept.append(_kept(times @ weights, np.all(clean[:, weights != 0], axis=1), clock, reference_s))
-    return kept
+    reference_s, is_far = None, False
+    if judge is not None:
+        reference_s = float(np.quantile(looks_s, CALM))
+        judge.least_s = min(judge.least_s, reference_s)
+        is_far = reference_s > _MOST_OVER_BEST * judge.least_s
+    alone = np.eye(len(runs))
+    return [_joined(rounds, weights, clock, reference_s, is_far) for weights in (*alone, *derive)]
 
 
 def timing_of(rounds: Sequence[Samples], reference_s: float | None = None) -> Timing:
-    """The median of all rounds together, and its interval: by order statistics, and no less than rounds differ.
+    """What a thing takes when it is left alone, from all rounds; the interval is of the turns resampled.
+
+    It is no narrower than rounds differ.
 
     Args:
         rounds: at least one; the disturbed ones count only where there are no others.
         reference_s: scales the times to this time of the reference kernel, such as the best of all rounds.
     """
     used = [each for each in rounds if not each.is_disturbed] or list(rounds)
-    scaled = [_scaled(each, reference_s) for each in used]
-    kept = np.sort(np.concatenate(scaled))
-    half_width = _Z_90 * np.sqrt(len(kept)) / 2
-    median = float(np.median(kept))
-    low = float(kept[max(0, int(np.floor(len(kept) / 2 - half_width)))])
-    high = float(kept[min(len(kept) - 1, int(np.ceil(len(kept) / 2 + half_width)))])
-    if len(scaled) > 1:
-        spread = _Z_90 * float(np.std([np.median(each) for each in scaled], ddof=1)) / np.sqrt(len(scaled))
-        low, high = min(low, median - spread), max(high, median + spread)
+    shares = np.array([len(each.turns_s) for each in used], dtype=float)
+    shares /= shares.sum()
+    generator = np.random.default_rng(0)
+    resampled = np.array([_resampled(each, reference_s, generator) for each in used])
+    values = np.array([_calm(np.array(each.turns_s), each) * _scale(each, reference_s) for each in used])
+    calm = float(shares @ values)
+    low, high = map(float, np.quantile(shares @ resampled, (0.05, 0.95)))
+    if len(used) > 1:
+        spread = _Z_90 * float(np.std(values, ddof=1)) / np.sqrt(len(used))
+        low, high = min(low, calm - spread), max(high, calm + spread)
     return Timing(
-        median_s=median,
-        low_s=low,
-        high_s=high,
-        num_samples=len(kept),
+        calm_s=calm,
+        low_s=min(low, calm),
+        high_s=max(high, calm),
+        typical_s=float(np.median(np.concatenate([np.array(each.turns_s) @ each.weights for each in used]))),
+        num_samples=sum(each.num_samples for each in used),
         num_rejected=sum(each.num_rejected for each in rounds),
         clock=used[0].clock,
     )
 
 
-def _scaled(samples: Samples, reference_s: float | None) -> np.ndarray:
-    times = np.array(samples.times_s)
-    return times if reference_s is None or samples.reference_s is None else times * reference_s / samples.reference_s
+def _resampled(samples: Samples, reference_s: float | None, generator: np.random.Generator) -> np.ndarray:
+    """What other draws of as many turns would have given, in seconds."""
+    turns = np.array(samples.turns_s)
+    drawn = turns[generator.integers(0, len(turns), (_RESAMPLES, len(turns)))]
+    return _calm(drawn, samples) * _scale(samples, reference_s)
+
+
+def _calm(turns: np.ndarray, samples: Samples) -> np.ndarray:
+    """The combination of low deciles, over the last axis but one."""
+    return np.quantile(turns, CALM, axis=-2) @ np.array(samples.weights)
+
+
+def _scale(samples: Samples, reference_s: float | None) -> float:
+    return 1.0 if reference_s is None or samples.reference_s is None else reference_s / samples.reference_s
 
 
 def clock_for(num_threads: int, system: str = sys.platform) -> Clock:
@@ -191,20 +203,27 @@ def clock_for(num_threads: int, system: str = sys.platform) -> Clock:
     return "thread_cpu" if num_threads == 1 and system.lower() == "linux" else "wall"
 
 
-def _look(judge: Judge | None) -> float:
-    """What the reference takes now; without one, times count as they are."""
-    return 1.0 if judge is None else judge.look()
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    median_s: float
+    num_clean: int
+    num_rejected: int
 
 
-def _is_steady(judge: Judge | None, before_s: float, after_s: float) -> bool:
-    is_calm = judge is None or judge.is_calm(max(before_s, after_s))
-    return is_calm and abs(after_s / before_s - 1) <= _MOST_CHANGE
+def _plan(run: Callable[[], object], num_warm_up: int) -> tuple[int, int]:
+    """Of a turn: how often to repeat the work within a sample, and how many samples to take."""
+    once_s = max(_time_once(run, num_warm_up), 1e-9)
+    repeat = max(1, round(_MIN_CHUNK_S / once_s))
+    return repeat, int(np.clip(_TURN_S / (repeat * once_s), 1, _MOST_SAMPLES_PER_TURN))
 
 
-def _turn(run: Callable[[], object], repeat: int, num_samples: int, clock: Clock) -> list[tuple[float, bool]]:
-    for _ in range(max(_LEAST_SAMPLES_PER_TURN, num_samples // 2)):
+def _turn(run: Callable[[], object], repeat: int, num_samples: int, clock: Clock) -> _Turn:
+    for _ in range(max(1, repeat * num_samples // 2)):
         run()
-    return [sample(run, repeat, clock) for _ in range(num_samples)]
+    samples = [sample(run, repeat, clock) for _ in range(num_samples)]
+    clean = [time_s for time_s, is_clean in samples if is_clean]
+    times_s = clean or [time_s for time_s, _ in samples]
+    return _Turn(float(np.median(times_s)), len(clean), num_samples - len(clean))
 
 
 def sample(run: Callable[[], object], repeat: int, clock: Clock) -> tuple[float, bool]:
@@ -238,12 +257,21 @@ def _time_once(run: Callable[[], object], num_warm_up: int) -> float:
     return min(times)
 
 
-def _kept(times: np.ndarray, is_clean: np.ndarray, clock: Clock, reference_s: float | None) -> Samples:
-    is_disturbed = bool(is_clean.sum() < _LEAST_CLEAN)
+def _joined(
+    rounds: Sequence[Sequence[_Turn]], weights: np.ndarray, clock: Clock, reference_s: float | None, is_far: bool
+) -> Samples:
+    """The samples of what the weights combine."""
+    places = [index for index, weight in enumerate(weights) if weight]
+    parts = [[turns[place] for place in places] for turns in rounds]
+    clean = [turns for turns in parts if all(turn.num_clean for turn in turns)]
+    is_disturbed = len(clean) < min(_LEAST_CLEAN, len(parts))
+    kept = parts if is_disturbed else clean
     return Samples(
-        times_s=tuple(map(float, times if is_disturbed else times[is_clean])),
-        num_rejected=int((~is_clean).sum()),
-        clock=clock,
+        turns_s=tuple(tuple(turn.median_s for turn in turns) for turns in kept),
+        weights=tuple(map(float, weights[places])),
         reference_s=reference_s,
-        is_disturbed=is_disturbed,
+        num_samples=sum(min(turn.num_clean for turn in turns) for turns in kept),
+        num_rejected=sum(max(turn.num_rejected for turn in turns) for turns in parts),
+        clock=clock,
+        is_disturbed=is_disturbed or is_far,
     )

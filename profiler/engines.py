@@ -19,9 +19,6 @@ from blockwright.profiler.process import run_module
 from blockwright.profiler.reference import make_reference
 from blockwright.strict import from_data, to_data
 
-_PATIENCE_PER_EFFORT = 10.0
-"""How long to wait for a calm machine, in times of what one measurement is meant to take."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineRequest:
@@ -78,13 +75,12 @@ def time_engines(request: EngineRequest) -> list[EngineTimes]:
     """Times engines in turn, in this process."""
     decoders = [Decoder.open(Path(folder)) for folder in request.folders]
     num_threads = max(decoder.engine.session.num_threads for decoder in decoders)
-    judge = make_reference(_PATIENCE_PER_EFFORT * request.seconds, request.reference_s)
-    effort = Effort(seconds=request.seconds, judge=judge)
-    decode = time_in_turn([_token_run(decoder, request.load) for decoder in decoders], effort, num_threads)
-    prefill = time_in_turn([_prompt_run(decoder, request.load) for decoder in decoders], effort, num_threads)
+    effort = Effort(seconds=request.seconds, judge=make_reference(request.reference_s))
+    runs = [make(decoder, request.load) for decoder in decoders for make in (_token_run, _prompt_run)]
+    timings = time_in_turn(runs, effort, num_threads)
     return [
         EngineTimes(time_per_token=token, time_to_first_token=first)
-        for token, first in zip(decode, prefill, strict=True)
+        for token, first in zip(timings[::2], timings[1::2], strict=True)
     ]
 
 

@@ -98,7 +98,7 @@ def measure(here: Path, case: dict[str, Any], asked: argparse.Namespace) -> dict
     effort = Effort(seconds=asked.seconds)
     derive = [np.array(weights) for weights in case["derive"]]
     timings = time_in_turn(runs, effort, asked.threads, derive=derive)
-    fields = ("median_s", "low_s", "high_s", "num_samples", "num_rejected", "clock")
+    fields = ("calm_s", "low_s", "high_s", "typical_s", "num_samples", "num_rejected", "clock")
     return {"timings": [{name: getattr(timing, name) for name in fields} for timing in timings]}
 
 

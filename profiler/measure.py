@@ -30,9 +30,9 @@ _MEMORY_SHARES = ((1.0, 0.0), (0.6, 0.0), (0.3, 0.0), (0.0, 0.0), (0.0, 0.7))
 """The same for memory."""
 _MOST_GRAPH_BYTES = 2**31 - 2**24
 """A protobuf message is shorter than 2 GiB; some of it is the graph itself."""
-_SAMPLE_VARIANT: dict[Backend, Callable[[Bench, Mixer | FFN, Point], Samples]] = {
-    "onnxruntime": onnx_blocks.sample_variant,
-    "torch": torch_blocks.sample_variant,
+_SAMPLE_VARIANTS: dict[Backend, Callable[[Bench, Sequence[Mixer | FFN], Point], list[Samples]]] = {
+    "onnxruntime": onnx_blocks.sample_variants,
+    "torch": torch_blocks.sample_variants,
 }
 _SAMPLE_MODELS: dict[Backend, Callable[[Bench, list[Model], Point], list[Samples]]] = {
     "onnxruntime": wholes.sample_models,
@@ -78,7 +78,7 @@ class PartCase:
             part=self.part,
             variant=variant_name(self.variant),
             point=self.point,
-            time_s=max(timing.median_s, 0.0),
+            time_s=max(timing.calm_s, 0.0),
             low_s=max(timing.low_s, 0.0),
             high_s=max(timing.high_s, 0.0),
             num_samples=timing.num_samples,
@@ -87,8 +87,8 @@ class PartCase:
         )
 
     def sample(self) -> list[Samples]:
-        """Times it here."""
-        return [_SAMPLE_VARIANT[self.bench.backend](self.bench, self.variant, self.point)]
+        """Times it here, by itself."""
+        return sample_together([self])[0]
 
     def rows(self, timings: Sequence[Timing]) -> list[TimeRow]:
         """What the timings of `sample` say."""
@@ -121,7 +121,7 @@ class WholesCase:
                 layers=layer_names(model),
                 is_anchor=index < len(_ANCHORS),
                 point=self.point,
-                time_s=timing.median_s,
+                time_s=timing.calm_s,
                 low_s=timing.low_s,
                 high_s=timing.high_s,
                 num_samples=timing.num_samples,
@@ -183,6 +183,13 @@ class MemoryCase:
 
 TimedCase = PartCase | WholesCase
 Case = TimedCase | MemoryCase
+
+
+def sample_together(parts: Sequence[PartCase]) -> list[list[Samples]]:
+    """Times parts of one bench and point in turn, so that each is met in all that befalls the machine meanwhile."""
+    first = parts[0]
+    variants = [case.variant for case in parts]
+    return [[each] for each in _SAMPLE_VARIANTS[first.bench.backend](first.bench, variants, first.point)]
 
 
 def measure(case: Case) -> Sequence[Row]:

@@ -1,20 +1,22 @@
 """Runs blocks and whole models in ONNX Runtime, to be timed. Blocks are measured as slopes (see `bench`)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from blockwright.compile.decoder import decoder_graph, stack_graph
 from blockwright.compile.runtime import ort
 from blockwright.compile.session import Binding, Sequences, make_cache, make_session
 from blockwright.hw_profiles.profile import Point
-from blockwright.profiler.bench import Bench, Run, sample_slope, stacks_of
+from blockwright.profiler.bench import Bench, Run, sample_slopes, stacks_of
 from blockwright.profiler.clock import Samples
 from blockwright.profiler.synthetic import random_weights
 from blockwright.spec import FFN, Mixer, Model
 
 
-def sample_variant(bench: Bench, variant: Mixer | FFN, point: Point) -> Samples:
-    """Times that one copy of a mixer or an ffn adds to a model."""
-    return sample_slope(bench, [_stack_run(bench, stack, point) for stack in stacks_of(bench, variant)])
+def sample_variants(bench: Bench, variants: Sequence[Mixer | FFN], point: Point) -> list[Samples]:
+    """Times that one copy of each mixer or ffn adds to a model, all in turn."""
+    return sample_slopes(bench, [[_stack_run(bench, stack, point) for stack in stacks_of(bench, v)] for v in variants])
 
 
 def _stack_run(bench: Bench, model: Model, point: Point) -> Run:

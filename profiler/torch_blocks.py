@@ -6,7 +6,7 @@ their embedding and head fall out.
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from transformers import (
 
 from blockwright.hw_profiles.profile import Point
 from blockwright.model.child import build_child, load_weights
-from blockwright.profiler.bench import Bench, Run, sample_slope, stacks_of
+from blockwright.profiler.bench import Bench, Run, sample_slopes, stacks_of
 from blockwright.profiler.clock import Samples, sample_in_turn
 from blockwright.profiler.synthetic import random_weights
 from blockwright.spec import FFN, Attention, Family, GatedFFN, Mixer, Model, Window
@@ -35,10 +35,10 @@ _CONFIGS: dict[Family, type[PreTrainedConfig]] = {
 }
 
 
-def sample_variant(bench: Bench, variant: Mixer | FFN, point: Point) -> Samples:
-    """Times that one copy of a mixer or an ffn adds to a model."""
+def sample_variants(bench: Bench, variants: Sequence[Mixer | FFN], point: Point) -> list[Samples]:
+    """Times that one copy of each mixer or ffn adds to a model, all in turn."""
     with _threads(bench.session.num_threads):
-        return sample_slope(bench, [_model_run(stack, point) for stack in stacks_of(bench, variant)])
+        return sample_slopes(bench, [[_model_run(stack, point) for stack in stacks_of(bench, v)] for v in variants])
 
 
 def sample_models(bench: Bench, models: list[Model], point: Point) -> list[Samples]:

@@ -22,8 +22,8 @@ from blockwright.profiler.synthetic import random_weights
 from blockwright.spec import Model
 from blockwright.strict import from_data, to_data
 
-_PATIENCE_PER_EFFORT = 1.0
-"""How long to wait for a calm machine, in the seconds that the measurements are meant to take."""
+_EFFORT = 4
+"""A whole model is timed so many times as long as a part: all that parts leave open is fitted on a few of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class WholesRequest:
     point: Point
     session: SessionSettings
     seconds: float
-    min_samples: int
+    min_turns: int
     has_judge: bool
     reference_s: float | None
     """What the reference kernel takes at its best, if that is known."""
@@ -63,8 +63,8 @@ def sample_models(bench: Bench, models: list[Model], point: Point) -> list[Sampl
             folders=tuple(map(str, folders)),
             point=point,
             session=bench.session,
-            seconds=bench.effort.seconds,
-            min_samples=bench.effort.min_samples,
+            seconds=_EFFORT * bench.effort.seconds,
+            min_turns=bench.effort.min_turns,
             has_judge=judge is not None,
             reference_s=None if judge is None else judge.least_s,
         )
@@ -75,11 +75,8 @@ def sample_models(bench: Bench, models: list[Model], point: Point) -> list[Sampl
 
 def sample_engines(request: WholesRequest) -> list[Samples]:
     """The same in this process, from engines that are written."""
-    judge = None
-    if request.has_judge:
-        patience_s = _PATIENCE_PER_EFFORT * request.seconds * len(request.folders)
-        judge = make_reference(patience_s, request.reference_s)
-    effort = Effort(seconds=request.seconds, min_samples=request.min_samples, judge=judge)
+    judge = make_reference(request.reference_s) if request.has_judge else None
+    effort = Effort(seconds=request.seconds, min_turns=request.min_turns, judge=judge)
     decoders = [Decoder.open(Path(folder), request.session) for folder in request.folders]
     runs = [session_run(decoder.session, decoder.engine.model, request.point) for decoder in decoders]
     return sample_in_turn(runs, effort, request.session.num_threads)

@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--children", type=int, default=32, help="of each format")
     parser.add_argument("--parent", default=str(REPOSITORY / "recipes" / "demo-parent"))
-    parser.add_argument("--seconds", type=float, default=0.4, help="for each time of each child")
+    parser.add_argument("--seconds", type=float, default=0.75, help="for each time of each child")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results")
     arguments = parser.parse_args()

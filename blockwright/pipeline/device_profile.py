@@ -20,8 +20,8 @@ from blockwright.strict import to_data
 
 _SHARE = 0.2
 """An operator of the grid gets so much of the seconds that a part of a model gets: there are several times as many."""
-_LIMIT_S, _PATIENCE_S = 220.0, 30.0
-"""Of the grid, so that with the ceilings it is five minutes at most; and of waiting for a calm machine."""
+_LIMIT_S = 220.0
+"""Of the grid, so that with the ceilings it is five minutes at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +49,9 @@ def profile_device(order: DeviceOrder, output: Path) -> Profile:
     with running(stage) as work:
         started, conditions = started_at(work / "started.json"), conditions_now()
         reference = reference_for(work / "ceilings.json")
-        reference.patience_s = _PATIENCE_S
         effort = Effort(seconds=order.seconds_per_measurement, judge=reference)
         ceilings = ceilings_in(work / "ceilings.json", session, effort, reference)
-        brief = replace(effort, seconds=_SHARE * effort.seconds, min_samples=6, max_samples=100, num_warm_up=2)
+        brief = replace(effort, seconds=_SHARE * effort.seconds, min_turns=6, max_turns=30, num_warm_up=2)
         todo = grid_cases(session, brief, cache_bytes())
         measured = measure_all(todo, work, Limits(target=1.0, again_s=0.0, total_s=_LIMIT_S, first_s=_LIMIT_S))
         best_s = min(reference.least_s, measured.reference_s or reference.least_s)

@@ -210,4 +210,4 @@ def write_sample(engine: Path, prompt: str, order: MeasureOrder) -> str:
 
 
 def _cost_of(timing: Timing) -> Cost:
-    return Cost(value=timing.median_s, low=timing.low_s, high=timing.high_s, origin="measured")
+    return Cost(value=timing.calm_s, low=timing.low_s, high=timing.high_s, origin="measured")

@@ -23,8 +23,16 @@ from blockwright.hw_profiles.table import Row
 from blockwright.pipeline.console import progress, say
 from blockwright.profiler.adaptive import Uncertainty, is_gain, next_cases, uncertainty_of
 from blockwright.profiler.clock import Samples, timing_of
-from blockwright.profiler.measure import Case, MemoryCase, PartCase, TimedCase, WholesCase
+from blockwright.profiler.measure import (
+    Case,
+    MemoryCase,
+    PartCase,
+    TimedCase,
+    WholesCase,
+    sample_together,
+)
 from blockwright.profiler.operator_grid import GridCase
+from blockwright.profiler.together import measured_together
 from blockwright.strict import from_data, to_data
 
 _MOST_TRIES = 3
@@ -122,12 +130,13 @@ def measure_all(cases: Sequence[AnyCase], work: Path, limits: Limits) -> Measure
     measured, watch = _read(cases, work), _ClockWatch()
     first = [case for case in cases if case.name not in measured.rounds and case.name not in measured.memory]
     with progress("profile", len(cases), len(cases) - len(first)) as advance:
-        for case in first:
+        for group in measured_together(first):
             if measured.spent_s < limits.first_s:
-                _measure(case, work, measured, watch)
+                _measure(group, work, measured, watch)
             else:
                 measured.stopped_by = "time"
-            advance(case.name)
+            for case in group:
+                advance(case.name)
     if measured.failures and not measured.rounds:
         name, why = next(iter(measured.failures.items()))
         raise InputError(
@@ -154,33 +163,47 @@ def _measure_again(
             measured.stopped_by = "precision" if not again else "time" if measured.spent_s >= until_s else "no_gain"
             break
         with progress(f"again, known to {100 * known.worst:.1f} %", len(again)) as advance:
-            for case in again:
+            for group in measured_together(again):
                 if measured.spent_s < until_s:
-                    _measure(case, work, measured, watch)
-                advance(case.name)
+                    _measure(group, work, measured, watch)
+                for case in group:
+                    advance(case.name)
         before, known = known, measured.uncertainty(timed)
         num_vain = 0 if is_gain(before, known) else num_vain + 1
     measured.precision = known.worst if known.of_groups else None
 
 
-def _measure(case: AnyCase, work: Path, measured: Measurements, watch: "_ClockWatch") -> None:
-    """One more round of one case, kept in a file."""
-    started = monotonic()
+def _measure(group: Sequence[AnyCase], work: Path, measured: Measurements, watch: "_ClockWatch") -> None:
+    """One more round of cases that are timed in turn, each kept in a file; one by one where that fails."""
+    started, case = monotonic(), group[0]
     try:
         if isinstance(case, MemoryCase):
-            rows, samples = tuple(case.measure()), ()
+            rows, samples = tuple(case.measure()), [()]
         else:
-            rows, samples = (), watch.marked(case.sample())
+            rows, samples = (), [watch.marked(each) for each in _sampled(group)]
     except _FAILURES as error:
-        if case.name not in measured.rounds:
+        if len(group) > 1:
+            for one in group:
+                _measure([one], work, measured, watch)
+        elif case.name not in measured.rounds:
             measured.failures[case.name] = f"{type(error).__name__}: {error}".splitlines()[0]
             say(f"failed    {case.name}: {measured.failures[case.name]}")
         return
-    took_s = monotonic() - started
-    number = len(measured.rounds.get(case.name, ()))
-    path = work / f"case-{measured.numbers[case.name]:04d}-round-{number:02d}.json"
-    write_json(path, {"name": case.name, "took_s": took_s, "samples": to_data(samples), "memory": to_data(rows)})
-    _add(measured, case.name, samples, rows, took_s)
+    took_s = (monotonic() - started) / len(group)
+    for one, own in zip(group, samples, strict=True):
+        number = len(measured.rounds.get(one.name, ()))
+        path = work / f"case-{measured.numbers[one.name]:04d}-round-{number:02d}.json"
+        write_json(path, {"name": one.name, "took_s": took_s, "samples": to_data(own), "memory": to_data(rows)})
+        _add(measured, one.name, own, rows, took_s)
+
+
+def _sampled(group: Sequence[AnyCase]) -> list[list[Samples]]:
+    parts = [case for case in group if isinstance(case, PartCase)]
+    if parts:
+        return sample_together(parts)
+    (case,) = group
+    assert not isinstance(case, MemoryCase | PartCase)
+    return [case.sample()]
 
 
 def _read(cases: Sequence[AnyCase], work: Path) -> Measurements:

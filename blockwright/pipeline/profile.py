@@ -31,10 +31,8 @@ from blockwright.search.space import SpaceSettings
 from blockwright.spec import Model, parse_format, with_format
 from blockwright.strict import from_data, to_data
 
-_PATIENCE_PER_EFFORT = 1.0
-"""How long to wait for a calm machine, in the seconds that the measurements are meant to take."""
 _MOST_EFFORT = 4.0
-"""How long to go on measuring what is known worst, in the same."""
+"""How long to go on measuring what is known worst, in the seconds that the first round is meant to take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +71,6 @@ def profile_machine(order: ProfileOrder, output: Path) -> Profile:
         effort = Effort(seconds=order.seconds_per_measurement, judge=reference)
         todo = list(cases(_request(order, session, effort)))
         meant_s = effort.seconds * sum(num_runs(case) for case in todo)
-        reference.patience_s = _PATIENCE_PER_EFFORT * meant_s
         ceilings = ceilings_in(work / "ceilings.json", session, effort, reference)
         limits = Limits(target=order.precision, again_s=_MOST_EFFORT * meant_s, total_s=order.time_limit_s)
         measured = measure_all(todo, work, limits)
@@ -121,7 +118,7 @@ def _request(order: ProfileOrder, session: SessionSettings, effort: Effort) -> R
 
 def reference_for(path: Path) -> Reference:
     """The reference kernel, with what it took at its best before a kill."""
-    return make_reference(0.0, _read_ceilings(path).reference_s if path.exists() else None)
+    return make_reference(_read_ceilings(path).reference_s if path.exists() else None)
 
 
 def started_at(path: Path) -> str:

@@ -82,8 +82,8 @@ def try_children(profile: Profile, order: ValidateOrder, work: Path) -> list[Tri
             costs = from_data(tuple[EngineCosts, ...], read_json(path), str(path))
             for child_costs, cost in zip(foretold, costs, strict=True):
                 measured: dict[Quantity, float] = {
-                    "time_per_token": cost.time_per_token.median_s,
-                    "time_to_first_token": cost.time_to_first_token.median_s,
+                    "time_per_token": cost.time_per_token.calm_s,
+                    "time_to_first_token": cost.time_to_first_token.calm_s,
                     "memory": cost.memory_bytes,
                 }
                 trials += [

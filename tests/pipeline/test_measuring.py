@@ -1,6 +1,6 @@
 """Measuring round after round: what is kept, what fails, what is disturbed, when it ends."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,15 @@ Sampler = Callable[[str, int], Samples]
 
 
 def _samples(*times_s: float, is_disturbed: bool = False) -> Samples:
-    return Samples(times_s=times_s, num_rejected=0, clock="thread_cpu", reference_s=None, is_disturbed=is_disturbed)
+    return Samples(
+        turns_s=tuple((time_s,) for time_s in times_s),
+        weights=(1.0,),
+        reference_s=None,
+        num_samples=len(times_s),
+        num_rejected=0,
+        clock="thread_cpu",
+        is_disturbed=is_disturbed,
+    )
 
 
 @pytest.fixture
@@ -45,8 +53,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[Sampler], list[str]]:
             called.append(name)
             return sampler(name, called.count(name) - 1)
 
-        parts = {"onnxruntime": lambda bench, variant, point: one(type(variant).__name__)}
-        monkeypatch.setattr(measure, "_SAMPLE_VARIANT", parts)
+        def all_of(bench: Bench, variants: Sequence, point: Point) -> list[Samples]:
+            return [one(type(variant).__name__) for variant in variants]
+
+        monkeypatch.setattr(measure, "_SAMPLE_VARIANTS", {"onnxruntime": all_of})
         monkeypatch.setattr(measure, "_SAMPLE_MODELS", {"onnxruntime": lambda *_: [one("wholes")]})
         return called
 
@@ -61,12 +71,12 @@ def test_what_is_sure_is_measured_once(tmp_path: Path, cases: list, calls: Calla
 
 
 def test_what_is_unsure_is_measured_again_and_joined(tmp_path: Path, cases: list, calls: Callable) -> None:
-    noisy = _samples(0.5, 1.0, 1.5)
+    noisy = _samples(1.0, 1.0, 9.0)
     called = calls(lambda name, turn: noisy if name == "GatedFFN" and turn == 0 else _samples(*[1.0] * 200))
     measured = measure_all(cases, tmp_path, LIMITS)
-    assert called == ["Attention", "GatedFFN", "wholes", "GatedFFN"]
+    assert called[:3] == ["Attention", "GatedFFN", "wholes"] and set(called[3:]) == {"GatedFFN"}
     row = next(row for row in measured.rows(cases, None) if getattr(row, "variant", "") == "ffn-128")
-    assert row.num_samples == 203  # type: ignore[union-attr]
+    assert row.num_samples == 3 + 200 * (len(called) - 3)  # type: ignore[union-attr]
 
 
 def test_it_ends_where_more_does_not_help(tmp_path: Path, cases: list, calls: Callable) -> None:
@@ -90,7 +100,7 @@ def test_a_case_that_fails_is_told_and_the_others_are_measured(tmp_path: Path, c
 
     called = calls(fail)
     measured = measure_all(cases, tmp_path, LIMITS)
-    assert called == ["Attention", "GatedFFN", "wholes"]
+    assert called == ["Attention", "GatedFFN", "Attention", "GatedFFN", "wholes"]  # together, then one by one
     assert measured.failures == {cases[1].name: "MemoryError: too large"}
     assert len(measured.rows(cases, None)) == 2
 

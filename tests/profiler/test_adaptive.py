@@ -15,9 +15,17 @@ from blockwright.spec import FP32, Attention, GatedFFN, LinearFFN, Model
 POINT = Point(batch=1, new_tokens=1, slots=64)
 
 
-def _timing(median_s: float, half_width_s: float) -> Timing:
-    low_s, high_s = median_s - half_width_s, median_s + half_width_s
-    return Timing(median_s=median_s, low_s=low_s, high_s=high_s, num_samples=9, num_rejected=0, clock="thread_cpu")
+def _timing(calm_s: float, half_width_s: float) -> Timing:
+    low_s, high_s = calm_s - half_width_s, calm_s + half_width_s
+    return Timing(
+        calm_s=calm_s,
+        low_s=low_s,
+        high_s=high_s,
+        typical_s=calm_s,
+        num_samples=9,
+        num_rejected=0,
+        clock="thread_cpu",
+    )
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from blockwright.profiler.clock import Effort, timing_of
 from blockwright.profiler.operator_grid import GridCase, grid_cases
 from blockwright.profiler.operators import Attend, Elementwise, Matmul
 
-SESSION, QUICK = SessionSettings(num_threads=1), Effort(seconds=0.0, min_samples=3, num_warm_up=1)
+SESSION, QUICK = SessionSettings(num_threads=1), Effort(seconds=0.0, min_turns=1, num_warm_up=1)
 
 
 def _cases(cache_bytes: int | None = None) -> list[GridCase]:
@@ -65,7 +65,7 @@ def test_prepared_work_is_built_once_and_only_runs(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("kind", [Matmul, Attend, Elementwise])
 def test_a_case_gives_a_row_for_each_operator(kind: type) -> None:
     case = min((c for c in _cases() if type(c.operators[0]) is kind), key=lambda c: c.operators[-1].num_bytes)
-    case = replace(case, effort=replace(QUICK, seconds=0.02, min_samples=30))
+    case = replace(case, effort=replace(QUICK, seconds=0.02, min_turns=10))
     case.prepared()()
     rows = case.rows([timing_of([samples]) for samples in case.sample()])
     assert rows and all(1e-9 < row.time_s < 1.0 for row in rows)

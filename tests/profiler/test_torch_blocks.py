@@ -15,7 +15,7 @@ from blockwright.profiler.bench import Bench
 from blockwright.profiler.clock import Effort, timing_of
 from blockwright.profiler.cost_model import part_costs, predict
 from blockwright.profiler.measure import Request, Row, cases, measure, mix
-from blockwright.profiler.torch_blocks import build_random, hf_config, sample_models, sample_variant
+from blockwright.profiler.torch_blocks import build_random, hf_config, sample_models, sample_variants
 from blockwright.spec import (
     FP32,
     Attention,
@@ -61,7 +61,7 @@ def _model(family: Family = "llama", window: int | None = None, **changes: objec
     return replace(model, **changes)
 
 
-def _measure(seconds: float, min_samples: int) -> list[Row]:
+def _measure(seconds: float, min_turns: int) -> list[Row]:
     request = Request(
         parent=_model(),
         mixers=MIXERS,
@@ -69,7 +69,7 @@ def _measure(seconds: float, min_samples: int) -> list[Row]:
         formats=(Format(name="int4", group_size=32),),
         loads=(LOAD,),
         session=SESSION,
-        effort=Effort(seconds=seconds, min_samples=min_samples),
+        effort=Effort(seconds=seconds, min_turns=min_turns),
         backends=("torch",),
     )
     return [row for case in cases(request) for row in measure(case)]
@@ -134,14 +134,14 @@ def test_measuring_leaves_the_number_of_threads_as_it_was() -> None:
         weights=FP32,
         model=_model(),
         session=SessionSettings(num_threads=before + 1),
-        effort=Effort(seconds=0.0, min_samples=3),
+        effort=Effort(seconds=0.0, min_turns=1),
     )
-    sample_variant(bench, LinearFFN(), Point(batch=1, new_tokens=1, slots=64))
+    sample_variants(bench, [LinearFFN()], Point(batch=1, new_tokens=1, slots=64))
     assert torch.get_num_threads() == before
 
 
 def test_torch_gives_fp32_rows_for_every_part_and_no_memory() -> None:
-    rows = _measure(seconds=0.0, min_samples=3)
+    rows = _measure(seconds=0.0, min_turns=1)
     assert {(row.backend, row.format) for row in rows} == {("torch", "fp32")}
     points = {Point(batch=1, new_tokens=new_tokens, slots=64) for new_tokens in (1, 40)}
     times = [row for row in rows if isinstance(row, TimeRow)]
@@ -154,23 +154,25 @@ def test_torch_gives_fp32_rows_for_every_part_and_no_memory() -> None:
 
 
 def test_rows_of_torch_predict_times_of_torch() -> None:
-    costs = predict(_profile(_measure(seconds=0.0, min_samples=3)), _model(), LOAD, "torch")
+    costs = predict(_profile(_measure(seconds=0.0, min_turns=1)), _model(), LOAD, "torch")
     assert costs["time_per_token"].origin == costs["time_to_first_token"].origin == "modelled"
 
 
 def test_a_prompt_takes_longer_through_wider_ffns() -> None:
     bench = Bench(
-        backend="torch", weights=FP32, model=_model(), session=SESSION, effort=Effort(seconds=0.05, min_samples=10)
+        backend="torch", weights=FP32, model=_model(), session=SESSION, effort=Effort(seconds=0.05, min_turns=3)
     )
     widths = (32, 4096)
     point = Point(batch=1, new_tokens=64, slots=64)
-    narrow, wide = (timing_of([sample_variant(bench, GatedFFN(width=w), point)]) for w in widths)
-    assert 3 * narrow.median_s < wide.median_s
+    narrow, wide = (
+        timing_of([samples]) for samples in sample_variants(bench, [GatedFFN(width=w) for w in widths], point)
+    )
+    assert 3 * narrow.calm_s < wide.calm_s
 
 
 @pytest.mark.slow
 def test_a_new_mix_of_blocks_takes_the_share_of_its_parent_that_was_predicted() -> None:
-    profile = _profile(_measure(seconds=0.2, min_samples=30))
+    profile = _profile(_measure(seconds=0.2, min_turns=10))
     bench = Bench(backend="torch", weights=FP32, model=_model(), session=SESSION, effort=Effort(seconds=0.3))
     models = [mix(_model(), MIXERS, FFNS, own_share=0.4, seed=99), _model()]
     expected: tuple[tuple[int, Quantity], ...] = ((1, "time_per_token"), (40, "time_to_first_token"))
@@ -179,4 +181,4 @@ def test_a_new_mix_of_blocks_takes_the_share_of_its_parent_that_was_predicted() 
         # Shares, for what else runs on the machine may slow all of it down between profile and test.
         point = Point(batch=1, new_tokens=new_tokens, slots=64)
         timings = [timing_of([samples]) for samples in sample_models(bench, models, point)]
-        assert child / parent == pytest.approx(timings[0].median_s / timings[1].median_s, rel=0.3)
+        assert child / parent == pytest.approx(timings[0].calm_s / timings[1].calm_s, rel=0.3)
