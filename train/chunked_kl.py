@@ -159,9 +159,7 @@ def _chunks(num_tokens: int, valid_N: Tensor | None, chunk: int) -> Iterator[sli
         yield from valid.split(chunk)
 
 
-def _chunk(
-    h_CD: Tensor, w_VD: Tensor, targets: Targets, rows: slice | Tensor, losses: Losses
-) -> tuple[Tensor, Tensor]:
+def _chunk(h_CD: Tensor, w_VD: Tensor, targets: Targets, rows: slice | Tensor, losses: Losses) -> tuple[Tensor, Tensor]:
     """A chunk's gradient by its logits, times the number of tokens, and the terms' shares of their means."""
     weights, values, gradient_CV = losses.among(OF_LOGITS), dict[str, Tensor](), None
     for name, value, grad_CV in _terms(h_CD, w_VD, targets, rows, losses):

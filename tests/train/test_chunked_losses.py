@@ -181,4 +181,4 @@ def test_kl_of_the_top_tokens_grows_to_the_whole_with_their_number() -> None:
         chunked_losses(h_ND, w_VD, Targets(parent=_top_of(log_p_NV, k), num_tokens=31), parse_losses("kl"))[0].item()
         for k in (1, 5, 25, 50)
     ]
-    assert 0 <= parts[0] and parts == sorted(parts) and math.isclose(parts[-1], whole, rel_tol=1e-6)
+    assert parts[0] >= 0 and parts == sorted(parts) and math.isclose(parts[-1], whole, rel_tol=1e-6)
