@@ -1,0 +1,43 @@
+"""Ranks that each hold a share learn what one process learns."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).with_name("sharded_steps.py")
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Folders with what one process and what two ranks came to."""
+    folders = {num_ranks: tmp_path_factory.mktemp(f"ranks-{num_ranks}") for num_ranks in (1, 2)}
+    starts = {1: [], 2: [*TORCHRUN, "2"]}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, *start, str(SCRIPT), str(folders[num_ranks])],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for num_ranks, start in starts.items()
+    ]
+    for run in runs:
+        _, errors = run.communicate(timeout=120)
+        assert run.returncode == 0, errors
+    return folders
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_two_ranks_learn_what_one_learns(found: dict[int, Path], is_tied: bool) -> None:
+    alone, together = (load_file(found[num_ranks] / f"{is_tied}.safetensors") for num_ranks in (1, 2))
+    assert alone.keys() == together.keys()
+    assert alone["loss 2"] < alone["loss 0"]
+    assert alone["norm 0"] > 1  # so that it was clipped
+    for name, tensor in alone.items():
+        torch.testing.assert_close(together[name], tensor, rtol=1e-4, atol=1e-5, msg=f"{name}: {together[name]}")
