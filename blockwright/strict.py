@@ -90,6 +90,8 @@ def _convert_union(cls: Any, data: Any, path: str) -> Any:
     members = [member for member in get_args(cls) if member is not type(None)]
     classes = {kind_of(member): member for member in _dataclasses_of(cls)}
     if not classes:
+        if len(members) == 1:
+            return _convert(members[0], data, path)
         for member in members:
             if type(data) is (get_origin(member) or member) or (member is float and type(data) is int):
                 return _convert(member, data, path)

@@ -15,6 +15,8 @@ from blockwright.units import parse_quantity
 
 if TYPE_CHECKING:
     from blockwright.search.build import Rules
+    from blockwright.search.space import SpaceSettings
+    from blockwright.spec import Model
 
 _LOAD = re.compile(r"([\w.-]+)=(\d+)x(\d+)\+(\d+)")
 DEFAULT_LOAD = "chat=1x128+128"
@@ -60,6 +62,29 @@ def add_text(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--window", type=int, default=256, metavar="TOKENS", help="length of a window (default: 256)")
     parser.add_argument("--seed", type=int, default=0, help="fixes the order of the text (default: 0)")
+
+
+def add_space(parser: argparse.ArgumentParser) -> None:
+    """The flag for what candidates there are; `read_space_of` reads it."""
+    parser.add_argument(
+        "--space",
+        type=Path,
+        metavar="FILE",
+        help="what to offer in each layer, in YAML (default: half and a quarter of the KV heads, three widths of the "
+        "ffn, linear and nothing); `blockwright space` shows what a file comes to",
+    )
+
+
+def read_space_of(arguments: argparse.Namespace, parent: "Model") -> "SpaceSettings":
+    """Reads ``--space`` for a parent; without the flag, the default.
+
+    Raises:
+        InputError: the file is missing, or holds what no layer of the parent could have.
+    """
+    from blockwright.search.space import SpaceSettings
+    from blockwright.search.space_file import read_space
+
+    return SpaceSettings() if arguments.space is None else read_space(arguments.space, parent)
 
 
 def add_loads(parser: argparse.ArgumentParser) -> None:

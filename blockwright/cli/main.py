@@ -21,6 +21,7 @@ from blockwright.cli import (
     run,
     score,
     search,
+    space,
 )
 from blockwright.cli.flags import Command, add_command
 from blockwright.errors import InputError
@@ -28,6 +29,7 @@ from blockwright.errors import InputError
 _COMMANDS: tuple[Command, ...] = (
     run,
     profile,
+    space,
     library,
     score,
     search,

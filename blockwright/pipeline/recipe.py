@@ -19,8 +19,9 @@ from blockwright.pipeline.checks import (
 )
 from blockwright.search.build import NO_RULES, Rules
 from blockwright.search.space import SpaceSettings
+from blockwright.search.space_file import read_space
 from blockwright.statistics import LEAST_VALUES
-from blockwright.strict import from_data
+from blockwright.strict import from_data, to_data
 
 LEAST_WINDOW_TOKENS = 2
 """One token to read and one to predict."""
@@ -204,6 +205,7 @@ class Recipe:
     distill: DistillSection
     measure: MeasureSection
     space: SpaceSettings = field(default_factory=SpaceSettings)
+    """In the file: these keys, or the name of a file that holds them."""
     refine: RefineSection | None = None
     """None to stay with the best sum of scores."""
 
@@ -236,7 +238,7 @@ def read_recipe(path: Path, *, parent: str | None = None, text: str | None = Non
     """Reads a recipe.
 
     Args:
-        path: the YAML file. A relative path to a parent in it is looked up from the working folder.
+        path: the YAML file. Relative paths to a parent or a space in it are looked up from the working folder.
         parent: takes the place of the recipe's parent.
         text: takes the place of the recipe's text.
 
@@ -253,6 +255,8 @@ def read_recipe(path: Path, *, parent: str | None = None, text: str | None = Non
         raise InputError(
             str(path), got=f"no YAML ({error})".replace("\n", " "), expected="YAML", remedy="Correct the file."
         ) from error
-    recipe = from_data(Recipe, data, str(path))
+    named = data.get("space") if isinstance(data, dict) else None
+    space = read_space(Path(named)) if isinstance(named, str) else None
+    recipe = from_data(Recipe, data if space is None else data | {"space": to_data(space)}, str(path))
     changes = {name: value for name, value in (("parent", parent), ("text", text)) if value is not None}
     return replace(recipe, **changes)

@@ -34,6 +34,7 @@ class Drawing:
     note: str | None = None
     inner: Circle | None = None
     number: int | float = 0
+    steps: tuple[int, ...] | None = None
 
 
 FULL: dict[str, Any] = {
@@ -44,6 +45,7 @@ FULL: dict[str, Any] = {
     "note": "n",
     "inner": {"radius": 2.0},
     "number": 2.5,
+    "steps": [1, 2],
 }
 
 
@@ -57,7 +59,7 @@ def test_data_that_was_read_is_written_as_it_was() -> None:
 
 def test_a_missing_key_takes_the_default_where_there_is_one() -> None:
     drawing = from_data(Drawing, {key: FULL[key] for key in ("shape", "size", "labels", "mode")})
-    assert (drawing.note, drawing.inner, drawing.number) == (None, None, 0)
+    assert (drawing.note, drawing.inner, drawing.number, drawing.steps) == (None, None, 0, None)
 
 
 def test_a_whole_number_serves_where_a_number_is_wanted() -> None:
@@ -82,7 +84,9 @@ def test_a_whole_number_serves_where_a_number_is_wanted() -> None:
         ({"labels": {"a": {"radius": 1, "kind": "circle"}}}, "d.labels.a.kind", "one of radius"),
         ({"mode": "thick"}, "d.mode", "one of thin, 1"),
         ({"mode": True}, "d.mode", "one of thin, 1"),
-        ({"note": 3}, "d.note", "str"),
+        ({"note": 3}, "d.note", "text"),
+        ({"steps": 3}, "d.steps", "a list"),
+        ({"steps": ["x"]}, "d.steps[0]", "a whole number"),
         ({"inner": 3}, "d.inner", "a mapping with the keys radius"),
         ({"number": "3"}, "d.number", "int or float"),
     ],

@@ -20,6 +20,7 @@ FLAGS = {
     "run": ["--budget", "--json", "--out", "--parent", "--profile", "--text", "-o"],
     "profile": [
         "--backend",
+        "--device",
         "--for",
         "--format",
         "--load",
@@ -30,6 +31,7 @@ FLAGS = {
         "--time-limit",
         "-o",
     ],
+    "space": ["--json", "--space", "--tokens"],
     "library": ["--batch", "--learning-rate", "--out", "--seed", "--text", "--tokens", "--window", "-o"],
     "score": [
         "--budget",

@@ -113,3 +113,14 @@ def test_a_value_on_the_edge_is_accepted(key: str, value: Any, demo_with: Write)
     section, _, name = key.partition(".")
     found = getattr(getattr(read_recipe(demo_with(key, value)), section), name)
     assert found == (tuple(value) if isinstance(value, list) else value)
+
+
+def test_a_space_may_stand_in_a_file_of_its_own(demo_with: Write, tmp_path: Path) -> None:
+    keys = {"kv_heads": [2], "windows": [64], "overrides": [{"layers": "0-1", "has_no_op": False}]}
+    path = tmp_path / "space.yaml"
+    path.write_text(yaml.safe_dump(keys))
+    assert read_recipe(demo_with("space", str(path))).space == read_recipe(demo_with("space", keys)).space
+    path.write_text("kv_head: [2]")
+    with pytest.raises(InputError) as caught:
+        read_recipe(demo_with("space", str(path)))
+    assert caught.value.field == f"{path}: kv_head"
