@@ -26,6 +26,9 @@ class Trial:
     foretold: Cost
     measured: float
     """In the quantity's unit, above 0."""
+    parent_off: float = 0.0
+    """How far off the parent was, which was measured in turn with it, as a share of what it was measured to take: what
+    the machine has changed since it was profiled, and no fault of the sum."""
 
 
 def accuracy_of(trials: Sequence[Trial]) -> tuple[AccuracyRow, ...]:

@@ -64,7 +64,8 @@ def main() -> None:
         )
         (folder / "work").mkdir()
         trials = try_children(first, order, folder / "work")
-    ways = {"ours": trials} | {name: rivals(first, order, trials, name) for name in way_names()}
+    ways = {"ours": trials, "ours, beside the parent": beside_the_parent(trials)}
+    ways |= {name: rivals(first, order, trials, name) for name in way_names()}
     rows = [{"way": name} | asdict(row) for name, found in ways.items() for row in accuracy_of(found)]
     results = {
         "date": datetime.now(UTC).date().isoformat(),
@@ -77,12 +78,39 @@ def main() -> None:
         "precision": [first.coverage.precision, second.coverage.precision],
         "two_profiles": difference(first, second),
         "rows": rows,
+        "coverage_once_tried": coverage_once_tried(trials),
         "trials": [asdict(trial) for trial in trials],
     }
     name = f"children_{this_device().name}_{results['date']}"
     (arguments.out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
     (arguments.out / f"{name}.md").write_text(table(results))
     print(table(results))
+
+
+def beside_the_parent(trials: list[Trial]) -> list[Trial]:
+    """What would have been foretold, had the machine been as far off its profile as it was for the parent meanwhile."""
+
+    def moved(trial: Trial) -> Cost:
+        factor, cost = 1 / (1 + trial.parent_off), trial.foretold
+        return replace(cost, value=factor * cost.value, low=factor * cost.low, high=factor * cost.high)
+
+    return [replace(trial, foretold=moved(trial)) for trial in trials]
+
+
+def coverage_once_tried(trials: list[Trial]) -> dict[str, float]:
+    """How often the interval covers that a profile has once it was tried: on one half, for children of the other."""
+    found: dict[str, float] = {}
+    for key in dict.fromkeys((trial.quantity, trial.format) for trial in trials):
+        own = [trial for trial in trials if (trial.quantity, trial.format) == key]
+        halves = own[: len(own) // 2], own[len(own) // 2 :]
+        covered: list[bool] = []
+        for tried, others in (halves, halves[::-1]):
+            p90 = np.quantile([abs(each.foretold.value / each.measured - 1) for each in tried], 0.9)
+            for each in others:
+                half = max(p90 * each.foretold.value, each.foretold.high - each.foretold.value)
+                covered.append(abs(each.measured - each.foretold.value) <= half)
+        found[" ".join(key)] = float(np.mean(covered))
+    return found
 
 
 def profiled(parent: str, output: Path) -> tuple[Profile, float]:
@@ -210,10 +238,21 @@ def table(results: dict) -> str:
             f"| {row['way']} | {row['quantity']} | {row['format']} | {row['num_held_out']} | "
             + " | ".join(f"{each:.1f}" for each in errors)
             + f" | {100 * row['bias']:+.1f} | {tau} | "
-            + (f"{100 * row['interval_coverage']:.0f} |" if row["way"] == "ours" else "– |")
+            + (f"{100 * row['interval_coverage']:.0f} |" if row["way"].startswith("ours") else "– |")
         )
     words = ", ".join(f"{name} {100 * value:.1f} %" for name, value in apart.items())
-    return "\n".join([*lines, "", f"Two profiles, one after the other, row by row: {words}.", ""])
+    tried = ", ".join(f"{name} {100 * value:.0f} %" for name, value in results["coverage_once_tried"].items())
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "In the interval that a profile has once it was tried, tried on one half of the children and judged on the "
+            f"other: {tried}.",
+            "",
+            f"Two profiles, one after the other, row by row: {words}.",
+            "",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
 import random
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from blockwright.compile.engine import EngineOrder, SessionSettings, write_engine
 from blockwright.compile.slots import slots_for
-from blockwright.cost import Load, Quantity
+from blockwright.cost import Cost, Load, Quantity
 from blockwright.errors import InputError
 from blockwright.files import digest_of, read_json, write_json
 from blockwright.hw_profiles.device import installed_software, this_device
@@ -75,23 +75,35 @@ def try_children(profile: Profile, order: ValidateOrder, work: Path) -> list[Tri
     trials: list[Trial] = []
     with progress("validate", 2 * len(batches)) as advance:
         for number, (name, load, children) in enumerate(batches):
-            foretold = [predict(profile, child, load) for child in children]
+            tried = [*children, with_format(parent_of(profile), parse_format(name))]
+            foretold = [predict(profile, child, load) for child in tried]
             path = work / f"batch-{number:03d}.json"
             if not path.exists():
-                write_json(path, to_data(_measure(profile, children, load, order, advance)))
+                write_json(path, to_data(_measure(profile, tried, load, order, advance)))
             costs = from_data(tuple[EngineCosts, ...], read_json(path), str(path))
-            for child_costs, cost in zip(foretold, costs, strict=True):
-                measured: dict[Quantity, float] = {
-                    "time_per_token": cost.time_per_token.calm_s,
-                    "time_to_first_token": cost.time_to_first_token.calm_s,
-                    "memory": cost.memory_bytes,
-                }
-                trials += [
-                    Trial(quantity=each, format=name, foretold=child_costs[each], measured=measured[each])
-                    for each in TRIED
-                ]
+            trials += _trials(name, foretold, [_measured(cost) for cost in costs])
             advance(name, to=2 * (number + 1))
     return sorted(trials, key=lambda trial: TRIED.index(trial.quantity))
+
+
+def _measured(costs: EngineCosts) -> dict[Quantity, float]:
+    return {
+        "time_per_token": costs.time_per_token.calm_s,
+        "time_to_first_token": costs.time_to_first_token.calm_s,
+        "memory": costs.memory_bytes,
+    }
+
+
+def _trials(
+    weights: str, foretold: Sequence[Mapping[Quantity, Cost]], measured: Sequence[Mapping[Quantity, float]]
+) -> list[Trial]:
+    """Of the children of a batch; its last model is the parent, which tells how far off the machine is."""
+    off = {each: foretold[-1][each].value / measured[-1][each] - 1 for each in TRIED}
+    return [
+        Trial(quantity=each, format=weights, foretold=costs[each], measured=found[each], parent_off=off[each])
+        for costs, found in zip(foretold[:-1], measured[:-1], strict=True)
+        for each in TRIED
+    ]
 
 
 def draw_children(profile: Profile, weights: str, order: ValidateOrder) -> list[Model]:

@@ -16,6 +16,7 @@ from blockwright.hw_profiles.ceilings import Figure
 from blockwright.hw_profiles.device import Device
 from blockwright.hw_profiles.folder import read_profile, shipped_profiles
 from blockwright.hw_profiles.profile import Backend, MemoryRow, Point, Profile, TimeRow, WholeRow
+from blockwright.hw_profiles.provenance import AccuracyRow
 from blockwright.profiler.cost_model import (
     all_part_costs,
     known_quantities,
@@ -243,6 +244,25 @@ def test_the_interval_covers_every_held_out_model(error: float) -> None:
             cost = part_costs(profile, model, LOAD, quantity).of_model(model)
             assert cost.low * (1 - 1e-9) <= measured <= cost.high * (1 + 1e-9)
             assert cost.high - cost.low >= 0.04 * cost.value * (1 - 1e-9)
+
+
+def test_a_profile_that_was_tried_promises_no_better_than_it_did() -> None:
+    row = AccuracyRow(
+        quantity="time_per_token",
+        format="fp32",
+        phase="decode",
+        num_held_out=32,
+        mean_error=0.05,
+        median_error=0.04,
+        p90_error=0.08,
+        worst_error=0.1,
+        bias=0.0,
+        kendall_tau=0.9,
+        interval_coverage=0.5,
+    )
+    costs = predict(replace(_profile(_measured_points()), accuracy=(row,)), _random_model(1), LOAD)
+    widths = {name: costs[name].high / costs[name].value - 1 for name in ("time_per_token", "time_to_first_token")}
+    assert widths == pytest.approx({"time_per_token": 0.08, "time_to_first_token": 0.02})
 
 
 def test_a_prompt_longer_than_a_chunk_costs_the_sum_of_its_chunks() -> None:
