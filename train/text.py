@@ -1,27 +1,23 @@
-"""Text as documents: where it comes from, and which part no training ever sees.
+"""Text as documents, and which part of them no training ever sees.
 
-A source is the word ``python`` (the standard library's own sources, which every Python
-installation has), a file, or a folder. The held-out part is fixed by a hash of names, so it
-is the same on every machine and for every stage, whatever order files are read in.
+The held-out part is fixed by a hash of names, so it is the same on every machine and for every stage, whatever order
+files are read in, and whatever other sources are read beside them (`sources.py` says what a source is).
 """
 
 import hashlib
 import re
-import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from blockwright.errors import InputError
-
-PYTHON_SOURCES = "python"
-"""The source name that stands for the standard library."""
+from blockwright.train.hub import parse_name, read_dataset
+from blockwright.train.records import read_records
+from blockwright.train.sources import PYTHON_SOURCES, Source, files_of, parse_sources, suffixes_told
 
 HELD_OUT_ONE_IN = 20
 """One document in so many is held out."""
 
-_SUFFIXES = {".txt", ".md", ".rst", ".py", ".text"}
-_SKIPPED_FOLDERS = {"site-packages", "encodings", "pydoc_data", "__pycache__"}  # tables and prose
 _MIN_FILES_TO_SPLIT_BY_FILE = 20
 _PIECE_CHARS = 8192
 _END_OF_TEXT = "<|endoftext|>"
@@ -38,30 +34,40 @@ class Document:
     text: str
 
 
-def read_documents(source: str) -> list[Document]:
-    """Reads every document of a source, in the order of their names.
-
-    A folder of at least 20 files is split by file. Fewer files are cut into pieces: at
-    ``<|endoftext|>`` where they have it, else about every 8,192 characters, at a blank line.
+def read_documents(text: str) -> list[Document]:
+    """Reads every document of the sources; see `stream_documents`.
 
     Raises:
-        InputError: the source is no file or folder, or holds no text.
+        InputError: a source is not there, is broken, or there is no text in any of them.
     """
-    files = _python_files() if source == PYTHON_SOURCES else _files_of(Path(source))
-    named_texts = ((name, path.read_text(encoding="utf-8", errors="replace")) for name, path in files)
-    documents = [Document(name=name, text=text) for name, text in named_texts if text.strip()]
-    for document in documents if source != PYTHON_SOURCES else ():
-        _check_is_text(source, document)
-    if 0 < len(files) < _MIN_FILES_TO_SPLIT_BY_FILE:
-        documents = [piece for document in documents for piece in _pieces(document)]
+    documents = list(stream_documents(text))
     if not documents:
-        raise InputError(
-            "text",
-            got=f"{source} (no text in it)",
-            expected=f"text in files ending in {', '.join(sorted(_SUFFIXES))}",
-            remedy="Name a file or a folder with text, or 'python' for the standard library's sources.",
-        )
+        raise no_text(text)
     return documents
+
+
+def stream_documents(text: str) -> Iterator[Document]:
+    """Reads the documents of the sources one by one: always the same ones, in the same order.
+
+    A source's text files are read by name. At least 20 of them are a document each; fewer are cut into pieces: at
+    ``<|endoftext|>`` where they have it, else about every 8,192 characters, at a blank line. Each record of JSONL,
+    Parquet or a Hugging Face dataset is a document, named by its place.
+
+    Raises:
+        InputError: a source is not there, or is broken, where it is.
+    """
+    for source in parse_sources(text):
+        yield from _of_dataset(source) if source.is_dataset else _of_files(source)
+
+
+def no_text(text: str) -> InputError:
+    """The error for sources that hold none."""
+    return InputError(
+        "text",
+        got=f"{text} (no text in it)",
+        expected=f"text in files ending in {suffixes_told()}",
+        remedy="Name a file or a folder with text, or 'python' for the standard library's sources.",
+    )
 
 
 def is_held_out(name: str) -> bool:
@@ -99,6 +105,27 @@ def digest(documents: Sequence[Document]) -> str:
     return sha.hexdigest()
 
 
+def _of_dataset(source: Source) -> Iterator[Document]:
+    name = parse_name(source.place)
+    stem = Path(name.name).name if name.folder is not None else "/".join(filter(None, (name.name, name.config)))
+    for index, text in read_dataset(source.place, source.field):
+        yield Document(name=f"{stem}:{name.split}#{index}", text=text)
+
+
+def _of_files(source: Source) -> Iterator[Document]:
+    files = files_of(source.place)
+    for name, path in files.texts:
+        whole = Document(name=name, text=path.read_text(encoding="utf-8", errors="replace"))
+        if not whole.text.strip():
+            continue
+        if source.place != PYTHON_SOURCES:
+            _check_is_text(source.place, whole)
+        yield from [whole] if len(files.texts) >= _MIN_FILES_TO_SPLIT_BY_FILE else _pieces(whole)
+    for name, path in files.records:
+        for place, text in read_records(path, source.field):
+            yield Document(name=f"{name}#{place}", text=text)
+
+
 def _check_is_text(source: str, document: Document) -> None:
     broken = document.text.count("\ufffd") + document.text.count("\0")
     if broken > _MOST_BROKEN * len(document.text):
@@ -108,29 +135,6 @@ def _check_is_text(source: str, document: Document) -> None:
             expected="text in UTF-8",
             remedy="Convert the file, or take it away.",
         )
-
-
-def _python_files() -> list[tuple[str, Path]]:
-    root = Path(sysconfig.get_paths()["stdlib"])
-    return [
-        (path.relative_to(root).as_posix(), path)
-        for path in sorted(root.rglob("*.py"))
-        if not _SKIPPED_FOLDERS & set(path.relative_to(root).parts)
-    ]
-
-
-def _files_of(path: Path) -> list[tuple[str, Path]]:
-    if path.is_file():
-        return [(path.name, path)]
-    if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.suffix in _SUFFIXES and file.is_file()]
-        return [(file.relative_to(path).as_posix(), file) for file in files]
-    raise InputError(
-        "text",
-        got=f"{path} (not there)",
-        expected="a file or folder",
-        remedy="Check the path, or use 'python' for the standard library's sources.",
-    )
 
 
 def _pieces(document: Document) -> list[Document]:

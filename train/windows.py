@@ -5,6 +5,7 @@ Shapes: N windows, B windows of a batch, T tokens.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, overload
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from blockwright.errors import InputError
+from blockwright.train.ranks import Ranks
 from blockwright.train.text import Document
 
 _CHARS_PER_TOKEN = 16
@@ -36,6 +38,81 @@ class Windows:
     """Which document each window begins in: windows of one document are not independent."""
     bytes_per_token: float
     """UTF-8 bytes of the windows' text per token, to turn nats per token into bits per byte."""
+    segments_NT: Tensor | None = None
+    """Which document each token belongs to."""
+
+    @property
+    def num_windows(self) -> int:
+        """N."""
+        return len(self.ids_NT)
+
+    def read(self, rows_B: Tensor) -> Batch:
+        """Some of them, with their documents where those are known."""
+        return Batch(
+            ids_BT=self.ids_NT[rows_B], segments_BT=None if self.segments_NT is None else self.segments_NT[rows_B]
+        )
+
+
+class WindowStore(Protocol):
+    """Windows in memory or in a file."""
+
+    @property
+    def num_windows(self) -> int: ...
+
+    def read(self, rows_B: Tensor) -> Batch: ...
+
+
+class Batches(Sequence[Batch]):
+    """The batches of a training, one per step, each read when it is asked for.
+
+    The seed alone fixes the global batches; a rank gets its rows of each. They pass through all windows as often as
+    needed, each pass shuffled anew.
+
+    Args:
+        store: the windows.
+        batch_windows: windows of a global batch.
+        num_steps: how many batches.
+        seed: fixes the order.
+        ranks: who asks.
+        masks_documents: whether batches say where documents begin.
+
+    Raises:
+        InputError: a rank would get no window.
+    """
+
+    def __init__(
+        self,
+        store: WindowStore,
+        batch_windows: int,
+        num_steps: int,
+        seed: int,
+        *,
+        ranks: Ranks | None = None,
+        masks_documents: bool = False,
+    ) -> None:
+        self._store, self._masks_documents = store, masks_documents
+        self._ranks = Ranks.alone() if ranks is None else ranks
+        if batch_windows < self._ranks.world_size:
+            raise InputError(
+                "--batch",
+                got=f"{batch_windows} windows for {self._ranks.world_size} ranks",
+                expected="at least one window for each",
+                remedy="Take larger batches, or fewer ranks.",
+            )
+        self._rows = _order(store.num_windows, batch_windows * num_steps, seed).split(batch_windows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Batch]: ...
+    def __getitem__(self, index: int | slice) -> Batch | list[Batch]:
+        if isinstance(index, slice):
+            return [self[step] for step in range(*index.indices(len(self)))]
+        batch = self._store.read(self._ranks.shard(self._rows[index]))
+        return batch if self._masks_documents else Batch(ids_BT=batch.ids_BT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,27 +161,44 @@ def cut_windows(
         runs = [whole.cut(index * length, length) for index in chosen]
     windows = [run.cut(0, length) for run in runs if len(run.ids) >= length]
     if not windows:
-        raise InputError(
-            "text",
-            got=f"{num_chars} characters",
-            expected=f"at least one window of {length} tokens in each part",
-            remedy="Give more text, or ask for a shorter window.",
-        )
+        raise too_short(num_chars, length)
     num_bytes = sum(_num_bytes(shuffled, window) for window in windows)
     return Windows(
         ids_NT=torch.from_numpy(np.stack([window.ids for window in windows])),
         document_N=np.array([window.document[0] for window in windows]),
         bytes_per_token=num_bytes / (len(windows) * length),
+        segments_NT=torch.from_numpy(np.stack([window.document for window in windows]).astype(np.int32)),
     )
 
 
 def batches(windows: Windows, batch_windows: int, num_batches: int, seed: int) -> list[Tensor]:
     """So many batches of windows, passing through the text as often as needed, each pass shuffled anew."""
+    rows = _order(windows.num_windows, batch_windows * num_batches, seed)
+    return list(windows.ids_NT[rows].split(batch_windows))
+
+
+def separator_of(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """What stands before a document: the token that begins one; failing that the one that ends one; or nothing."""
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if isinstance(token, int):
+            return [token]
+    return []
+
+
+def too_short(num_chars: int, length: int) -> InputError:
+    """The error for text that makes no window."""
+    return InputError(
+        "text",
+        got=f"{num_chars} characters",
+        expected=f"at least one window of {length} tokens in each part",
+        remedy="Give more text, or ask for a shorter window.",
+    )
+
+
+def _order(num_windows: int, wanted: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    wanted = batch_windows * num_batches
-    num_passes = -(-wanted // len(windows.ids_NT))
-    order = torch.cat([torch.randperm(len(windows.ids_NT), generator=generator) for _ in range(num_passes)])
-    return list(windows.ids_NT[order[:wanted]].split(batch_windows))
+    num_passes = -(-wanted // num_windows)
+    return torch.cat([torch.randperm(num_windows, generator=generator) for _ in range(num_passes)])[:wanted]
 
 
 def _find(documents: Sequence[Document], places: np.ndarray) -> list[tuple[int, int]]:
@@ -138,7 +232,7 @@ def _encode(
     """The tokens of a document from a character on; hardly more than `num_tokens`, if that is given."""
     text = documents[index].text[char : None if num_tokens is None else char + num_tokens * _CHARS_PER_TOKEN]
     encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-    separator = [] if char else _separator(tokenizer)
+    separator = [] if char else separator_of(tokenizer)
     offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) + char
     blank = np.full(len(separator), char)
     return _Tokens(
@@ -165,11 +259,3 @@ def _num_bytes(documents: Sequence[Document], window: _Tokens) -> int:
         own = window.document == index
         total += len(documents[index].text[window.start[own].min() : window.end[own].max()].encode())
     return total
-
-
-def _separator(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """What stands before a document: the token that begins one; failing that the one that ends one; or nothing."""
-    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if isinstance(token, int):
-            return [token]
-    return []

@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from blockwright.errors import InputError
+from blockwright.train.ranks import Ranks
 from blockwright.train.text import Document
-from blockwright.train.windows import Windows, batches, cut_windows
+from blockwright.train.windows import Batches, Windows, batches, cut_windows
 
 DOCUMENTS = [Document(name=str(index), text=f"the cat sat {index} " * 5) for index in range(12)]
 
@@ -114,3 +115,51 @@ def test_each_pass_of_batches_holds_every_window_once_in_a_new_order() -> None:
     assert rows[:6].sort().values.tolist() == rows[6:].sort().values.tolist() == list(range(6))
     assert rows[:6].tolist() != rows[6:].tolist()
     assert [len(batch) for batch in batches(windows, 4, 5, seed=0)] == [4] * 5
+
+
+STORE = Windows(
+    ids_NT=torch.arange(20).view(10, 2),
+    document_N=np.arange(10),
+    bytes_per_token=1.0,
+    segments_NT=torch.arange(20).view(10, 2) // 3,
+)
+
+
+def test_batches_read_one_by_one_are_the_same_in_any_order() -> None:
+    lazy, whole = Batches(STORE, 4, 6, seed=5), batches(STORE, 4, 6, seed=5)
+    assert len(lazy) == 6
+    for step in (5, 0, 3, 1, 4, 2):
+        assert torch.equal(lazy[step].ids_BT, whole[step])
+        assert lazy[step].segments_BT is None
+    assert [batch.ids_BT.tolist() for batch in lazy[4:]] == [ids.tolist() for ids in whole[4:]]
+    assert torch.equal(lazy[-1].ids_BT, whole[-1])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_ranks_share_the_batches_of_one_process(world_size: int) -> None:
+    shards = [
+        Batches(STORE, 4, 6, seed=5, ranks=Ranks(rank=rank, world_size=world_size), masks_documents=True)
+        for rank in range(world_size)
+    ]
+    for step, alone in enumerate(Batches(STORE, 4, 6, seed=5, masks_documents=True)):
+        found = [row for shard in shards for row in shard[step].ids_BT.tolist()]
+        assert sorted(found) == sorted(alone.ids_BT.tolist())
+        assert {len(shard[step].ids_BT) for shard in shards} <= {4 // world_size, -(-4 // world_size)}
+        for shard in shards:
+            segments_BT = shard[step].segments_BT
+            assert segments_BT is not None and torch.equal(segments_BT, shard[step].ids_BT // 3)
+
+
+def test_more_ranks_than_windows_of_a_batch_are_refused() -> None:
+    with pytest.raises(InputError, match="4 windows for 5 ranks"):
+        Batches(STORE, 4, 6, seed=5, ranks=Ranks(rank=0, world_size=5))
+
+
+@pytest.mark.parametrize("num_windows", [1000, 40])
+def test_segments_change_exactly_where_documents_do(num_windows: int, tokenizer: PreTrainedTokenizerFast) -> None:
+    documents = MUCH if num_windows == 40 else DOCUMENTS
+    windows = cut_windows(documents, tokenizer, length=32, num_windows=num_windows, seed=0)
+    assert windows.segments_NT is not None
+    begins_NT = windows.segments_NT[:, 1:] != windows.segments_NT[:, :-1]
+    assert torch.equal(begins_NT, windows.ids_NT[:, 1:] == 0)  # token 0 stands before each document
+    assert num_windows == 40 or begins_NT.any()
