@@ -2,10 +2,10 @@
 
 The source is a whole table of the open ones, the target is known by its datasheet and by the operators that
 `design_points` names; all the operators that both tables have are predicted, and judged without those measured, blocks
-and layers without those that hold a measured one. What is expected of any device is fitted without the target. Beside
-it, on the same operators: the source's utilisation copied (zero measurements), that scaled as at the nearest measured
-operator, a ridge on the logarithm's error over seven features with 20 random points, both over 20 draws, and
-aiconfigurator's two constants. Some minutes.
+and layers without those that hold a measured one. What is expected of any device, and how much devices differ
+(`transfer_prior.py`), is fitted without the target. Beside it, on the same operators: the source's utilisation copied
+(zero measurements), that scaled as at the nearest measured operator, a ridge on the logarithm's error over seven
+features with 20 random points, both over 20 draws, and aiconfigurator's two constants. Some minutes.
 """
 
 import argparse
@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from cross_tables import (
-    GPUS,
     Table,
     block_s,
     blocks,
@@ -31,10 +30,12 @@ from cross_tables import (
     vidur,
     write,
 )
-from datasheet import Kind, fitted_to, table_of
+from datasheet import Kind, table_of
+from transfer_prior import expected_without, likeliest_without, source_of
 
-from blockwright.profiler.datasheet import EFFICIENCIES, Efficiency, Times, mean_efficiency, roofline_s, sizes
-from blockwright.profiler.transfer import Source, Timing, copied_times, design_points, transfer
+from blockwright.profiler.belief import Expected, believe, explain
+from blockwright.profiler.datasheet import EFFICIENCIES, Times, roofline_s, sizes
+from blockwright.profiler.transfer import copied_times, design_points, updated
 
 POINTS, DRAWS, RANDOM_DRAWS_OF_OURS = 20, 20, 3
 PAIRS = (("h100", "h200"), ("h100", "b200"), ("a100", "h100"), ("h200", "a100"))
@@ -63,7 +64,7 @@ def main() -> None:
     folder = checked_folder(parser.parse_args().data)
     rows = []
     for case in cases(folder):
-        expected = expected_without(folder, case)
+        expected = expected_of(folder, case)
         rows += judged(case, expected)
         print(case.setting, case.what, flush=True)
     print(write("transfer", rows, {"points": POINTS, "draws": DRAWS}))
@@ -104,24 +105,26 @@ def case(setting: str, what: Kind, source: str, target: str, here: Table, there:
     )
 
 
-def expected_without(folder: Path, of: Case) -> dict[Kind, Efficiency]:
-    """What GPUs other than the target do."""
-    others = [gpu for gpu in GPUS if gpu != of.target]
-    fitted = [fitted_to(table_of(folder, gpu, of.what), gpu, of.what) for gpu in others]
-    return {**EFFICIENCIES, of.what: mean_efficiency(fitted)}
+def expected_of(folder: Path, of: Case) -> Expected:
+    """What GPUs other than the target do, and how they differ."""
+    efficiency = expected_without(folder, of.target, of.what)
+    return Expected(efficiencies={**EFFICIENCIES, of.what: efficiency}, prior=likeliest_without(folder, of.target))
 
 
-def judged(of: Case, expected: dict[Kind, Efficiency]) -> list[dict]:
+def judged(of: Case, expected: Expected) -> list[dict]:
     """Ours and its rivals on one case."""
     operators, target = of.there.operators, ceilings_of(of.target)
-    source, seen = source_of(of), dict(zip(operators, of.there.times_s.tolist(), strict=True))
+    source = source_of(of.source, of.here)
     at = {operator: i for i, operator in enumerate(operators)}
     copied = copied_times(source, target, operators)
     designed = design_points(operators, max(POINTS, *BUDGETS), source, target, expected)
 
+    # As `transfer` does, but explained once.
+    belief = believe(explain(operators, source, target, expected.efficiencies), expected.prior)
+
     def ours(points: list) -> Times:
-        timings = [Timing(operator=point, time_s=seen[point]) for point in points]
-        return transfer(source, target, timings, operators, expected)
+        measured = np.array([at[point] for point in points])
+        return updated(belief.take(measured), belief, of.there.times_s[measured])
 
     draws = [np.random.default_rng(seed).choice(len(operators), POINTS, replace=False) for seed in range(DRAWS)]
     methods = {
@@ -136,14 +139,6 @@ def judged(of: Case, expected: dict[Kind, Efficiency]) -> list[dict]:
     if of.what == "matmul":
         methods |= {f"{n} designed": [(ours(designed[:n]), [at[p] for p in designed[:n]])] for n in BUDGETS}
     return [row for method, tries in methods.items() for row in scored(of, method, tries)]
-
-
-def source_of(of: Case) -> Source:
-    """The source's own table as a model that is always right."""
-    ceilings = ceilings_of(of.source)
-    shares = roofline_s(of.here.operators, ceilings) / of.here.times_s
-    known = dict(zip(of.here.operators, shares.tolist(), strict=True))
-    return Source(ceilings=ceilings, utilisation=lambda operators: np.array([known[o] for o in operators]))
 
 
 def scored(of: Case, method: str, tries: list) -> list[dict]:

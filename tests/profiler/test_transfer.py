@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import multivariate_normal
 
 from blockwright.errors import InputError
 from blockwright.hw_profiles.ceilings import Ceilings, Figure
+from blockwright.profiler.belief import PRIOR, Source, believe, explain
 from blockwright.profiler.datasheet import EFFICIENCIES, Efficiency, modelled_times, roofline_s
 from blockwright.profiler.operators import Matmul, Operator
-from blockwright.profiler.transfer import Source, Timing, copied_times, design_points, transfer
+from blockwright.profiler.transfer import Timing, copied_times, design_points, transfer
 
 
 def figure(value: float) -> Figure:
@@ -137,6 +139,43 @@ def test_a_format_without_a_rate_on_the_target_is_named():
     target = replace(NEW, flop_per_s={"fp8": figure(1e15)})
     with pytest.raises(InputError, match="the rate of bf16"):
         transfer(old(), target, [Timing(operator=OPERATORS[0], time_s=1e-5)], OPERATORS)
+
+
+def test_a_belief_is_the_sum_of_what_its_prior_names():
+    some = [*OPERATORS[:3], Matmul(rows=8, inputs=64, outputs=64, weights="fp8", weight_bytes=4096, bytes_per_value=2)]
+    target = replace(NEW, flop_per_s={**NEW.flop_per_s, "fp8": figure(1800e12)})
+    known = replace(OLD, flop_per_s={**OLD.flop_per_s, "fp8": figure(600e12)})
+    source = Source(ceilings=known, utilisation=lambda operators: np.linspace(0.2, 0.5, len(operators)))
+    explained = explain(some, source, target, EFFICIENCIES)
+    belief = believe(explained, PRIOR)
+    assert belief.mean == pytest.approx(explained.modelled + PRIOR.share * explained.residual)
+    for i in range(4):
+        for j in range(4):
+            is_same_format = some[i].weights == some[j].weights
+            apart = explained.extents[i] - explained.extents[j]
+            naive = PRIOR.drift_sd**2 * (explained.sensitivities[i] @ explained.sensitivities[j])
+            naive += PRIOR.share_sd**2 * explained.residual[i] * explained.residual[j]
+            naive += PRIOR.offset_sd**2 * (0.5 + 0.5 * is_same_format)
+            naive += PRIOR.smooth_sd**2 * np.exp(-(apart @ apart) / 2 / PRIOR.smooth_length**2)
+            assert belief.covariance(belief)[i, j] == pytest.approx(naive)
+    assert belief.variance() == pytest.approx(belief.covariance(belief).diagonal())
+
+
+def test_the_likeliest_prior_is_nearer_to_the_one_that_made_the_times(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks" / "costmodel"))
+    benchmark = importlib.import_module("transfer_prior")
+    explained = explain(OPERATORS, old(), NEW, EFFICIENCIES)
+    truth = replace(PRIOR, share=0.9, share_sd=0.05, offset_sd=0.3, smooth_sd=0.02, scatter_sd=0.02)
+    made = believe(explained, truth)
+    covariance = made.covariance(made) + truth.scatter_sd**2 * np.eye(len(OPERATORS))
+    draws = np.random.default_rng(0).multivariate_normal(made.mean, covariance, size=12)
+    cases = [(explained, draw) for draw in draws]
+    naive = multivariate_normal(made.mean, covariance).logpdf(draws[0]) + len(OPERATORS) / 2 * np.log(2 * np.pi)
+    assert benchmark.log_density(cases[0], truth) == pytest.approx(naive)
+    found = benchmark.likeliest(cases)
+    assert found.share == pytest.approx(truth.share, abs=0.1)
+    assert found.scatter_sd == pytest.approx(truth.scatter_sd, rel=0.2)
+    assert found.offset_sd == pytest.approx(truth.offset_sd, rel=0.5)
 
 
 def test_the_benchmark_judges_no_sum_that_holds_a_measured_operator(monkeypatch: pytest.MonkeyPatch):
