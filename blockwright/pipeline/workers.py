@@ -63,6 +63,8 @@ class Workers:
     options: Mapping[str, Any]
     num_threads: int
     """Of each task: as many as here, for sums over other parts have other last bits."""
+    store_bytes: int
+    """Shared memory, of all machines together."""
 
     def share(self, value: Any) -> Ref:
         """Puts a value where all tasks can read it."""
@@ -95,8 +97,11 @@ class Workers:
         try:
             return self.ray.get(ref)
         except errors.RayTaskError as error:
-            if isinstance(error.cause, _RefusedError):
-                raise InputError(**error.cause.args[0]) from None
+            cause: Any = error
+            while isinstance(cause, errors.RayTaskError):  # a task's own, or that of what it was to be given
+                cause = cause.cause
+            if isinstance(cause, _RefusedError):
+                raise InputError(**cause.args[0]) from None
             raise
         except (errors.WorkerCrashedError, errors.ObjectLostError, errors.OutOfMemoryError) as error:
             raise InputError(
@@ -132,9 +137,10 @@ def workers(where: str) -> Iterator[Workers]:
     if is_ours:
         _connect(ray, where)
     try:
-        gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        options = {"num_cpus": 1, "num_gpus": gpus, "max_retries": RETRIES}
-        yield Workers(ray=ray, options=options, num_threads=torch.get_num_threads())
+        resources = ray.cluster_resources()
+        options = {"num_cpus": 1, "num_gpus": 1 if resources.get("GPU") else 0, "max_retries": RETRIES}
+        store_bytes = int(resources.get("object_store_memory", 0))
+        yield Workers(ray=ray, options=options, num_threads=torch.get_num_threads(), store_bytes=store_bytes)
     finally:
         if is_ours:
             ray.shutdown()

@@ -61,9 +61,11 @@ def test_what_a_task_refuses_is_refused_here(two: Workers) -> None:
     def refuse() -> None:
         raise InputError("text", got="none", expected="some", remedy="Give more.")
 
-    with pytest.raises(InputError, match="Give more") as caught:
-        list(two.as_done([(0, two.start("refuse", refuse))]))
-    assert caught.value.field == "text"
+    refused = two.start("refuse", refuse)
+    for task in (refused, two.start("after it", print, refused)):
+        with pytest.raises(InputError, match="Give more") as caught:
+            list(two.as_done([(0, task)]))
+        assert caught.value.field == "text"
 
 
 @needs_ray
