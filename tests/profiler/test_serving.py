@@ -20,6 +20,7 @@ from blockwright.profiler.serving_operators import STORAGES, Step, num_all_reduc
 from blockwright.profiler.serving_runtimes import RUNTIMES, Power, Stream, streamed_times
 from blockwright.spec import Attention, Block, GatedFFN, NoOp, Window
 
+DATA = Path(os.environ.get("BLOCKWRIGHT_DATA") or Path(__file__).parents[3] / "shared" / "data")
 WEIGHTS = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 4096 * 128256
 BARE = replace(RUNTIMES["graph-server"], name="bare", step_s=0.0, sequence_s=0.0)
 H100 = datasheet_ceilings("h100_sxm")
@@ -306,13 +307,14 @@ def test_a_server_without_layers_is_refused():
         server(model=replace(LLAMA_8B, layers=()))
 
 
+@pytest.mark.skipif(
+    not (DATA / "hw" / "llamacpp_gpu_bench").is_dir(),
+    reason="no hw/llamacpp_gpu_bench: neither in BLOCKWRIGHT_DATA nor in shared/data beside the checkout",
+)
 def test_the_open_tables_are_predicted_as_well_as_is_claimed(monkeypatch: pytest.MonkeyPatch):
-    folder = os.environ.get("BLOCKWRIGHT_DATA")
-    if not folder or not (Path(folder) / "hw" / "llamacpp_gpu_bench").is_dir():
-        pytest.skip("BLOCKWRIGHT_DATA names no folder with hw/llamacpp_gpu_bench")
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks" / "costmodel"))
     tables = importlib.import_module("serving_tables")
-    rows = [row for row in tables.llamacpp(Path(folder) / "hw") if not row.device.startswith(tables.METAL)]
+    rows = [row for row in tables.llamacpp(DATA / "hw") if not row.device.startswith(tables.METAL)]
     costs = []
     for row in rows:
         of = server(
