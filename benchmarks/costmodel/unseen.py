@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--devices", nargs="+", default=sorted({*SYSTEMS, *VIDUR}))
     parser.add_argument("--splits", type=int, default=len(SEEDS), help="of the widths")
     parser.add_argument("--name", default="costmodel-unseen", help="of the results' file")
+    parser.add_argument("--only", default="", help="tests with these words in their device, table and name")
     parser.add_argument("--tests", choices=["advised", "all"], default="all", help="all by default")
     arguments = parser.parse_args()
     if not (arguments.data / "hw" / "aiconfigurator").is_dir():
@@ -72,12 +73,16 @@ def main() -> None:
 
 def results(arguments: argparse.Namespace) -> Iterator[list[dict[str, object]]]:
     """The rows of each test, what we advise to measure first."""
-    every = list(tests(arguments.data, arguments.devices, SEEDS[: arguments.splits]))
+    every = [
+        test
+        for test in tests(arguments.data, arguments.devices, SEEDS[: arguments.splits])
+        if arguments.only in f"{test.table.device} {test.table.name} {test.name}"
+    ]
     for test in every:
         if test.is_advised:
             yield measured(test)
     if arguments.tests == "all":
-        for device in (each for each in arguments.devices if each in SYSTEMS):
+        for device in (each for each in arguments.devices if each in SYSTEMS and not arguments.only):
             yield sites(products(arguments.data, device, "bfloat16"))
         for test in every:
             if not test.is_advised:
@@ -91,6 +96,7 @@ def write(arguments: argparse.Namespace, state: str, rows: list[dict[str, object
         "date": day,
         "command": " ".join(
             ["python benchmarks/costmodel/unseen.py", "--devices", *arguments.devices, "--tests", arguments.tests]
+            + (["--only", repr(arguments.only)] if arguments.only else [])
         ),
         "cpu_s": round(time.process_time()),
         "commit": state,
