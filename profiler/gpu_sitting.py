@@ -3,6 +3,7 @@
 work/order.json        what is measured, where and with which versions: going on with anything else is refused
 work/step-0000.json    the rows of a case as they were timed, how each went, and the look that was taken before it
 
+A case that fails, for want of memory or of a kernel, leaves no file: it is told, and tried again by the next run.
 The drift of the reference kernel is divided out when all is done, for then it is known on both sides of a case. The
 first cases are measured again at the end; what differs then is published.
 """
@@ -16,6 +17,7 @@ from typing import Any
 from blockwright.errors import InputError
 from blockwright.files import digest_of, read_json, write_json
 from blockwright.hw_profiles.profile import MemoryRow, OperatorRow, TimeRow, WholeRow
+from blockwright.profiler.check import describe
 from blockwright.profiler.gpu_clock import Drift, GpuTiming, Look, drift_between, local_drift
 from blockwright.strict import from_data, to_data
 
@@ -45,6 +47,8 @@ class Done:
     notes: tuple[Notes, ...]
     look_s: float | None
     """What the reference kernel took just before, where it was timed."""
+    error: str | None = None
+    """Why it gave no rows."""
 
 
 def open_work(work: Path, order: Any) -> None:
@@ -77,7 +81,11 @@ def num_repeats(num_steps: int) -> int:
 
 
 def run_steps(
-    steps: Sequence[Step], work: Path, look: Callable[[], float], advance: Callable[[str], None]
+    steps: Sequence[Step],
+    work: Path,
+    look: Callable[[], float],
+    advance: Callable[[str], object],
+    release: Callable[[], object],
 ) -> list[Done]:
     """Measures what was not measured before a kill, and reads the rest.
 
@@ -86,23 +94,19 @@ def run_steps(
         work: see `open_work`.
         look: times the reference kernel.
         advance: is told the name of each step when it is done.
+        release: gives back what a step that failed had taken.
     """
     found = []
     for position, step in enumerate(steps):
         path = work / f"step-{position:04d}.json"
         if not path.exists():
             look_s = look() if position % _LOOK_EVERY == 0 else None
-            measured = step.measure()
-            write_json(
-                path,
-                {
-                    "name": step.name,
-                    "look_s": look_s,
-                    "rows": [[type(row).__name__, to_data(row)] for row, _ in measured],
-                    "notes": [notes if isinstance(notes, dict) else to_data(notes) for _, notes in measured],
-                },
-            )
-        found.append(_read(path, position))
+            error = _measure(step, look_s, path)
+            if error is not None:
+                release()
+                found.append(Done(name=step.name, position=position, rows=(), notes=(), look_s=look_s, error=error))
+        if path.exists():
+            found.append(_read(path, position))
         advance(step.name)
     return found
 
@@ -115,15 +119,43 @@ def corrected_rows(done: Sequence[Done]) -> list[list[Row]]:
 
 def drift_of(rows: Sequence[Sequence[Row]], num_steps: int) -> Drift | None:
     """What the repeats say, which stand behind so many steps."""
-    first = [_time(row) for step in rows[: len(rows) - num_steps] for row in step]
-    again = [_time(row) for step in rows[num_steps:] for row in step]
-    pairs = [(one, other) for one, other in zip(first, again, strict=True) if one is not None and other is not None]
+    steps = [(one, other) for one, other in zip(rows, rows[num_steps:], strict=False) if len(one) == len(other)]
+    both = [(_time(one), _time(other)) for step in steps for one, other in zip(*step, strict=True)]
+    pairs = [(one, other) for one, other in both if one is not None and other is not None]
     return drift_between([one for one, _ in pairs], [other for _, other in pairs])
 
 
 def is_marked(notes: Notes) -> bool:
     """Whether something held the clock down while a row was measured."""
     return bool(notes.get("throttles")) or bool(notes.get("is_slow_clock"))
+
+
+def marks_of_steps(done: Sequence[Done]) -> tuple[str, ...]:
+    """The rows that something held the clock down for, and what that was."""
+    rows = [(row, notes) for each in done for row, notes in zip(each.rows, each.notes, strict=True)]
+    return tuple(
+        f"{describe(row)}: {', '.join(notes['throttles']) or 'the clock stayed low'} while it was measured"
+        for row, notes in rows
+        if is_marked(notes) and not isinstance(row, MemoryRow)
+    )
+
+
+def _measure(step: Step, look_s: float | None, path: Path) -> str | None:
+    """Writes what a step gives, or says why it gives nothing."""
+    try:
+        measured = step.measure()
+    except RuntimeError as error:  # what torch raises where memory or a kernel is missing
+        return (str(error) or type(error).__name__).splitlines()[0]
+    write_json(
+        path,
+        {
+            "name": step.name,
+            "look_s": look_s,
+            "rows": [[type(row).__name__, to_data(row)] for row, _ in measured],
+            "notes": [notes if isinstance(notes, dict) else to_data(notes) for _, notes in measured],
+        },
+    )
+    return None
 
 
 def _read(path: Path, position: int) -> Done:

@@ -1,12 +1,9 @@
 """Operators, blocks, ceilings and a whole sitting, on the CPU: the same code as on a GPU but for graphs."""
 
 import inspect
-import json
-import subprocess
-import sys
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +12,8 @@ import torch.nn.functional as F
 from transformers import DynamicCache
 
 from blockwright.cost import Load
-from blockwright.errors import InputError
-from blockwright.hw_profiles.folder import read_profile
-from blockwright.hw_profiles.profile import OperatorRow, Point
-from blockwright.profiler import gpu_operators
+from blockwright.hw_profiles.profile import Point
+from blockwright.profiler import gpu_clock, gpu_operators, gpu_plan
 from blockwright.profiler.energy import Nvml
 from blockwright.profiler.gpu_blocks import (
     BF16,
@@ -34,20 +29,8 @@ from blockwright.profiler.gpu_ceilings import TINY, measure_ceilings
 from blockwright.profiler.gpu_clock import GpuClock, GpuEffort
 from blockwright.profiler.gpu_device import CpuDevice
 from blockwright.profiler.gpu_operators import attend, grid, matmul, measure_operator, name_of, work_of
-from blockwright.profiler.gpu_plan import FULL, estimate_s, profile_steps, variants
+from blockwright.profiler.gpu_plan import FULL, QUICK, estimate_s, profile_steps, variants
 from blockwright.profiler.gpu_power import measure_powers
-from blockwright.profiler.gpu_sitting import (
-    Done,
-    Notes,
-    Row,
-    Step,
-    corrected_rows,
-    drift_of,
-    is_marked,
-    open_work,
-    run_steps,
-    with_repeats,
-)
 from blockwright.profiler.operators import Elementwise
 from blockwright.spec import (
     Attention,
@@ -62,7 +45,6 @@ from blockwright.spec import (
     with_format,
 )
 
-ROOT = Path(__file__).parents[2]
 EFFORT = GpuEffort(min_samples=3, limit_s=0.001, warm_up_s=0.0, warm_up_calls=1)
 DECODE, PREFILL = Point(batch=2, new_tokens=1, slots=64), Point(batch=2, new_tokens=16, slots=64)
 MIXED = (
@@ -94,9 +76,9 @@ def _model(layers: tuple[Block, ...] = MIXED) -> Model:
     return with_format(model, BF16)
 
 
-def _bench(model: Model, device: CpuDevice | None = None) -> Bench:
+def _bench(model: Model, device: CpuDevice | None = None, effort: GpuEffort = EFFORT) -> Bench:
     device = device or CpuDevice()
-    return Bench(parent=model, clock=GpuClock(device, EFFORT, None), device=device)
+    return Bench(parent=model, clock=GpuClock(device, effort, None), device=device)
 
 
 def _cells_of(run: Callable[[], object]) -> Mapping[str, Any]:
@@ -264,107 +246,41 @@ def test_sixty_variants_span_the_parents_own() -> None:
     assert 58 <= len(mixers) + len(ffns) - 2 <= 61
 
 
-def test_a_full_profile_of_sixty_variants_is_planned_for_minutes() -> None:
+class Simulated(CpuDevice):
+    """Runs take a millisecond or several of a clock of its own: noisy, so that no interval gets narrow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elapsed_s, self.noise = 0.0, random.Random(0)
+
+    def eager(self, run: Callable[[], object]) -> Callable[[], float]:
+        def sample() -> float:
+            took_s = 1e-3 * self.noise.uniform(0.5, 3.0)
+            self.elapsed_s += took_s
+            return took_s
+
+        return sample
+
+    def now_s(self) -> float:
+        return self.elapsed_s
+
+
+def test_a_sitting_takes_no_longer_than_was_said_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warm-ups, limits and points as they are measured, against how many of them the estimate counts."""
+    monkeypatch.setattr(gpu_clock, "_MOST_NARROWING", 2.0)  # so that no sampling ends before its time is up
+    for guess in ("_BESIDE_OPERATOR_S", "_BESIDE_POINT_S", "_BUILD_S"):  # of what only a GPU's host takes
+        monkeypatch.setattr(gpu_plan, guess, 0.0)
+    device = Simulated()
+    plan = replace(QUICK, effort=FULL.effort, operator_effort=FULL.operator_effort)
+    steps = profile_steps(_bench(_model(), device, plan.effort), plan)
+    steps = [step for step in steps if not step.name.startswith("memory")]  # nothing is timed there
+    for step in steps:
+        step.measure()
+    said_s = estimate_s(plan, steps)
+    assert 0.8 * said_s < device.elapsed_s < 1.02 * said_s  # the last sample begins before time is up
+
+
+def test_the_cases_of_a_full_profile_have_names_of_their_own() -> None:
     parent = replace(_model(), layers=(Block(mixer=Attention(num_kv_heads=4), ffn=GatedFFN(width=14336)),) * 8)
     steps = profile_steps(_bench(parent), FULL)
     assert len({step.name for step in steps}) == len(steps)
-    assert estimate_s(FULL, steps) < 300
-
-
-def _row(time_s: float) -> OperatorRow:
-    return OperatorRow(
-        backend="torch",
-        kind="elementwise",
-        fields={"num_values": 3, "bytes_per_value": 2},
-        time_s=time_s,
-        low_s=time_s,
-        high_s=time_s,
-        num_samples=10,
-        num_rejected=0,
-        origin="measured",
-    )
-
-
-def test_a_sitting_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
-    measured: list[str] = []
-
-    def step(name: str) -> Step:
-        def measure() -> list[tuple[Row, Notes]]:
-            measured.append(name)
-            if name == "b" and measured.count("b") == 1:
-                raise KeyboardInterrupt
-            return [(_row(1.0), {"throttles": ["power_cap"] if name == "a" else []})]
-
-        return Step(name=name, measure=measure)
-
-    steps = [step(name) for name in "abc"]
-    with pytest.raises(KeyboardInterrupt):
-        run_steps(steps, tmp_path, lambda: 1.0, lambda _: None)
-    done = run_steps(steps, tmp_path, lambda: 1.0, lambda _: None)
-    assert measured == ["a", "b", "b", "c"]
-    assert [(each.name, each.look_s) for each in done] == [("a", 1.0), ("b", None), ("c", None)]
-    assert [is_marked(each.notes[0]) for each in done] == [True, False, False]
-
-
-def test_drift_is_divided_out_and_repeats_tell_the_rest(tmp_path: Path) -> None:
-    done = [
-        Done(
-            name=str(position),
-            position=position,
-            rows=(_row(2.0 if position < 20 else 2.2),),
-            notes=({},),
-            look_s=(1.0 if position < 20 else 1.1) if position % 2 == 0 else None,
-        )
-        for position in range(24)
-    ]
-    rows = corrected_rows(done)
-    assert [row.time_s for (row,) in rows if isinstance(row, OperatorRow)] == pytest.approx([2.0] * 24)
-    again = drift_of(rows, 22)
-    assert again is not None and again.num_repeated == 2 and again.worst == pytest.approx(0.0)
-
-
-def test_the_first_twentieth_is_measured_twice() -> None:
-    steps = [Step(name=str(index), measure=list) for index in range(40)]
-    assert [step.name for step in with_repeats(steps)[40:]] == ["again: 0", "again: 1"]
-
-
-def test_a_sitting_of_something_else_is_refused(tmp_path: Path) -> None:
-    open_work(tmp_path, {"parent": "a"})
-    open_work(tmp_path, {"parent": "a"})
-    with pytest.raises(InputError, match="another order"):
-        open_work(tmp_path, {"parent": "b"})
-
-
-def _run_script(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "benchmarks/gpu/profile_gpu.py"), "--out", str(out), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-@pytest.mark.slow
-def test_the_script_writes_a_profile_that_reads_back_and_goes_on(tmp_path: Path) -> None:
-    parent = str(ROOT / "recipes/demo-parent")
-    out = tmp_path / "device"
-    first = _run_script(out, "--parent", parent, "--device", "cpu", "--quick")
-    assert first.returncode == 0, first.stderr
-    profile = read_profile(out)
-    assert {row.part for row in profile.times} == {"mixer", "ffn"}
-    assert {row.kind for row in profile.operators} == {"matmul", "attend", "elementwise"}
-    assert sum(row.is_anchor for row in profile.wholes) == 2 * 3 and len(profile.wholes) == 2 * 12
-    assert {(row.phase, row.num_held_out) for row in profile.accuracy} == {("decode", 24), ("prefill", 24)}
-    notes = json.loads((tmp_path / "device.journal.json").read_text())
-    assert notes["drift_of_repeats"]["num_repeated"] > 0 and notes["looks_s"]
-    lost, *kept = sorted((tmp_path / "device.work").glob("step-*.json"), reverse=True)
-    before = {path: path.stat().st_mtime_ns for path in kept}
-    lost.unlink()
-    again = _run_script(out, "--parent", parent, "--device", "cpu", "--quick")
-    assert again.returncode == 0, again.stderr
-    assert lost.exists() and {path: path.stat().st_mtime_ns for path in kept} == before
-
-
-@pytest.mark.slow  # for all that it imports
-def test_without_a_gpu_the_script_says_what_to_do(tmp_path: Path) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    done = _run_script(tmp_path / "device")
-    assert done.returncode == 1 and "--device cpu --quick" in done.stderr
-    assert not (tmp_path / "device").exists()
