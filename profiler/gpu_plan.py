@@ -4,8 +4,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from blockwright.compile.slots import slots_for
+from blockwright.compile.slots import PREFILL_CHUNK, chunks_of, slots_for
 from blockwright.cost import Load
+from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Point
 from blockwright.profiler.gpu_blocks import BF16, Bench, measure_memory, measure_part, measure_whole
 from blockwright.profiler.gpu_ceilings import TINY, CeilingSizes
@@ -69,6 +70,22 @@ QUICK = replace(
     num_variants=6,
     is_quick=True,
 )
+
+
+def at_load(plan: Plan, load: Load) -> Plan:
+    """The same plan at another load.
+
+    Raises:
+        InputError: its prompt is read in several chunks, of which only one would be measured.
+    """
+    if len(chunks_of(load.prompt_tokens)) != 1:
+        raise InputError(
+            "--load",
+            got=f"a prompt of {load.prompt_tokens} tokens",
+            expected=f"one that is read at once: up to {PREFILL_CHUNK} tokens",
+            remedy="Measure at a shorter prompt.",
+        )
+    return replace(plan, load=load)
 
 
 def profile_steps(bench: Bench, plan: Plan) -> list[Step]:

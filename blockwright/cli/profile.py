@@ -5,11 +5,16 @@ sizes that models are made of, in at most five minutes. With one: times of every
 choose, at every load, whole models to fit and check the sums, and memory. What matters most for whole models is
 measured again until they are known to --precision. Each row carries its spread and origin.
 
+With --device cuda the same of the first NVIDIA GPU, by torch in bf16 and at one load (default: 8x512+512): ceilings,
+operators, blocks, whole models, memory and power; without a parent, blocks of a Llama of 8 billion parameters.
+
   blockwright profile
   blockwright profile --for path/to/parent --out profile
+  blockwright profile --device cuda --for path/to/parent --load chat=8x512+512
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from blockwright.cli import profile_import, profile_pack, profile_show, profile_validate
@@ -19,7 +24,9 @@ from blockwright.errors import InputError
 _ACTIONS: tuple[Command, ...] = (profile_pack, profile_import, profile_show, profile_validate)
 _OF_A_PARENT = ("load", "format", "backend", "precision", "time_limit")
 """Flags that mean nothing without one; None where they were not given."""
-_PRECISION_PERCENT, _TIME_LIMIT_S = 1.0, 600.0
+_OF_A_PROCESSOR = ("format", "backend", "threads", "seconds", "precision", "time_limit")
+"""Flags that mean nothing on a GPU."""
+_THREADS, _SECONDS, _PRECISION_PERCENT, _TIME_LIMIT_S = 1, 0.25, 1.0, 600.0
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -28,13 +35,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     for module in _ACTIONS:
         add_command(actions, module, module.__name__.rpartition("_")[2])
     parser.add_argument("--for", dest="parent", help="the parent whose blocks are measured (default: none)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="the processor, or the first NVIDIA GPU (default: cpu)"
+    )
     add_loads(parser)
     parser.add_argument("--format", action="append", help="weight format; repeatable (default: fp32)")
     parser.add_argument(
         "--backend", action="append", choices=("onnxruntime", "torch"), help="repeatable (default: onnxruntime)"
     )
-    parser.add_argument("--threads", type=int, default=1, help="threads of the runtime (default: 1)")
-    parser.add_argument("--seconds", type=float, default=0.25, help="to measure each thing for (default: 0.25)")
+    parser.add_argument("--threads", type=int, help=f"threads of the runtime (default: {_THREADS})")
+    parser.add_argument("--seconds", type=float, help=f"to measure each thing for (default: {_SECONDS:g})")
     parser.add_argument(
         "--precision",
         type=float,
@@ -51,6 +61,35 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
+    if arguments.parent is None:
+        wanted = "a parent, where one of its flags is given"
+        _refuse(arguments, _OF_A_PARENT, "without --for", wanted, "Name the parent with --for, or leave the flag out.")
+    if arguments.device == "cuda":
+        wanted = "what is measured of a GPU: torch in bf16, at one load"
+        _refuse(arguments, _OF_A_PROCESSOR, "with --device cuda", wanted, "Leave the flag out.")
+        _profile_gpu(arguments)
+    else:
+        _profile_processor(arguments)
+
+
+def _profile_gpu(arguments: argparse.Namespace) -> None:
+    from blockwright.llama import LLAMA_8B
+    from blockwright.model.parent import open_parent
+    from blockwright.pipeline.gpu_profile import GpuOrder, default_folder, profile_gpu
+    from blockwright.pipeline.tables import print_profile
+    from blockwright.profiler.gpu_plan import FULL, at_load
+
+    loads = list(read_loads(arguments.load).values()) if arguments.load else [FULL.load]
+    if len(loads) > 1:
+        got, remedy = f"{len(loads)} of them", "Measure one at a time, each into a folder of its own."
+        raise InputError("--load", got=got, expected="one, on a GPU", remedy=remedy)
+    plan = at_load(FULL, loads[0])
+    folder = arguments.out or (default_folder() if arguments.parent is None else Path("profile"))
+    parent = LLAMA_8B if arguments.parent is None else open_parent(arguments.parent).spec
+    print_profile(profile_gpu(GpuOrder(parent=parent, device="cuda", plan=plan), folder))
+
+
+def _profile_processor(arguments: argparse.Namespace) -> None:
     from blockwright.hw_profiles.profile import Backend
     from blockwright.model.parent import open_parent
     from blockwright.pipeline.device_profile import DeviceOrder, default_folder, profile_device
@@ -59,21 +98,21 @@ def run(arguments: argparse.Namespace) -> None:
     from blockwright.pipeline.tables import print_profile
     from blockwright.search.space import SpaceSettings
 
-    if arguments.parent is None:
-        _refuse_flags_of_a_parent(arguments)
     loads = read_loads(arguments.load)
     formats = tuple(arguments.format or ["fp32"])
     check_formats("--format", formats)
     backends: tuple[Backend, ...] = tuple(arguments.backend or ["onnxruntime"])
     check_distinct("--backend", backends)
-    check_at_least("--threads", arguments.threads, 1)
-    check_above_zero("--seconds", arguments.seconds)
+    threads = _THREADS if arguments.threads is None else arguments.threads
+    seconds = _SECONDS if arguments.seconds is None else arguments.seconds
+    check_at_least("--threads", threads, 1)
+    check_above_zero("--seconds", seconds)
     precision_percent = _PRECISION_PERCENT if arguments.precision is None else arguments.precision
     time_limit_s = _TIME_LIMIT_S if arguments.time_limit is None else arguments.time_limit
     check_above_zero("--precision", precision_percent)
     check_above_zero("--time-limit", time_limit_s)
     if arguments.parent is None:
-        device_order = DeviceOrder(threads=arguments.threads, seconds_per_measurement=arguments.seconds)
+        device_order = DeviceOrder(threads=threads, seconds_per_measurement=seconds)
         print_profile(profile_device(device_order, arguments.out or default_folder()))
         return
     order = ProfileOrder(
@@ -81,21 +120,18 @@ def run(arguments: argparse.Namespace) -> None:
         space=SpaceSettings(),
         loads=loads,
         formats=formats,
-        threads=arguments.threads,
+        threads=threads,
         backends=backends,
-        seconds_per_measurement=arguments.seconds,
+        seconds_per_measurement=seconds,
         precision=precision_percent / 100,
         time_limit_s=time_limit_s,
     )
     print_profile(profile_machine(order, arguments.out or Path("profile")))
 
 
-def _refuse_flags_of_a_parent(arguments: argparse.Namespace) -> None:
-    for name in _OF_A_PARENT:
+def _refuse(arguments: argparse.Namespace, flags: Sequence[str], where: str, expected: str, remedy: str) -> None:
+    """Refuses flags that were given, for they mean nothing there."""
+    for name in flags:
         if (value := getattr(arguments, name)) is not None:
-            raise InputError(
-                f"--{name.replace('_', '-')}",
-                got=f"{' '.join(map(str, value)) if isinstance(value, list) else value} without --for",
-                expected="a parent, where one of its flags is given",
-                remedy="Name the parent with --for, or leave the flag out to measure the machine by itself.",
-            )
+            words = " ".join(map(str, value)) if isinstance(value, list) else value
+            raise InputError(f"--{name.replace('_', '-')}", got=f"{words} {where}", expected=expected, remedy=remedy)

@@ -180,7 +180,9 @@ def print_costs(costs: Sequence[MeasuredCost], plan: Plan | None) -> None:
 def print_profile(profile: Profile) -> None:
     """The times of a profile."""
     console = _console()
-    console.print(f"{profile.device.model}, {profile.device.num_cores} cores, {profile.num_threads} thread(s)")
+    cores = profile.device.num_cores
+    words = "" if cores is None else f", {cores} cores, {profile.num_threads} thread(s)"
+    console.print(profile.device.model + words)
     rates = [f"{rate.value / 1e9:.1f} in {name}" for name, rate in profile.ceilings.flop_per_s.items()]
     console.print(
         f"reads {profile.ceilings.read_bytes_per_s.value / 1e9:.1f} GB/s from memory, "
