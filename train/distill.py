@@ -1,30 +1,35 @@
 """Global knowledge distillation: the whole child learns from the whole parent (Puzzle, section 4.3 and appendix F.3).
 
-    loss = mean_n KL(parent ‖ child)  +  Σ_l mean_n (1 − cos(h_child^l, h_parent^l))
-
-over tokens n and the outputs h^l of the layers. There is no language-modelling term: it makes the child worse.
-
-Shapes: B windows of a batch, T tokens, D hidden size, N = B·T.
+What is minimised is in `losses.py`. A step reads one batch, in parts where memory is short; its loss is the mean over
+the valid tokens of all parts and ranks, so that neither changes it. Child and parent stay in evaluation mode: nothing
+is random, and a training that was killed goes on as if it had not been, to the bit on a CPU.
 """
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel
 
 from blockwright.errors import InputError
-from blockwright.files import new_file
-from blockwright.model.walk import Walk
-from blockwright.tensors import writing_tensors
-from blockwright.train.chunked_kl import chunked_kl
-from blockwright.train.schedule import warm_up_then_cosine
+from blockwright.train.losses import KL_AND_COSINE, Losses, kl_and_cosine
+from blockwright.train.objective import (
+    Objective,
+    Precision,
+    TopOf,
+    counts_of,
+    objective_loss,
+    parts_of,
+)
+from blockwright.train.optimizers import OptimizerName, make_optimizers
+from blockwright.train.ranks import Ranks
+from blockwright.train.schedule import WARM_UP_SHARE, Schedule, factor_at
+from blockwright.train.sharded import Sharded, clip
+from blockwright.train.state import load_state, load_weights, save_state, save_weights
+from blockwright.train.windows import Batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +37,33 @@ class GkdSettings:
     """How the child is distilled."""
 
     learning_rate: float
-    cosine_weight: float
     checkpoint_steps: int
     """A kill loses at most so many steps."""
+    losses: Losses = KL_AND_COSINE
+    layer_map: tuple[int, ...] | None = None
+    parts: int = 1
+    """In how many parts a rank works through its windows of a batch: more take less memory."""
+    recomputes_activations: bool = False
+    precision: Precision = "fp32"
+    optimizer: OptimizerName = "adamw"
+    schedule: Schedule = "cosine"
+    warm_up_share: float = WARM_UP_SHARE
+    most_gradient_norm: float = 1.0
+    """Gradients are scaled down to it."""
+    eval_steps: int = 0
+    """Held-out KL is measured after every so many steps, and the best child is what remains; 0 for never."""
+    patience: int = 0
+    """Stops when so many measurements in turn were no better; 0 for never."""
+
+    @property
+    def objective(self) -> Objective:
+        """What one step minimises."""
+        return Objective(
+            losses=self.losses,
+            layer_map=self.layer_map,
+            recomputes_activations=self.recomputes_activations,
+            precision=self.precision,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,27 +71,50 @@ class GkdStep:
     """What one step saw."""
 
     step: int
-    kl: float
-    cosine: float
+    loss: float
+    terms: dict[str, float]
+    """The value of each term of the loss, without its weight."""
+    gradient_norm: float
+    """Before clipping."""
+    held_out_kl: float | None = None
+    """After the step, where it was measured."""
+
+    @property
+    def kl(self) -> float:
+        """KL(parent ‖ child) of the step's batch; not a number where the loss has no such term."""
+        return self.terms.get("kl", math.nan)
+
+    @property
+    def cosine(self) -> float:
+        """As `kl`, of the states."""
+        return self.terms.get("cosine", math.nan)
 
 
 def distill(
     child: PreTrainedModel,
     parent: PreTrainedModel,
-    batches: Sequence[Tensor],
+    batches: Sequence[Batch | Tensor],
     settings: GkdSettings,
     checkpoint: Path,
     on_step: Callable[[GkdStep], None] = lambda step: None,
+    *,
+    held_out: Iterable[Batch | Tensor] = (),
+    top_of: TopOf | None = None,
+    ranks: Ranks | None = None,
 ) -> list[GkdStep]:
     """Trains the child in place, from its last checkpoint where there is one.
 
     Args:
         child: the child; all its weights are trained.
-        parent: the parent, frozen.
-        batches: token windows of shape (B, T), one per step; the same ones after a kill.
+        parent: the parent, frozen, on the child's device.
+        batches: this rank's windows, one batch per step; the same ones after a kill.
         settings: how to train.
-        checkpoint: a file (safetensors) to keep the state of training in; removed by the caller when done with it.
+        checkpoint: a file (safetensors) to keep the state of training in; the best child stands beside it. Removed by
+            the caller when done with them.
         on_step: called after each step.
+        held_out: this rank's windows to measure on, where the settings ask for it.
+        top_of: looks up the parent's likeliest tokens; None where the parent says them live.
+        ranks: who trains together; None for one process.
 
     Returns:
         All steps, those before a kill included.
@@ -70,80 +122,159 @@ def distill(
     Raises:
         InputError: the loss is no number any more.
     """
-    parent.requires_grad_(False)
-    child.requires_grad_(True).train()
-    names = [name for name, _ in child.named_parameters()]
-    optimizer = torch.optim.AdamW(
-        child.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
-    )
-    history = _restore(checkpoint, child, names, optimizer)
-    for step in range(len(history), len(batches)):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * warm_up_then_cosine(step, len(batches))
-        kl, cosine = distillation_loss(child, parent, batches[step])
-        loss = kl + settings.cosine_weight * cosine
-        if not torch.isfinite(loss):
-            raise InputError(
-                "distillation loss",
-                got=f"{loss.item()} at step {step}",
-                expected="a number",
-                remedy="Lower the learning rate; the state before this step is kept.",
-            )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(child.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        history.append(GkdStep(step=step, kl=kl.item(), cosine=cosine.item()))
-        on_step(history[-1])
-        if (step + 1) % settings.checkpoint_steps == 0 and step + 1 < len(batches):
-            _save(checkpoint, child, names, optimizer, history)
-    child.eval()
+    parent.requires_grad_(False).eval()
+    child.requires_grad_(True).eval()
+    ranks = Ranks.alone() if ranks is None else ranks
+    learner = _Learner(child, parent, settings, ranks, top_of)
+    history = learner.restore(checkpoint)
+    held_out = list(held_out)
+    while len(history) < len(batches) and not _has_stalled(history, settings.patience):
+        step = len(history)
+        try:
+            seen = learner.step(batches[step], step, len(batches))
+        except _NoNumber as error:
+            raise learner.refusal(error, checkpoint, history, len(batches)) from None
+        is_last = step + 1 == len(batches)
+        if settings.eval_steps and ((step + 1) % settings.eval_steps == 0 or is_last):
+            kl = learner.held_out_kl(held_out)
+            if kl < best_of(history)[1]:
+                save_weights(_best_file(checkpoint, step), child, ranks)
+            seen = replace(seen, held_out_kl=kl)
+        history.append(seen)
+        on_step(seen)
+        if (step + 1) % settings.checkpoint_steps == 0 and not is_last:
+            learner.save(checkpoint, history)
+    best, _ = best_of(history)
+    if best is not None:
+        ranks.sum(torch.zeros((), device=child.device))  # the file may be another rank's, still being written
+        load_weights(_best_file(checkpoint, best), child)
     return history
+
+
+def best_of(history: Sequence[GkdStep]) -> tuple[int | None, float]:
+    """The step after which the held-out KL was least, and that KL; None and infinity where it was not measured."""
+    measured = [(seen.held_out_kl, seen.step) for seen in history if seen.held_out_kl is not None]
+    kl, step = min(measured, default=(math.inf, None))
+    return step, kl
 
 
 def distillation_loss(child: PreTrainedModel, parent: PreTrainedModel, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
     """The mean KL over tokens, and the cosine distance summed over layers, for a batch of windows."""
-    student, teacher = Walk(child), Walk(parent)
-    with torch.no_grad():
-        y_BTD = teacher.embed(ids_BT)
-    x_BTD = student.embed(ids_BT)
-    cosine = x_BTD.new_zeros(())
-    for layer in range(len(teacher.layers)):
-        with torch.no_grad():
-            y_BTD = teacher.layer(layer, y_BTD)
-        x_BTD = student.layer(layer, x_BTD)
-        cosine = cosine + (1 - cosine_similarity(x_BTD, y_BTD, dim=-1)).mean()
-    h_ND = child.model.norm(x_BTD).flatten(0, 1)
-    with torch.no_grad():
-        g_ND = parent.model.norm(y_BTD).flatten(0, 1)
-    return chunked_kl(h_ND, child.lm_head.weight, g_ND, parent.lm_head.weight), cosine
+    batch = Batch(ids_BT=ids_BT)
+    _, values = objective_loss(child, parent, Objective(losses=KL_AND_COSINE), batch, (ids_BT.numel(), 1))
+    return values[0], values[1]
 
 
-def _save(
-    path: Path, child: PreTrainedModel, names: list[str], optimizer: torch.optim.AdamW, history: list[GkdStep]
-) -> None:
-    """Writes weights, optimizer and history as one file, so that no kill can leave them out of step."""
-    tensors: dict[str, Tensor] = {}
-    for name, parameter in zip(names, child.parameters(), strict=True):
-        state = optimizer.state[parameter]
-        tensors[f"weight.{name}"] = parameter.detach()
-        tensors[f"first.{name}"] = state["exp_avg"]
-        tensors[f"second.{name}"] = state["exp_avg_sq"]
-    losses = json.dumps([[entry.kl, entry.cosine] for entry in history])
-    with new_file(path) as temporary, writing_tensors(path):
-        save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, {"losses": losses})
+class _NoNumber(Exception):
+    """A loss or gradient that is none."""
 
 
-def _restore(path: Path, child: PreTrainedModel, names: list[str], optimizer: torch.optim.AdamW) -> list[GkdStep]:
-    if not path.exists():
-        return []
-    with safe_open(path, framework="pt") as state:
-        losses = json.loads(state.metadata()["losses"])
-        for name, parameter in zip(names, child.parameters(), strict=True):
-            parameter.data.copy_(state.get_tensor(f"weight.{name}"))
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(len(losses))),
-                "exp_avg": state.get_tensor(f"first.{name}").clone(),
-                "exp_avg_sq": state.get_tensor(f"second.{name}").clone(),
-            }
-    return [GkdStep(step=step, kl=kl, cosine=cosine) for step, (kl, cosine) in enumerate(losses)]
+class _Learner:
+    """A child with its optimisers: makes steps, keeps and restores what they depend on."""
+
+    def __init__(
+        self,
+        child: PreTrainedModel,
+        parent: PreTrainedModel,
+        settings: GkdSettings,
+        ranks: Ranks,
+        top_of: TopOf | None,
+    ) -> None:
+        self.child, self.parent, self.settings, self.ranks, self.top_of = child, parent, settings, ranks, top_of
+        self.models = Sharded(child, parent, ranks)
+        self.optimizers = make_optimizers(settings.optimizer, child, settings.learning_rate)
+
+    def step(self, batch: Batch | Tensor, step: int, num_steps: int) -> GkdStep:
+        """One step on a batch; raises `_NoNumber`, with all weights as they were, where its loss is none."""
+        settings = self.settings
+        batch = self._here(batch)
+        counts = self._counts(batch)
+        values = torch.zeros(len(settings.losses.weights), device=self.child.device)
+        for part in parts_of(batch, settings.parts):
+            loss, found = self._loss(settings.objective, part, counts)
+            loss.backward()
+            values += found
+        terms = dict(zip(settings.losses.names, self.ranks.sum(values).tolist(), strict=True))
+        total = sum(weight * terms[name] for name, weight in settings.losses.weights)
+        norm = float(clip(list(self.child.parameters()), settings.most_gradient_norm))
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            raise _NoNumber(f"a loss of {total} with a gradient of norm {norm}")
+        rate = settings.learning_rate * factor_at(settings.schedule, step, num_steps, settings.warm_up_share)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad()
+        return GkdStep(step=step, loss=total, terms=terms, gradient_norm=norm)
+
+    @torch.no_grad()
+    def held_out_kl(self, batches: Iterable[Batch | Tensor]) -> float:
+        """Mean KL(parent ‖ child) over tokens."""
+        objective = Objective(losses=kl_and_cosine(0), precision=self.settings.precision)
+        total = torch.zeros(2, device=self.child.device)
+        for each in batches:
+            batch = self._here(each)
+            count = counts_of(batch)[0]
+            kl, _ = self._judged(objective, batch, int(count))
+            total += torch.stack([kl * count, count])
+        kl, count = self.ranks.sum(total).tolist()
+        return kl / count
+
+    def save(self, path: Path, history: Sequence[GkdStep]) -> None:
+        """Keeps the state after these steps, and of the best children only the one that it refers to."""
+        save_state(path, self.child, self.optimizers, [asdict(seen) for seen in history], self.ranks)
+        if self.ranks.is_first:
+            best, _ = best_of(history)
+            for file in path.parent.glob(_best_file(path, "*").name):
+                if best is None or file != _best_file(path, best):
+                    file.unlink()
+
+    def restore(self, path: Path) -> list[GkdStep]:
+        """The steps of the state that was kept, if any, which the child then has made."""
+        if not path.exists():
+            return []
+        return [GkdStep(**seen) for seen in load_state(path, self.child, self.optimizers)]
+
+    def refusal(self, error: _NoNumber, path: Path, history: Sequence[GkdStep], num_batches: int) -> InputError:
+        """What to tell of a batch whose loss is no number; keeps the state before it."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        bad = torch.stack([(~parameter.detach().isfinite()).any() for parameter in self.child.parameters()]).any()
+        kept = "nothing was lost: no step had been made"
+        if history and not self.ranks.sum(bad.float()):
+            self.save(path, history)
+        if path.exists():
+            kept = f"the last good state is kept in {path}"
+        return InputError(
+            "distillation loss",
+            got=f"{error} at batch {len(history) + 1} of {num_batches}",
+            expected="a number",
+            remedy=f"Lower the learning rate, or mend that batch's text; {kept}.",
+        )
+
+    def _loss(self, objective: Objective, batch: Batch, counts: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        top = None if self.top_of is None else self.top_of(batch)
+        return self.models(objective_loss, self.child, self.parent, objective, batch, counts, top)
+
+    def _judged(self, objective: Objective, batch: Batch, count: int) -> tuple[Tensor, Tensor]:
+        return self.models(objective_loss, self.child, self.parent, objective, batch, (count, 1))
+
+    def _counts(self, batch: Batch) -> tuple[int, int]:
+        num_tokens, num_labels = self.ranks.sum(counts_of(batch)).tolist()
+        return num_tokens, num_labels
+
+    def _here(self, batch: Batch | Tensor) -> Batch:
+        batch = Batch(ids_BT=batch) if isinstance(batch, Tensor) else batch
+        segments, device = batch.segments_BT, self.child.device
+        return Batch(ids_BT=batch.ids_BT.to(device), segments_BT=None if segments is None else segments.to(device))
+
+
+def _has_stalled(history: Sequence[GkdStep], patience: int) -> bool:
+    best, _ = best_of(history)
+    if not patience or best is None:
+        return False
+    return sum(seen.held_out_kl is not None for seen in history[best + 1 :]) >= patience
+
+
+def _best_file(checkpoint: Path, step: int | str) -> Path:
+    return checkpoint.with_name(f"{checkpoint.stem}-best-{step}{checkpoint.suffix}")

@@ -19,6 +19,7 @@ from blockwright.pipeline.inputs import (
 from blockwright.pipeline.stage import Stage, running, whole
 from blockwright.strict import to_data
 from blockwright.train.distill import GkdSettings, GkdStep, distill
+from blockwright.train.losses import kl_and_cosine
 from blockwright.train.windows import batches
 
 HISTORY = "distillation.json"
@@ -69,7 +70,7 @@ def distill_child(child_folder: Path, teacher: Parent, order: DistillOrder, outp
     )
     num_steps = max(1, order.tokens // (order.batch_windows * order.window_tokens))
     settings = GkdSettings(
-        learning_rate=order.learning_rate, cosine_weight=order.cosine_weight, checkpoint_steps=_CHECKPOINT_STEPS
+        learning_rate=order.learning_rate, losses=kl_and_cosine(order.cosine_weight), checkpoint_steps=_CHECKPOINT_STEPS
     )
     parent, model = load_model(teacher), load_checkpoint(child)
     check_text_suits(parent, windows)
@@ -86,4 +87,4 @@ def distill_child(child_folder: Path, teacher: Parent, order: DistillOrder, outp
             tokens = num_steps * order.batch_windows * order.window_tokens
             provenance = {"parent": str(teacher.folder), "inputs": inputs, "distilled_tokens": tokens}
             save_child(model, child.spec, load_tokenizer(teacher), temporary, provenance)
-            write_json(temporary / HISTORY, [asdict(step) for step in history])
+            write_json(temporary / HISTORY, [asdict(step) | step.terms for step in history])

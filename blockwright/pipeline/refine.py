@@ -41,6 +41,7 @@ from blockwright.spec import Candidate
 from blockwright.statistics import estimate_mean
 from blockwright.strict import to_data
 from blockwright.train.distill import GkdSettings
+from blockwright.train.losses import kl_and_cosine
 from blockwright.train.windows import Windows
 
 RECORD = "refine.json"
@@ -162,7 +163,7 @@ def _healing(parent: Parent, text: Text, order: RefineOrder) -> Healing:
         batch_windows=order.batch_windows,
         seed=order.seed,
         settings=GkdSettings(
-            learning_rate=order.learning_rate, cosine_weight=order.cosine_weight, checkpoint_steps=10**9
+            learning_rate=order.learning_rate, losses=kl_and_cosine(order.cosine_weight), checkpoint_steps=10**9
         ),
     )
 

@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 from blockwright.errors import InputError
 from blockwright.model.child import build_child, load_weights
 from blockwright.spec import Attention, Block, GatedFFN, LinearMixer, Model, NoOp
-from blockwright.train import distill as distill_module
+from blockwright.train import state as state_module
 from blockwright.train.distill import GkdSettings, GkdStep, distill, distillation_loss
 
 MakeParent = Callable[..., tuple[PreTrainedModel, Model]]
 BATCHES = list(torch.randint(0, 64, (10, 4, 12), generator=torch.Generator().manual_seed(5)))
-SETTINGS = GkdSettings(learning_rate=3e-3, cosine_weight=1.0, checkpoint_steps=3)
+SETTINGS = GkdSettings(learning_rate=3e-3, checkpoint_steps=3)
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_a_kill_while_the_state_is_written_leaves_the_state_before(
     whole, parent = make_pair()
     history = distill(whole, parent, BATCHES, SETTINGS, tmp_path / "whole.safetensors")
     state = tmp_path / "run" / "state.safetensors"
-    save_file, num_saved = distill_module.save_file, 0
+    save_file, num_saved = state_module.save_file, 0
 
     def save_half(tensors: dict[str, Tensor], path: Path, metadata: Any) -> None:
         nonlocal num_saved
@@ -135,7 +135,7 @@ def test_a_kill_while_the_state_is_written_leaves_the_state_before(
 
     killed, _ = make_pair()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(distill_module, "save_file", save_half)
+        patch.setattr(state_module, "save_file", save_half)
         distill(killed, parent, BATCHES, SETTINGS, state)
     assert [path.name for path in state.parent.iterdir()] == [state.name]
     resumed, _ = make_pair()

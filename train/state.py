@@ -1,0 +1,85 @@
+"""The state of a training as one file, so that no kill leaves weights, optimisers and history out of step."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from blockwright.errors import InputError
+from blockwright.files import new_file
+from blockwright.tensors import writing_tensors
+from blockwright.train.ranks import Ranks
+from blockwright.train.sharded import share_like, whole
+
+_WEIGHT, _OPTIMISER = "weight.", "optimiser."
+
+
+def save_weights(path: Path, model: nn.Module, ranks: Ranks) -> None:
+    """Writes a model's weights alone; all ranks must call it, the first writes."""
+    _write(path, _weights(model), None, ranks)
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Reads what `save_weights` or `save_state` wrote into a model."""
+    with _opened(path) as state:
+        for name, parameter in model.named_parameters():
+            parameter.data.copy_(share_like(state.get_tensor(_WEIGHT + name), parameter.data))
+
+
+def save_state(path: Path, model: nn.Module, optimizers: Sequence[Optimizer], data: Any, ranks: Ranks) -> None:
+    """Writes weights, what the optimisers know of each, and plain data; as `save_weights`."""
+    tensors = _weights(model)
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    for optimizer in optimizers:
+        for parameter, known in optimizer.state.items():
+            for key, value in known.items():
+                tensors[f"{_OPTIMISER}{key}.{names[parameter]}"] = whole(value)
+    _write(path, tensors, data, ranks)
+
+
+def load_state(path: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> Any:
+    """Reads what `save_state` wrote into a model and its optimisers; returns the plain data.
+
+    Raises:
+        InputError: the file is broken.
+    """
+    load_weights(path, model)
+    owners = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    parameters = dict(model.named_parameters())
+    with _opened(path) as state:
+        for stored in state.keys():  # noqa: SIM118 (it is no mapping)
+            if stored.startswith(_OPTIMISER):
+                key, _, name = stored.removeprefix(_OPTIMISER).partition(".")
+                parameter, value = parameters[name], state.get_tensor(stored)
+                alike = value.shape == parameter.shape
+                known = owners[parameter].state.setdefault(parameter, {})
+                known[key] = share_like(value, parameter.data) if alike else value.to(parameter.device)
+        return json.loads(state.metadata()["data"])
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {_WEIGHT + name: whole(parameter.detach()) for name, parameter in model.named_parameters()}
+
+
+def _write(path: Path, tensors: dict[str, Tensor], data: Any, ranks: Ranks) -> None:
+    if not ranks.is_first:
+        return
+    with new_file(path) as temporary, writing_tensors(path):
+        save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, {"data": json.dumps(data)})
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            str(path),
+            got=str(error),
+            expected="a whole state of training",
+            remedy="Delete the file, and training begins anew.",
+        ) from error
