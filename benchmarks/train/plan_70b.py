@@ -169,7 +169,7 @@ def published() -> list[Published]:
         Published(what="share of peak, 70B at 331 tokens/s on each of 64 A100", published=51.7,
                   counted=100 * per_70b * 331 / a100, unit="%", source=titan, checks="FLOPs"),
         Published(what="tokens/s of an H100, 8B by FSDP2, at 33 % of peak", published=5762,
-                  counted=0.33 * h100 / per_8b, unit="tokens/s", source=titan + ", table 1; H100 held at 500 W", checks=theirs),
+                  counted=0.33 * h100 / per_8b, unit="tokens/s", source=titan + ", table 1; at 500 W", checks=theirs),
         Published(what="the same with torch.compile, at 39 %", published=6667,
                   counted=0.39 * h100 / per_8b, unit="tokens/s", source=titan + ", table 1", checks=theirs),
         Published(what="parameters of the parent", published=70, counted=parameters(LLAMA_70B) / 1e9, unit="B",

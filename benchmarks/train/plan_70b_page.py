@@ -70,7 +70,7 @@ def page(
         ],
         "",
         "The share of peak is not foretold: it is published, for an 8B on H100 and for 70B on A100 only. Hours and",
-        "GPU-hours of Puzzle's own library, scores and GKD are not in the text we have, so no hours below are checked by a run.",
+        "GPU-hours of Puzzle's own stages are not in the text we have: no hours below are checked by a run.",
         "",
         "## The plan",
         "",
