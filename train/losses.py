@@ -81,9 +81,6 @@ def kl_and_cosine(cosine_weight: float = 1.0) -> Losses:
     return Losses(weights=(("kl", 1.0), *([("cosine", cosine_weight)] if cosine_weight else [])))
 
 
-KL_AND_COSINE = kl_and_cosine()
-
-
 def even_layer_map(num_child: int, num_parent: int) -> tuple[int, ...]:
     """For each layer of the child the parent's layer to compare it with: evenly spread, the last with the last."""
     return tuple((layer + 1) * num_parent // num_child - 1 for layer in range(num_child))
@@ -140,3 +137,6 @@ def _check_between(field: str, value: float, low: float, high: float) -> None:
         raise InputError(
             field, got=value, expected=f"a number above {low} and below {high}", remedy="Choose one between them."
         )
+
+
+KL_AND_COSINE = kl_and_cosine()
