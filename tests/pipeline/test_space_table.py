@@ -9,6 +9,7 @@ import pytest
 from blockwright.cli.main import main
 from blockwright.model.parent import open_parent
 from blockwright.search.space import SpaceSettings
+from blockwright.search.space_file import read_space
 from blockwright.search.space_size import describe_space
 
 KEYS = "kv_heads: [1]\nformats: [fp32]\noverrides: [{layers: 1, has_no_op: false}]\n"
@@ -29,8 +30,9 @@ def test_layers_that_are_offered_the_same_stand_in_one_row(
         ("0", "ffn"),
         ("1", "ffn"),
     ]
+    size = describe_space(open_parent(str(small_parent)).spec, read_space(tmp_path / "space.yaml"))
     assert re.findall(r"attention-kv\d", overridden) == ["attention-kv2", "attention-kv1"] * 2
-    assert "17 candidates, 11 of them to train" in overridden
+    assert f"{size.num_candidates} candidates, {size.num_trained} of them to train" in overridden
 
 
 def test_the_same_stands_in_plain_data(small_parent: Path, capsys: pytest.CaptureFixture[str]) -> None:
