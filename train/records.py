@@ -97,7 +97,7 @@ def _broken(place: str, got: str, expected: str) -> InputError:
         place,
         got=got,
         expected=expected,
-        remedy="Get the file again, or take it or this record away; what was done before it is kept.",
+        remedy="Get the file again, or take it or this record away.",
     )
 
 
