@@ -6,12 +6,13 @@ A list of iterations, in newer versions without the warm-up; of each we read, in
     computeMs                       the same, with all of its digits
 
 and not startEnqMs, startH2dMs, startD2hMs, their ends, h2dMs, d2hMs and latencyMs, which are the host's and transfers.
-What the engine's inputs were does not stand in it: with a context it was one step of writing over as many tokens,
-without one the reading of the load's prompts.
+TensorRT's version does not stand in it, nor what the engine's inputs were: with a context it was one step of writing
+over as many tokens, without one the reading of the load's prompts.
 """
 
 from blockwright.errors import InputError
 from blockwright.profiler.imports import (
+    NOT_TOLD,
     Results,
     Told,
     WholeTime,
@@ -62,4 +63,4 @@ def read_trtexec(text: str, place: str, told: Told) -> Results:
         )
     point = prefill(load.batch, load.prompt_tokens) if told.context is None else decode(load.batch, told.context)
     time = WholeTime(point=point, weights=needed_format(told, place), seconds=seconds_of(samples_s, place))
-    return Results(software={"tensorrt": "not told"}, times=(time,))
+    return Results(software={"tensorrt": NOT_TOLD}, times=(time,))

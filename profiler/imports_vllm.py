@@ -27,6 +27,7 @@ from typing import Any
 from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Point
 from blockwright.profiler.imports import (
+    NOT_TOLD,
     Results,
     Seconds,
     Told,
@@ -79,6 +80,13 @@ def _latency(data: Mapping[str, Any], place: str, told: Told) -> Results:
 
 
 def _serve(data: Any, place: str, told: Told) -> Results:
+    if isinstance(data, Mapping) and "spec_decode_num_drafts" in data:
+        raise InputError(
+            f"{place}: spec_decode_num_drafts",
+            got=data["spec_decode_num_drafts"],
+            expected="a server without speculative decoding, whose steps write several tokens each",
+            remedy="Run the benchmark against a server without --speculative-config.",
+        )
     completed = field(data, "completed", int, place)
     asked = field({"num_prompts": completed} | dict(data), "num_prompts", int, place)
     failed = field({"failed": asked - completed} | dict(data), "failed", int, place)
@@ -134,4 +142,4 @@ def _median(data: Mapping[str, Any], name: str, completed: int, place: str) -> S
 
 def _software(data: Mapping[str, Any]) -> dict[str, str]:
     """The version stands in the file only where the run was told to write it: --metadata vllm_version=…"""
-    return {"vllm": str(data.get("vllm_version", "not told"))}
+    return {"vllm": str(data.get("vllm_version", NOT_TOLD))}

@@ -8,7 +8,7 @@ are added to a copy of its device's profile, and that runtime's costs of any chi
   blockwright profile import vllm one.json all.json --for path/to/parent --into h100_sxm --format bf16 \\
       --load one=8x512+1 --load all=8x512+128
   blockwright profile import trtexec times.json --for path/to/parent --into jetson_agx_orin --format int4 \\
-      --load step=1x512+1 --context 512
+      --load step=1x512+1 --context 512 --version 10.3.0
 
 llama-bench -o json or jsonl, vllm bench latency --output-json or serve --save-result, trtexec --exportTimes. Then:
 
@@ -48,6 +48,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--context", type=int, metavar="TOKENS", help="in the caches, where trtexec timed one new token"
     )
     parser.add_argument("--format", help="of the weights, where files do not say it or have one of their own")
+    parser.add_argument("--version", help="of the runtime, where files do not say it: those of trtexec, mostly vllm's")
     add_out(parser, "profile", "the profile's folder")
 
 
@@ -80,7 +81,9 @@ def _take_in(arguments: argparse.Namespace, files: list[Path]) -> None:
     from blockwright.pipeline.kit import take_in
     from blockwright.pipeline.tables import print_profile
 
-    given = [f"--{flag}" for flag in ("into", "load", "context", "format") if getattr(arguments, flag) is not None]
+    given = [
+        f"--{flag}" for flag in ("into", "load", "context", "format", "version") if getattr(arguments, flag) is not None
+    ]
     if len(files) != 1 or given or arguments.parent is not None:
         raise InputError(
             "profile import",
@@ -109,7 +112,7 @@ def _told(arguments: argparse.Namespace, num_files: int) -> "list[Told]":
         check_at_least("--context", arguments.context, 1)
     weights = None if arguments.format is None else parse_format(arguments.format)
     of_each = loads * num_files if len(loads) == 1 else loads
-    return [Told(load=load, context=arguments.context, weights=weights) for load in of_each]
+    return [Told(load=load, context=arguments.context, weights=weights, version=arguments.version) for load in of_each]
 
 
 def _missing(flag: str, source: str) -> InputError:

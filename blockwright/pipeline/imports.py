@@ -11,7 +11,8 @@ from blockwright.hw_profiles.profile import ImportedBackend, Profile, WholeRow
 from blockwright.pipeline.console import say
 from blockwright.pipeline.marks import write_marked
 from blockwright.profiler.imported_costs import check_imported
-from blockwright.profiler.imports import Results, Told, WholeTime, joined
+from blockwright.profiler.imports import NOT_TOLD, Results, Told, WholeTime, joined
+from blockwright.profiler.imports_device import check_device
 from blockwright.profiler.imports_llama_bench import read_llama_bench
 from blockwright.profiler.imports_trtexec import read_trtexec
 from blockwright.profiler.imports_vllm import read_vllm
@@ -41,11 +42,12 @@ def import_results(order: ImportOrder, output: Path) -> Profile:
     """Writes a profile's copy with the times of some files in it, in place of those that were there at the same points.
 
     Raises:
-        InputError: a file is broken, of another model, or faster than the device; its software is of another version
+        InputError: a file is broken, of another model or device, or faster than it; its software is of another version
             than that of times that are there; the profile is about a parent of another shape.
     """
     results = [_read(order, path, told) for path, told in order.files]
     for (path, _), result in zip(order.files, results, strict=True):
+        check_device(result.device, order.into.device, str(path))
         _check_parent(order.parent, result, str(path))
         for reason in result.left_out:
             say(f"{path.name}: left out {reason}")
@@ -62,12 +64,35 @@ def import_results(order: ImportOrder, output: Path) -> Profile:
     backend = _BACKEND_OF[order.source]
     say(
         f"{output}: {len(rows)} times of {backend} {software[backend]}, taken as {profile.name}'s"
-        + (f"; the file says {devices}" if devices else "")
+        + (f"; the file says {devices}" if devices else "; the files name no device")
     )
+    if software[backend] == NOT_TOLD:
+        say(
+            f"The files do not tell the version of {backend}: say it with --version, for another runs at another speed."
+        )
     return profile
 
 
 def _read(order: ImportOrder, path: Path, told: Told) -> Results:
+    result = _parsed(order, path, told)
+    return replace(
+        result, software={name: _version(name, found, told, path) for name, found in result.software.items()}
+    )
+
+
+def _version(name: str, found: str, told: Told, path: Path) -> str:
+    """The file's own, or what was told of it."""
+    if told.version is not None and found not in (NOT_TOLD, told.version):
+        raise InputError(
+            "--version",
+            got=told.version,
+            expected=f"{found}, the version of {name} in {path}",
+            remedy="Leave the flag out: the file tells it.",
+        )
+    return told.version or found
+
+
+def _parsed(order: ImportOrder, path: Path, told: Told) -> Results:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

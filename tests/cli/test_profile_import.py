@@ -113,6 +113,26 @@ def test_runtimes_stand_side_by_side(bench: Path, tmp_path: Path, run: Run) -> N
         assert costs["time_per_token"] == pytest.approx(time_s, rel=0.05)
 
 
+def test_a_file_of_another_device_is_refused(bench: Path, tmp_path: Path, run: Run) -> None:
+    code, _, told = _import(run, "llama-bench", bench, out=tmp_path / "device", into="rtx_5090")
+    assert code == BAD_INPUT and "NVIDIA GeForce RTX 4090" in told and "rtx_5090" in told and "--into" in told
+    assert not (tmp_path / "device").exists()
+
+
+def test_a_version_that_no_file_tells_may_be_said(bench: Path, tmp_path: Path, run: Run) -> None:
+    times = tmp_path / "times.json"
+    record = {"startComputeMs": 5.0, "endComputeMs": 5.3, "computeMs": 0.3}
+    times.write_text(json.dumps([record, record]))
+    flags: dict[str, object] = {"load": "step=1x128+1", "context": 192, "format": "bf16"}
+    _, _, told = _import(run, "trtexec", times, out=tmp_path / "untold", **flags)
+    assert "do not tell the version of tensorrt" in told
+    assert read_profile(tmp_path / "untold").software == {"tensorrt": "not told"}
+    _, _, told = _import(run, "trtexec", times, out=tmp_path / "told", **flags, version="10.3.0")
+    assert "do not tell" not in told and read_profile(tmp_path / "told").software == {"tensorrt": "10.3.0"}
+    code, _, told = _import(run, "llama-bench", bench, out=tmp_path / "other", version="b1")
+    assert code == BAD_INPUT and "error in --version" in told and "8cf427ff" in told
+
+
 def test_vllm_files_have_a_load_each(tmp_path: Path, run: Run) -> None:
     for name, seconds in (("one", 0.01), ("all", 0.11)):
         (tmp_path / f"{name}.json").write_text(json.dumps({"avg_latency": seconds, "latencies": [seconds] * 3}))

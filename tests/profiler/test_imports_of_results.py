@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 
 from blockwright.cost import Load
 from blockwright.errors import InputError
+from blockwright.hw_profiles.folder import read_profile
 from blockwright.profiler.imports import Results, Told, decode, joined, prefill
+from blockwright.profiler.imports_device import check_device
 from blockwright.profiler.imports_llama_bench import read_llama_bench
 from blockwright.profiler.imports_trtexec import read_trtexec
 from blockwright.profiler.imports_vllm import read_vllm
@@ -91,6 +94,11 @@ def test_a_format_that_is_none_of_ours_is_refused_unless_told() -> None:
         ({"n_depth": 512}, "512 tokens that are there"),
         ({"type_k": "q8_0"}, "caches of q8_0"),
         ({"n_gpu_layers": 12}, "12 of 28 layers"),
+        ({"no_kv_offload": True}, "caches in the host"),
+        ({"embeddings": True}, "embeddings in place"),
+        ({"tensor_buft_overrides": "ffn_.*=CPU"}, "matrices kept elsewhere"),
+        ({"gpu_info": "NVIDIA A100, NVIDIA A100"}, "spread over NVIDIA A100, NVIDIA A100"),
+        ({"devices": "CUDA0/CUDA1"}, "spread over"),
     ],
 )
 def test_tests_of_other_things_are_left_out_and_told(changes: dict[str, Any], words: str) -> None:
@@ -100,8 +108,33 @@ def test_tests_of_other_things_are_left_out_and_told(changes: dict[str, Any], wo
         _llama(_test(**changes))
 
 
-def test_layers_on_the_processor_are_right_where_the_device_is_one() -> None:
-    assert len(_llama(_test(n_gpu_layers=0), is_gpu=False).times) == 1
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_gpu_layers": -1},
+        {"gpu_info": "NVIDIA A100, NVIDIA A100", "split_mode": "none"},
+        {"gpu_info": "NVIDIA A100, NVIDIA A100", "devices": "CUDA1"},
+    ],
+)
+def test_all_layers_on_one_gpu_are_right(changes: dict[str, Any]) -> None:
+    assert len(_llama(_test(**changes)).times) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"gpu_info": "", "backends": "CPU"}, None),
+        ({"gpu_info": "", "backends": "CPU", "n_gpu_layers": 0}, None),
+        ({"n_gpu_layers": 0, "no_op_offload": 1}, None),
+        ({"n_gpu_layers": 0}, "helps to read"),
+        ({"n_gpu_layers": 99}, "layers on NVIDIA GeForce RTX 4080"),
+    ],
+)
+def test_a_processors_tests_are_those_that_no_gpu_had_a_part_in(changes: dict[str, Any], words: str | None) -> None:
+    alone = _writes(gpu_info="", n_gpu_layers=0)
+    found = _llama(_test(**changes), alone, is_gpu=False)
+    assert found.device == "AMD Ryzen 7 7800X3D 8-Core Processor"
+    assert len(found.times) == 1 + (words is None) and (words or "") in " ".join(found.left_out)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +248,11 @@ def test_vllm_files_that_cannot_be_are_refused(text: str, load: str | None, word
         read_vllm(text, "vllm.json", _told(load))
 
 
+def test_a_server_that_guesses_ahead_is_refused() -> None:
+    with pytest.raises(InputError, match="speculative"):
+        read_vllm(json.dumps(SERVE | {"spec_decode_num_drafts": 4096}), "serve.json", _told(None))
+
+
 def _iterations(times_ms: list[float], **changes: Any) -> str:
     """As `exportJSONTrace` prints them."""
     start, lines = 5.2, []
@@ -258,3 +296,66 @@ def test_of_several_settings_the_fastest_is_kept() -> None:
     slow = _writes(samples_ns=[2 * each for each in WRITTEN_NS], avg_ns=2 * 1076767880, avg_ts=59.4, n_threads=4)
     (kept,) = joined([_llama(slow, _writes())])
     assert kept.seconds.median_s == pytest.approx(1075361300e-9 / 128)
+
+
+FILES = Path(__file__).parent / "imported"
+"""Written by hand with the fields that the programs write, as their sources of 2025 and 2026 name and order them."""
+
+
+def test_files_of_newer_versions_are_read() -> None:
+    bench = read_llama_bench((FILES / "llama-bench.json").read_text(), "llama-bench.json", Told(), 32, True)
+    assert [(time.point, str(time.weights)) for time in bench.times] == [
+        (prefill(1, 512), "int4-g32"),
+        (decode(1, 4096 + 64), "int4-g32"),
+    ]
+    assert bench.device == "NVIDIA GeForce RTX 4090" and bench.num_parameters == 8030261248
+    (writing,) = read_vllm((FILES / "vllm-serve.json").read_text(), "vllm-serve.json", _told(None)).times
+    assert writing.point == decode(4, 1024 + 64) and writing.seconds.median_s == pytest.approx(7.61e-3)
+    (reading,) = read_trtexec((FILES / "trtexec.json").read_text(), "trtexec.json", _told("1x512+1")).times
+    assert reading.seconds.median_s == pytest.approx(12.0812e-3) and reading.seconds.num_samples == 3
+
+
+def test_half_a_written_file_of_newer_versions_is_refused() -> None:
+    for name, read in (("vllm-serve", read_vllm), ("trtexec", read_trtexec)):
+        text = (FILES / f"{name}.json").read_text()
+        with pytest.raises(InputError, match="broken JSON"):
+            read(text[: len(text) // 2], name, _told("1x512+1"))
+
+
+@pytest.mark.parametrize(
+    ("told", "into"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100_sxm"),
+        ("NVIDIA H100 PCIe", "h100_pcie"),
+        ("NVIDIA A100-SXM4-80GB", "a100_sxm"),
+        ("NVIDIA GeForce RTX 4090", "rtx_4090"),
+        ("Intel(R) UHD Graphics, NVIDIA GeForce RTX 4090", "rtx_4090"),
+        ("Orin (nvgpu)", "jetson_agx_orin"),
+        ("Apple M2", "apple_m2"),
+        ("Cortex-A76", "raspberry_pi_5"),
+        ("Intel(R) N100", "intel_n100"),
+        ("CPU", "raspberry_pi_5"),
+        (None, "h100_sxm"),
+    ],
+)
+def test_a_files_device_is_known_by_its_name(told: str | None, into: str) -> None:
+    check_device(told, read_profile(into).device, "bench.json")
+
+
+@pytest.mark.parametrize(
+    ("told", "into"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100_pcie"),
+        ("NVIDIA H100 PCIe", "h100_sxm"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "rtx_4090"),
+        ("NVIDIA GeForce RTX 5090", "rtx_4090"),
+        ("Apple M2 Max", "apple_m2"),
+        ("AMD Ryzen 7 7800X3D 8-Core Processor", "rtx_4090"),
+        ("Thor", "jetson_agx_orin"),
+    ],
+)
+def test_another_device_is_refused_and_both_are_named(told: str, into: str) -> None:
+    device = read_profile(into).device
+    with pytest.raises(InputError, match="--into") as error:
+        check_device(told, device, "bench.json")
+    assert told in str(error.value) and device.model in str(error.value)
