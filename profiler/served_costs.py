@@ -5,13 +5,14 @@ step, of each sequence, and of each layer, of which a mixer and an ffn have half
 costs its host nothing. Two things are no sums, and are taken as they are around the model that is given, the parent:
 which of host and device an eager runtime waits for, and the power, which goes by how busy the device is.
 
-The class of runtime follows from the device: a server for NVIDIA's GPUs, a compiled one for Jetsons, llama.cpp for
-Apple's GPUs and for processors; with the backend torch, eager torch, which is known of NVIDIA's GPUs alone. The
-backends llama.cpp and tensorrt are classes of their own.
+The class of runtime follows from the device: a server for NVIDIA's GPUs of data centres, a compiled one for Jetsons and
+for cards of workstations and desktops, llama.cpp for Apple's GPUs and for processors; with the backend torch, eager
+torch, which is known of NVIDIA's GPUs alone. The backends llama.cpp and tensorrt are classes of their own.
 """
 
 import functools
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -42,6 +43,8 @@ from blockwright.spec import FFN, Block, Format, Mixer, Model, NoOp
 
 _JETSONS = ("sm_72", "sm_87", "sm_101", "sm_110")
 """Compute capabilities of NVIDIA's modules: Xavier, Orin and Thor, which CUDA 13 counts as 11.0."""
+_AT_A_DESK = re.compile(r"geforce|quadro|titan|rtx(?!.*server)", re.IGNORECASE)
+"""How NVIDIA names cards that no server holds; an RTX PRO 6000 is also sold as a Server Edition."""
 _NAMED: dict[Backend, tuple[Runtime, WorkspaceClass]] = {
     "torch": (EAGER, "eager"),
     "llama.cpp": (LLAMA_CUDA, "streamed"),
@@ -91,7 +94,8 @@ def runtime_of(profile: Profile, backend: Backend) -> tuple[Runtime, WorkspaceCl
         return LLAMA_CPU, "streamed"
     if device.vendor == "Apple":
         return LLAMA_METAL, "streamed"
-    return (COMPILED, "compiled") if set(device.features) & set(_JETSONS) else (GRAPH_SERVER, "server")
+    is_alone = {*device.features, device.architecture} & set(_JETSONS) or _AT_A_DESK.search(device.model)
+    return (COMPILED, "compiled") if is_alone else (GRAPH_SERVER, "server")
 
 
 def storage_of(weights: Format) -> Storage:

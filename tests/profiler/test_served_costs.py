@@ -160,8 +160,25 @@ def test_eager_torch_is_told_of_nvidias_gpus_alone() -> None:
 def test_the_class_of_runtime_follows_from_the_device() -> None:
     names = {name: runtime_of(read_profile(name), "onnxruntime")[0].name for name in known_devices()}
     assert {name for name, runtime in names.items() if runtime == "compiled"} == {
-        name for name in known_devices() if name.startswith("jetson")
+        name for name in known_devices() if name.startswith(("jetson", "rtx"))
     }
     assert names["apple_m2"] == "llama.cpp-metal"
     assert names["intel_n100"] == names["raspberry_pi_5"] == "llama.cpp-cpu"
-    assert names["h100_sxm"] == names["rtx_4090"] == "graph-server"
+    assert names["h100_sxm"] == names["l4"] == "graph-server"
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "graph-server"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "graph-server"),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "compiled"),
+        ("NVIDIA RTX 6000 Ada Generation", "compiled"),
+        ("NVIDIA GeForce GTX 1080 Ti", "compiled"),
+        ("Quadro RTX 8000", "compiled"),
+    ],
+)
+def test_a_measured_card_is_a_servers_by_its_name(model: str, name: str) -> None:
+    profile = read_profile("h100_sxm")
+    runtime, _ = runtime_of(replace(profile, device=replace(profile.device, model=model)), "onnxruntime")
+    assert runtime.name == name
