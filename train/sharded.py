@@ -46,7 +46,8 @@ class Sharded(nn.Module):
         super().__init__()
         self.models = nn.ModuleList([child, parent])
         if ranks.world_size > 1:
-            mesh = init_device_mesh(child.device.type, (ranks.world_size,))
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            mesh = init_device_mesh(device, (ranks.world_size,))  # shares go to the GPU as they are made
             _shard(self, mesh)
 
     def forward(self, compute: Callable[..., Result], *arguments: Any) -> Result:
@@ -73,24 +74,23 @@ def clip(parameters: list[nn.Parameter], most: float) -> Tensor:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[tuple[Ranks, torch.device]]:
-    """This process among those that torchrun started, and its device; alone and on the CPU where it started none.
+def joined() -> Iterator[Ranks]:
+    """This process among those that torchrun started; alone where it started none.
 
     Raises:
         InputError: another rank was lost meanwhile.
     """
     ranks = Ranks.of_environment()
     if ranks.world_size == 1:
-        yield ranks, torch.device("cpu")
+        yield ranks
         return
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        torch.cuda.set_device(device)
+    has_gpu = torch.cuda.is_available()
+    if has_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     before = signal.signal(signal.SIGTERM, _stopped)  # torchrun's word to the others when one is lost
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo", timeout=_PATIENCE)
     try:
-        yield ranks, device
+        yield ranks
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or any(word in str(error) for word in _LOST):
             raise _lost(str(error).strip().splitlines()[0]) from error

@@ -3,6 +3,10 @@
 Reads a checkpoint that `blockwright realise` wrote and writes another one.
 
   blockwright distill realised --teacher path/to/parent --text texts/ --tokens 1M --out child
+
+On several GPUs, or processes, each with a share of both models; with whatever number of them, it goes on where it was:
+
+  torchrun --nproc-per-node 8 -m blockwright distill realised --teacher path/to/parent --text texts/ --out child
 """
 
 import argparse
@@ -28,6 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     from blockwright.model.parent import open_parent
     from blockwright.pipeline.distill import DistillOrder, distill_child
     from blockwright.pipeline.recipe import check_above_zero, check_at_least
+    from blockwright.train.sharded import joined
 
     check_at_least("--batch", arguments.batch, 1)
     check_above_zero("--learning-rate", arguments.learning_rate)
@@ -41,5 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
         cosine_weight=arguments.cosine_weight,
         seed=arguments.seed,
     )
-    distill_child(arguments.child, open_parent(arguments.teacher), order, arguments.out)
-    print(f"{arguments.out}: next, blockwright compile {arguments.out}")
+    with joined() as ranks:
+        distill_child(arguments.child, open_parent(arguments.teacher), order, arguments.out, ranks)
+    if ranks.is_first:
+        print(f"{arguments.out}: next, blockwright compile {arguments.out}")

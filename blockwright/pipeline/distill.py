@@ -7,7 +7,6 @@ from blockwright.errors import InputError
 from blockwright.files import new_folder, write_json
 from blockwright.model.child import save_child
 from blockwright.model.parent import Parent, load_model, load_tokenizer
-from blockwright.pipeline.console import progress
 from blockwright.pipeline.inputs import (
     check_text_suits,
     checkpoint_digest,
@@ -16,11 +15,13 @@ from blockwright.pipeline.inputs import (
     read_text,
     windows_of,
 )
-from blockwright.pipeline.stage import Stage, running, whole
+from blockwright.pipeline.stage import Stage, whole
+from blockwright.pipeline.together import gathered, progress_of_first, running_together
 from blockwright.strict import to_data
 from blockwright.train.distill import GkdSettings, GkdStep, distill
 from blockwright.train.losses import kl_and_cosine
-from blockwright.train.windows import batches
+from blockwright.train.ranks import Ranks
+from blockwright.train.windows import Batches
 
 HISTORY = "distillation.json"
 _CHECKPOINT_STEPS = 25
@@ -40,12 +41,22 @@ class DistillOrder:
     seed: int
 
 
-def distill_child(child_folder: Path, teacher: Parent, order: DistillOrder, output: Path) -> None:
+def distill_child(
+    child_folder: Path, teacher: Parent, order: DistillOrder, output: Path, ranks: Ranks | None = None
+) -> None:
     """Distils a child into a new folder, or leaves what was distilled before from the same inputs.
 
+    Args:
+        child_folder: the child.
+        teacher: the parent it was made from.
+        order: how.
+        output: the new folder.
+        ranks: who distils together, all of them calling this; None for one process.
+
     Raises:
-        InputError: the child is no child of ours, or not of this teacher's shape.
+        InputError: the child is no child of ours, or not of this teacher's shape; or there are too many ranks.
     """
+    ranks = Ranks.alone() if ranks is None else ranks
     child = open_checkpoint(str(child_folder))
     if (child.spec.hidden_size, len(child.spec.layers)) != (teacher.spec.hidden_size, len(teacher.spec.layers)):
         raise InputError(
@@ -74,15 +85,18 @@ def distill_child(child_folder: Path, teacher: Parent, order: DistillOrder, outp
     )
     parent, model = load_model(teacher), load_checkpoint(child)
     check_text_suits(parent, windows)
-    with running(stage) as work:
+    with running_together(stage, ranks) as work:
         state = work / "state.safetensors"
-        with progress("distill", num_steps) as advance:
+        with progress_of_first(ranks, "distill", num_steps) as advance:
 
             def show(step: GkdStep) -> None:
                 advance(f"KL {step.kl:.3f}", to=step.step + 1)
 
-            steps = batches(windows, order.batch_windows, num_steps, order.seed)
-            history = distill(model, parent, steps, settings, state, on_step=show)
+            steps = Batches(windows, order.batch_windows, num_steps, order.seed, ranks=ranks)
+            history = distill(model, parent, steps, settings, state, on_step=show, ranks=ranks)
+        model = gathered(model, child.spec, ranks)
+        if not ranks.is_first:
+            return
         with new_folder(output) as temporary:
             tokens = num_steps * order.batch_windows * order.window_tokens
             provenance = {"parent": str(teacher.folder), "inputs": inputs, "distilled_tokens": tokens}

@@ -69,7 +69,7 @@ def steps(ranks: Ranks, is_tied: bool) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
-    with joined() as (me, _):
+    with joined() as me:
         results = {tied: steps(me, tied) for tied in (False, True)}
         if me.is_first:
             for tied, tensors in results.items():
