@@ -47,19 +47,22 @@ def main(paths: Sequence[Path]) -> None:
                 "| device | kernel | asked | n | ours: mean | median | p90 | in ±10 % | bias | coverage of 90 % | width"
                 " | fit, CPU s | nearest | linear | inv. dist. | forest | two const. |",
                 "|---" * 17 + "|",
-                *lines([row for each in results for row in each["rows"]]),
+                *lines([each["rows"] for each in results]),
                 "",
             ]
         )
     )
 
 
-def lines(rows: Sequence[dict[str, object]]) -> list[str]:
-    """A line for each device, kernel, test and case."""
+def lines(results: Sequence[Sequence[dict[str, object]]]) -> list[str]:
+    """A line for each device, kernel, test and case, all of it from the last result that holds it."""
     cases: dict[tuple[str, ...], dict[str, dict[str, object]]] = {}
-    for row in rows:
-        key = tuple(str(row[name]) for name in ("test", "table", "case", "device"))
-        cases.setdefault(key, {})[str(row["way"])] = row
+    for rows in results:
+        own: dict[tuple[str, ...], dict[str, dict[str, object]]] = {}
+        for row in rows:
+            key = tuple(str(row[name]) for name in ("test", "table", "case", "device"))
+            own.setdefault(key, {})[str(row["way"])] = row
+        cases |= own
     order = list(TESTS)
     return [
         line(key, ways) for key, ways in sorted(cases.items(), key=lambda item: (order.index(item[0][0]), item[0][1:]))
