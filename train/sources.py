@@ -8,6 +8,7 @@ than ``text``, it stands behind the source: ``questions.jsonl[question]``.
 import hashlib
 import re
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,14 @@ def parse_sources(text: str) -> tuple[Source, ...]:
             "text", got=repr(text), expected="sources, with commas between them", remedy="Name a file or a folder."
         )
     return tuple(_source(place.strip() if len(places) > 1 else place) for place in places)
+
+
+def join_sources(places: Sequence[str], field: str | None) -> str:
+    """Several names of sources as one, with the field of those that name none."""
+    if len(places) == 1 and field is None:
+        return places[0]
+    parts = [part for place in places for part in ([place] if Path(place).exists() else place.split(","))]
+    return ",".join(part if field is None or _FIELD.fullmatch(part) else f"{part}[{field}]" for part in parts)
 
 
 def local_paths(text: str) -> tuple[Path, ...]:

@@ -55,13 +55,47 @@ def add_out(parser: argparse.ArgumentParser, default: str, what: str) -> None:
     parser.add_argument("-o", "--out", type=Path, default=Path(default), help=f"{what} to write (default: {default})")
 
 
+class _Sources(argparse.Action):
+    """Keeps what several flags say of the text as one name, whichever comes first."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        from blockwright.train.sources import join_sources
+
+        if self.dest == "text":
+            namespace.text_sources = [*getattr(namespace, "text_sources", []), str(values)]
+        else:
+            setattr(namespace, self.dest, values)
+        namespace.text = join_sources(getattr(namespace, "text_sources", [""]), namespace.text_field)
+
+
 def add_text(parser: argparse.ArgumentParser) -> None:
-    """The flags for text and how it is cut."""
+    """The flags for text and how it is cut; all sources come out as `text`."""
     parser.add_argument(
-        "--text", required=True, help="a file or folder of text, or 'python' for the standard library's sources"
+        "--text",
+        action=_Sources,
+        required=True,
+        metavar="SOURCE",
+        help="a file or folder of text, JSONL (also .gz) or Parquet; hf:NAME[/CONFIG][:SPLIT] for a Hugging Face "
+        "dataset; or 'python' for the standard library's sources; repeatable, or several with commas between them",
+    )
+    parser.add_argument(
+        "--text-field", action=_Sources, metavar="NAME", help="where records have their text (default: text)"
     )
     parser.add_argument("--window", type=int, default=256, metavar="TOKENS", help="length of a window (default: 256)")
     parser.add_argument("--seed", type=int, default=0, help="fixes the order of the text (default: 0)")
+
+
+def add_packing(parser: argparse.ArgumentParser) -> None:
+    """The flag for how documents share a window."""
+    parser.add_argument(
+        "--mask-documents", action="store_true", help="no token sees another document of its window (default: it does)"
+    )
 
 
 def add_space(parser: argparse.ArgumentParser) -> None:
