@@ -13,11 +13,12 @@ from blockwright.cost import Cost, Load, Quantity
 from blockwright.errors import InputError
 from blockwright.files import digest_of, read_json, write_json
 from blockwright.hw_profiles.device import installed_software, this_device
-from blockwright.hw_profiles.folder import HEAD, read_profile, write_profile
+from blockwright.hw_profiles.folder import HEAD, read_profile
 from blockwright.hw_profiles.profile import Profile, check_is_this_machine, parent_of
 from blockwright.hw_profiles.provenance import AccuracyRow
 from blockwright.hw_profiles.variants import parse_variant
 from blockwright.pipeline.console import progress
+from blockwright.pipeline.marks import write_marked
 from blockwright.pipeline.stage import Stage, running
 from blockwright.profiler.cost_model import predict
 from blockwright.profiler.engines import EngineCosts, EngineRequest, measure_engines
@@ -59,9 +60,9 @@ def validate_profile(folder: Path, order: ValidateOrder) -> Profile:
     if stage.is_done():
         return profile
     with running(stage) as work:
-        tried = replace(profile, accuracy=_joined(profile.accuracy, accuracy_of(try_children(profile, order, work))))
-        write_profile(tried, home)
-    return tried
+        untried = replace(profile, accuracy=())  # whose intervals know nothing of earlier children
+        found = accuracy_of(try_children(untried, order, work))
+        return write_marked(replace(profile, accuracy=_joined(profile.accuracy, found)), home)
 
 
 def try_children(profile: Profile, order: ValidateOrder, work: Path) -> list[Trial]:
