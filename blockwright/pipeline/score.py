@@ -11,13 +11,14 @@ from blockwright.model.parent import Parent, load_model, load_tokenizer
 from blockwright.pipeline.candidates import candidate_layers, candidates_in
 from blockwright.pipeline.inputs import check_text_suits, checkpoint_digest, read_text, windows_to_judge_by
 from blockwright.pipeline.recipe import check_distinct, check_formats
-from blockwright.pipeline.rounds import Race, Undecided, Yardsticks, score_in_rounds
+from blockwright.pipeline.rounds import Race, Run, Undecided, Yardsticks, score_in_rounds
 from blockwright.pipeline.stage import Stage, check_is_no_folder, running, whole
 from blockwright.search.metrics import TextMetrics, load_function
 from blockwright.search.scores import ScoreTable, read_scores, write_scores
 from blockwright.search.task import Question, read_questions
 from blockwright.spec import parse_format
 from blockwright.strict import to_data
+from blockwright.train.sources import local_paths
 
 TASK = "task"
 _BUILT_IN = ("kl", "lm_loss")
@@ -44,7 +45,12 @@ class ScoreOrder:
 
 
 def score_library(
-    parent: Parent, folder: Path, order: ScoreOrder, output: Path, undecided: Undecided | None = None
+    parent: Parent,
+    folder: Path,
+    order: ScoreOrder,
+    output: Path,
+    undecided: Undecided | None = None,
+    run: Run | None = None,
 ) -> ScoreTable:
     """Scores all candidates, or reads the scores that were made before from the same inputs.
 
@@ -55,6 +61,7 @@ def score_library(
         output: the table to write.
         undecided: chooses after each round who goes on; `order.race` must say all that it depends on beside the
             scores. None for no race: all candidates on all windows.
+        run: runs candidates somewhere else, such as `pipeline/score_tasks.py`; None for here.
 
     Raises:
         InputError: the library, the text, a metric or the items have to be mended, or a score is no finite number.
@@ -73,7 +80,7 @@ def score_library(
         "metrics": digest_of_files(files + ([] if order.task is None else [Path(order.task)])),
     }
     items = () if order.task is None else (Path(order.task),)
-    reads = (*whole(parent.folder), *whole(folder), Path(order.text), *files, *items)
+    reads = (*whole(parent.folder), *whole(folder), *local_paths(order.text), *files, *items)
     stage = Stage(name="score", output=output, inputs=inputs, reads=reads)
     if (before := stage.reuse(lambda: read_scores(output))) is not None:
         return before
@@ -92,6 +99,7 @@ def score_library(
             yardsticks=yardsticks,
             windows=windows,
             undecided=undecided,
+            run=run,
         )
         table = score_in_rounds(race, work)
         write_scores(table, output)
