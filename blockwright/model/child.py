@@ -14,12 +14,14 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from blockwright.errors import InputError
 from blockwright.files import read_json
 from blockwright.model import modeling_decilm
+from blockwright.model.parent import reach_of
 from blockwright.servable import engine_obstacles, ffn_mult_of
 from blockwright.spec import (
     FFN,
     Attention,
     Candidate,
     Family,
+    Full,
     GatedFFN,
     LinearFFN,
     LinearMixer,
@@ -27,6 +29,7 @@ from blockwright.spec import (
     Model,
     NoOp,
     Part,
+    Window,
     model_from_data,
     model_to_data,
     with_candidate,
@@ -50,11 +53,21 @@ STOCK_ARCHITECTURE = "DeciLMForCausalLM"
 
 
 def child_config(spec: Model, parent_config: PreTrainedConfig) -> PreTrainedConfig:
-    """The child's Hugging Face configuration: the parent's, with what each layer is."""
+    """The child's Hugging Face configuration: the parent's, with what each layer is.
+
+    Raises:
+        InputError: a layer is to see further than the parent's.
+    """
     settings = parent_config.to_dict()
     for name in ("model_type", "architectures", "auto_map", "transformers_version", "per_layer_config"):
         settings.pop(name, None)
-    blocks = [{"attention": _attention_config(spec, b.mixer), "ffn": _ffn_config(spec, b.ffn)} for b in spec.layers]
+    blocks = [
+        {
+            "attention": _attention_config(spec, b.mixer) | _reach_config(spec, i, settings),
+            "ffn": _ffn_config(spec, b.ffn),
+        }
+        for i, b in enumerate(spec.layers)
+    ]
     settings |= {"num_hidden_layers": len(spec.layers), "block_configs": blocks}
     config_class, _ = _CLASSES[spec.family]
     config = config_class(**settings)
@@ -191,6 +204,24 @@ def _attention_config(spec: Model, mixer: Mixer) -> dict[str, Any]:
             return {"n_heads_in_group": None, "no_op": True, "replace_with_linear": False}
         case _:
             assert_never(mixer)
+
+
+def _reach_config(spec: Model, index: int, settings: dict[str, Any]) -> dict[str, int]:
+    """The window that a layer has beyond what the parent's own configuration gives it."""
+    mixer = spec.layers[index].mixer
+    if not isinstance(mixer, Attention):
+        return {}
+    own = reach_of(spec.family, settings, index)
+    if mixer.reach == own:
+        return {}
+    if isinstance(mixer.reach, Full) or (isinstance(own, Window) and own.num_tokens < mixer.reach.num_tokens):
+        raise InputError(
+            f"layer {index}",
+            got=f"a mixer that reaches {mixer.reach}",
+            expected=f"no more than the parent's {own}",
+            remedy="Choose a shorter window.",
+        )
+    return {"window_length": mixer.reach.num_tokens}
 
 
 def _ffn_config(spec: Model, ffn: FFN) -> dict[str, Any]:

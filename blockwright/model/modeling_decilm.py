@@ -6,7 +6,8 @@ alone. Load such a checkpoint with ``AutoModelForCausalLM.from_pretrained(folder
 Each layer is the parent family's decoder layer, built from a copy of the configuration with that layer's
 numbers of KV heads and ffn channels. A part that is replaced by one matrix, or by nothing, is swapped after
 that; the layer's own forward is used as it is. ``block_configs`` in config.json says what each layer is, in
-the words of NVIDIA's nemotron-nas checkpoints.
+the words of NVIDIA's nemotron-nas checkpoints; ``window_length`` is how many tokens a layer's attention sees where
+that is less than in the parent, itself included.
 
 In the cache, the first layer with attention takes the place of layer 0, for transformers reads the length of the
 sequence there; every other one has its own place. Where ``layer_types`` mixes full and sliding attention,
@@ -14,8 +15,10 @@ transformers reads the lengths for each mask from the first place of that type. 
 places stay empty and whose masks nobody reads, are said to be of the first one's type.
 """
 
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import (
     LlamaConfig,
@@ -93,11 +96,40 @@ def build_layer(layer_class: type[nn.Module], config: PreTrainedConfig, index: i
         layer.self_attn = LinearAttention(config.hidden_size, has_bias)
     else:
         layer.self_attn.config = config  # the one whose attention implementation users set
+        if window := block.attention.get("window_length"):
+            layer.self_attn.register_forward_pre_hook(partial(_look_near, window), with_kwargs=True)
     if block.ffn.no_op:
         layer.post_attention_layernorm, layer.mlp = nn.Identity(), NoMLP()
     elif block.ffn.replace_with_linear:
         layer.mlp = LinearMLP(config.hidden_size, layer.mlp.down_proj.bias is not None)
     return layer
+
+
+def _look_near(window: int, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """Narrows the mask of one layer to its own window: transformers knows but one for all layers."""
+    implementation = attention.config._attn_implementation
+    if implementation not in ("sdpa", "eager"):
+        raise ValueError(f"layers with windows of their own run with sdpa or eager attention, not {implementation}")
+    hidden_states = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    num_new, device = hidden_states.shape[1], hidden_states.device
+    cache, num_before, length, offset = kwargs.get("past_key_values"), 0, num_new, 0
+    if cache is not None:
+        num_before = cache.get_seq_length(attention.layer_idx)
+        length, offset = cache.get_mask_sizes(num_new, attention.layer_idx)
+    queries_T1 = torch.arange(num_before, num_before + num_new, device=device)[:, None]
+    keys_S = torch.arange(offset, offset + length, device=device)
+    is_near_TS = (keys_S > queries_T1 - window) & (keys_S <= queries_T1)
+    mask_BHTS = kwargs.get("attention_mask")
+    if mask_BHTS is None and implementation == "sdpa":
+        mask_BHTS = is_near_TS[None, None]
+    elif mask_BHTS is not None and mask_BHTS.dtype == torch.bool:
+        mask_BHTS = mask_BHTS & is_near_TS
+    else:
+        least = torch.finfo(hidden_states.dtype).min
+        mask_BHTS = hidden_states.new_zeros(()) if mask_BHTS is None else mask_BHTS
+        mask_BHTS = torch.where(is_near_TS, mask_BHTS, least)
+        mask_BHTS = mask_BHTS[None, None] if mask_BHTS.ndim == 2 else mask_BHTS
+    return args, kwargs | {"attention_mask": mask_BHTS}
 
 
 class _ChildConfig(PreTrainedConfig):

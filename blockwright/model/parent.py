@@ -165,7 +165,7 @@ def spec_of(config: PreTrainedConfig) -> Model:
     head_dim = settings.get("head_dim") or settings["hidden_size"] // num_heads
     blocks = tuple(
         Block(
-            mixer=Attention(num_kv_heads=num_kv_heads, reach=_reach_of(settings, layer)),
+            mixer=Attention(num_kv_heads=num_kv_heads, reach=reach_of(family, settings, layer)),
             ffn=GatedFFN(width=settings["intermediate_size"]),
         )
         for layer in range(settings["num_hidden_layers"])
@@ -187,6 +187,16 @@ def spec_of(config: PreTrainedConfig) -> Model:
         has_qk_norm=family == "qwen3",
         layers=blocks,
     )
+
+
+def reach_of(family: Family, settings: dict[str, Any], layer: int) -> Full | Window:
+    """How far a layer's attention sees by a Hugging Face configuration; transformers' Llama reads no window."""
+    layer_types = settings.get("layer_types")
+    window = None if family == "llama" else settings.get("sliding_window")
+    is_sliding = layer_types[layer] == "sliding_attention" if layer_types else window is not None
+    if not is_sliding or window is None or window >= settings["max_position_embeddings"]:
+        return Full()
+    return Window(num_tokens=window)
 
 
 def _local_folder(name: str) -> Path:
@@ -264,15 +274,6 @@ def _rope_of(parameters: dict[str, Any]) -> Rope:
         scaling=parameters["rope_type"],
         parameters=tuple(sorted((name, float(value)) for name, value in rest.items())),
     )
-
-
-def _reach_of(settings: dict[str, Any], layer: int) -> Full | Window:
-    layer_types = settings.get("layer_types")
-    window = settings.get("sliding_window")
-    is_sliding = layer_types[layer] == "sliding_attention" if layer_types else window is not None
-    if not is_sliding or window is None or window >= settings["max_position_embeddings"]:
-        return Full()
-    return Window(num_tokens=window)
 
 
 def _first_line(error: BaseException) -> str:

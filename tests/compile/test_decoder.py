@@ -99,6 +99,7 @@ def _reaching(layers: Iterable[Block], *reaches: Reach) -> tuple[Block, ...]:
 
 MODELS = {
     "llama": _model(),
+    "windows": _model(layers=_reaching(HETEROGENEOUS, Window(num_tokens=6), Full(), Full(), Window(num_tokens=3))),
     "untied": _model(has_tied_embeddings=False),
     "biases": _model(has_qkv_bias=True, has_output_bias=True, has_ffn_bias=True),
     "wide heads": _model(head_dim=32),

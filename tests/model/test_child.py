@@ -27,7 +27,7 @@ from blockwright.model.child import (
 )
 from blockwright.model.parent import spec_of
 from blockwright.model.walk import Walk
-from blockwright.spec import Attention, Block, Candidate, GatedFFN, LinearFFN, LinearMixer, Model, NoOp
+from blockwright.spec import Attention, Block, Candidate, Full, GatedFFN, LinearFFN, LinearMixer, Model, NoOp, Window
 
 Config = Callable[..., PreTrainedConfig]
 Build = Callable[[PreTrainedConfig], PreTrainedModel]
@@ -78,6 +78,16 @@ def _heterogeneous(spec: Model) -> Model:
     )
 
 
+def _with_windows(spec: Model) -> Model:
+    """The heterogeneous spec, whose attention sees three and two tokens in layers where the parent's sees more."""
+    layers = list(_heterogeneous(spec).layers)
+    for index, num_tokens in ((1, 3), (3, 2)):
+        mixer = layers[index].mixer
+        assert isinstance(mixer, Attention)
+        layers[index] = replace(layers[index], mixer=replace(mixer, reach=Window(num_tokens=num_tokens)))
+    return replace(spec, layers=tuple(layers))
+
+
 def _generate(model: PreTrainedModel, ids_BT: Tensor, use_cache: bool) -> Tensor:
     return model.generate(  # pyright: ignore[reportCallIssue]
         ids_BT, max_new_tokens=8, do_sample=False, use_cache=use_cache, pad_token_id=0
@@ -100,7 +110,7 @@ def test_a_child_equal_to_its_parent_gives_its_logits_bit_for_bit(
 def test_walking_through_the_layers_is_the_model_itself(kind: str, tiny_config: Config) -> None:
     family, changes = PARENTS[kind]
     config = tiny_config(family, **changes)
-    for spec in (spec_of(config), _heterogeneous(spec_of(config))):
+    for spec in (spec_of(config), _heterogeneous(spec_of(config)), _with_windows(spec_of(config))):
         child = _random_child(spec, config)
         walk = Walk(child)
         x_BTD = y_BTD = walk.embed(IDS_BT)
@@ -127,10 +137,13 @@ def test_generation_with_and_without_cache_agrees_for_any_child(data: st.DataObj
 
 @torch.no_grad()
 @every_parent
-def test_cached_logits_are_those_of_a_whole_forward_at_every_step(kind: str, tiny_config: Config) -> None:
+@pytest.mark.parametrize("make", [_heterogeneous, _with_windows])
+def test_cached_logits_are_those_of_a_whole_forward_at_every_step(
+    make: Callable[[Model], Model], kind: str, tiny_config: Config
+) -> None:
     family, changes = PARENTS[kind]
     config = tiny_config(family, **changes)
-    child = _random_child(_heterogeneous(spec_of(config)), config)
+    child = _random_child(make(spec_of(config)), config)
     whole_BTV = child(IDS_BT, use_cache=False).logits
     out = child(IDS_BT[:, :5], use_cache=True)
     steps = [out.logits]
@@ -140,11 +153,78 @@ def test_cached_logits_are_those_of_a_whole_forward_at_every_step(kind: str, tin
     torch.testing.assert_close(torch.cat(steps, dim=1), whole_BTV, atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
 @every_parent
-def test_a_prompt_padded_on_the_left_goes_on_as_it_does_alone(kind: str, tiny_config: Config) -> None:
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_a_layer_with_a_window_of_its_own_sees_no_further(implementation: str, kind: str, tiny_config: Config) -> None:
     family, changes = PARENTS[kind]
     config = tiny_config(family, **changes)
-    child = _random_child(_heterogeneous(spec_of(config)), config)
+    child = _random_child(_with_windows(spec_of(config)), config)
+    child.set_attn_implementation(implementation)
+    naive_BTV = child(IDS_BT, use_cache=False).logits.clone()
+    for position in range(9):  # two layers reach 2 and 1 tokens back, so no more than 3 in all
+        near = max(0, position - 3)
+        changed = IDS_BT.clone()
+        changed[:, :near] = 1 + (changed[:, :near] + 7) % 63
+        logits_BTV = child(changed, use_cache=False).logits
+        assert torch.equal(logits_BTV[:, position], naive_BTV[:, position])
+        if near:
+            changed[:, near] = 1 + (changed[:, near] + 7) % 63
+            assert not torch.equal(child(changed, use_cache=False).logits[:, position], naive_BTV[:, position])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
+def test_windows_of_ones_own_are_those_of_transformers(family: str, tiny_config: Config, random_model: Build) -> None:
+    sliding = {"mistral": {}, "qwen2": SLIDING, "qwen3": SLIDING}[family] | {
+        "sliding_window": 4,
+        "max_window_layers": 0,
+    }
+    parent = random_model(tiny_config(family, **sliding))
+    whole = tiny_config(family, sliding_window=None)
+    child = load_weights(build_child(spec_of(parent.config), whole), parent.state_dict())
+    torch.testing.assert_close(child(IDS_BT).logits, parent(IDS_BT).logits, atol=1e-5, rtol=1e-5)
+    windows = [block.attention.get("window_length") for block in child.config.block_configs]
+    assert windows == [4] * 4
+
+
+def test_a_candidate_with_a_window_runs_in_the_parents_place(tiny_config: Config, random_model: Build) -> None:
+    parent = random_model(tiny_config("llama"))
+    spec, own = spec_of(parent.config), parent.model.layers[1]
+    for num_tokens, is_same in ((8, False), (9, True)):
+        near = Attention(num_kv_heads=2, reach=Window(num_tokens=num_tokens))
+        candidate = Candidate(layer=1, part="mixer", variant=near)
+        layer = layer_with(parent, spec, candidate, part_weights(own, "mixer"))
+        walk = Walk(parent)
+        x_BTD = walk.embed(IDS_BT)
+        assert torch.allclose(walk.layer(1, x_BTD, layer), walk.layer(1, x_BTD), atol=1e-6) == is_same
+
+
+def test_no_layer_may_see_further_than_the_parents(tiny_config: Config) -> None:
+    config = tiny_config("mistral", sliding_window=4)
+    spec = spec_of(config)
+    for reach in (Full(), Window(num_tokens=5)):
+        wider = Block(mixer=Attention(num_kv_heads=2, reach=reach), ffn=spec.layers[1].ffn)
+        with pytest.raises(InputError, match="layer 1"):
+            build_child(replace(spec, layers=(spec.layers[0], wider, *spec.layers[2:])), config)
+
+
+def test_attention_that_cannot_be_narrowed_is_refused(tiny_config: Config) -> None:
+    config = tiny_config("llama")
+    child = _random_child(_with_windows(spec_of(config)), config)
+    child.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ValueError, match="sdpa or eager"):
+        child.model.layers[1].self_attn(hidden_states=torch.zeros(1, 2, 32), attention_mask=None)
+
+
+@every_parent
+@pytest.mark.parametrize("make", [_heterogeneous, _with_windows])
+def test_a_prompt_padded_on_the_left_goes_on_as_it_does_alone(
+    make: Callable[[Model], Model], kind: str, tiny_config: Config
+) -> None:
+    family, changes = PARENTS[kind]
+    config = tiny_config(family, **changes)
+    child = _random_child(make(spec_of(config)), config)
     mask_BT = torch.ones_like(IDS_BT)
     mask_BT[0, :3] = 0
     padded = child.generate(  # pyright: ignore[reportCallIssue]
@@ -184,7 +264,7 @@ def test_plain_transformers_loads_a_child_where_blockwright_is_not(
     folders = []
     for kind, (family, changes) in PARENTS.items():
         config = tiny_config(family, **changes)
-        spec = _heterogeneous(spec_of(config))
+        spec = _with_windows(spec_of(config)) if kind.startswith("llama") else _heterogeneous(spec_of(config))
         child = _random_child(spec, config)
         folder = tmp_path / kind
         folder.mkdir()
@@ -204,12 +284,17 @@ def test_plain_transformers_loads_a_child_where_blockwright_is_not(
         assert len(cached) == len(ours) + 4
 
 
+@pytest.mark.parametrize("make", [_heterogeneous, _with_windows])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_a_saved_child_comes_back_as_it_was(
-    family: str, tiny_config: Config, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    family: str,
+    make: Callable[[Model], Model],
+    tiny_config: Config,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
 ) -> None:
     config = tiny_config(family, tie_word_embeddings=True)
-    spec = _heterogeneous(spec_of(config))
+    spec = make(spec_of(config))
     child = _random_child(spec, config)
     save_child(child, spec, tiny_tokenizer, tmp_path, {"made by": "a test"})
     assert spec_of_child(tmp_path) == spec

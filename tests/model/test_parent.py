@@ -82,6 +82,10 @@ def test_a_window_is_read_layer_by_layer(tiny_config: Config) -> None:
     assert [block.mixer for block in everywhere] == [Attention(num_kv_heads=2, reach=window)] * 4
 
 
+def test_a_window_that_transformers_does_not_read_is_none(tiny_config: Config) -> None:
+    assert spec_of(tiny_config("llama", sliding_window=4)) == spec_of(tiny_config("llama"))
+
+
 def test_a_window_no_shorter_than_the_context_is_none(tiny_config: Config) -> None:
     assert spec_of(tiny_config("mistral", sliding_window=64)) == spec_of(tiny_config("mistral", sliding_window=None))
 
