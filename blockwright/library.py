@@ -6,10 +6,12 @@ from typing import Any
 
 from blockwright.errors import InputError
 from blockwright.files import read_json, write_json
-from blockwright.spec import Candidate, Model
+from blockwright.spec import Block, Candidate, Model
 from blockwright.strict import from_data, to_data
 
 INDEX = "index.json"
+CURVES = "curves.json"
+"""What each trained candidate's losses were, step by step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,25 @@ class Entry:
     nmse: float
     initial_delta_nmse: float
     delta_nmse: float
+    stopped_at: int | None = None
+    """The batch at which its loss was no number; it has the last weights that were kept before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockEntry:
+    """A mixer and an ffn of one layer that were trained together, with their errors as in `Entry`.
+
+    A plan that holds both gets these weights, rather than those that each learnt alone.
+    """
+
+    layer: int
+    block: Block
+    file: str
+    initial_nmse: float
+    nmse: float
+    initial_delta_nmse: float
+    delta_nmse: float
+    stopped_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +59,13 @@ class Library:
     entries: tuple[Entry, ...]
     trained_tokens: int
     settings: dict[str, Any]
+    blocks: tuple[BlockEntry, ...] = ()
+    """Pairs that were trained together."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Of all that was trained."""
+        return tuple(entry.file for entry in (*self.entries, *self.blocks))
 
 
 def write_library(library: Library, folder: Path) -> None:
@@ -52,11 +80,11 @@ def read_library(folder: Path) -> Library:
         InputError: there is none, it is broken, or a candidate's file is missing.
     """
     library = from_data(Library, read_json(folder / INDEX), str(folder / INDEX))
-    for entry in library.entries:
-        if not (folder / entry.file).exists():
+    for file in library.files:
+        if not (folder / file).exists():
             raise InputError(
                 f"{folder / INDEX}",
-                got=f"no file {entry.file}",
+                got=f"no file {file}",
                 expected="a file for every trained candidate",
                 remedy="Build the library again.",
             )

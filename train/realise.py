@@ -14,7 +14,7 @@ from blockwright.tensors import read_tensors
 
 
 def realise(model: PreTrainedModel, library: Library, folder: Path, child: Model) -> PreTrainedModel:
-    """Builds the child.
+    """Builds the child. A layer whose mixer and ffn were trained together gets what they learnt together.
 
     Args:
         model: the parent.
@@ -27,10 +27,14 @@ def realise(model: PreTrainedModel, library: Library, folder: Path, child: Model
     """
     weights = {name: tensor for name, tensor in model.state_dict().items() if ".layers." not in name}
     files = {entry.candidate: folder / entry.file for entry in library.entries}
-    for layer in range(len(child.layers)):
-        for part in ("mixer", "ffn"):
-            found = _weights_of(model, library.parent, files, child, layer, part)
-            weights |= {f"model.layers.{layer}.{name}": tensor for name, tensor in found.items()}
+    together = {(entry.layer, entry.block): folder / entry.file for entry in library.blocks}
+    for layer, block in enumerate(child.layers):
+        if (layer, block) in together:
+            found = read_tensors(together[layer, block])
+        else:
+            found = _weights_of(model, library.parent, files, child, layer, "mixer")
+            found |= _weights_of(model, library.parent, files, child, layer, "ffn")
+        weights |= {f"model.layers.{layer}.{name}": tensor for name, tensor in found.items()}
     copies = {name: tensor.clone() for name, tensor in weights.items()}
     return load_weights(build_child(child, model.config), copies)
 

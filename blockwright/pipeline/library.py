@@ -1,91 +1,175 @@
 """Stage: build and train the block library."""
 
 import shutil
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from blockwright.files import new_folder, read_json, write_json
-from blockwright.library import Entry, Library, read_library, write_library
+import torch
+
+from blockwright.files import digest_of_files, new_folder, write_json
+from blockwright.library import CURVES, Library, read_library, write_library
 from blockwright.model.parent import Parent, load_model
-from blockwright.pipeline.console import progress
-from blockwright.pipeline.inputs import check_text_suits, checkpoint_digest, read_text, windows_of
+from blockwright.pipeline.console import progress, say
+from blockwright.pipeline.inputs import (
+    Text,
+    TrainingWindows,
+    check_text_suits,
+    checkpoint_digest,
+    read_text,
+    training_windows,
+    windows_of,
+)
+from blockwright.pipeline.library_plan import (
+    ALL_PAIRS,
+    LibraryCount,
+    LibraryMeans,
+    LibraryOrder,
+    count_library,
+    start_of,
+    trainees_of,
+)
+from blockwright.pipeline.library_table import count_words
 from blockwright.pipeline.stage import Stage, running
-from blockwright.search.space import SpaceSettings, candidates
-from blockwright.strict import from_data, to_data
-from blockwright.train.library import BldSettings, needs_training, train_library
+from blockwright.search.space import candidates
+from blockwright.strict import to_data
+from blockwright.train.library import entries_of, train_library
+from blockwright.train.one_group import LibraryJob
+from blockwright.train.trained import Trained
+from blockwright.train.windows import Batch
 
 _HELD_OUT_WINDOWS = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LibraryOrder:
-    """What to build."""
+def build_library(parent: Parent, order: LibraryOrder, output: Path, means: LibraryMeans | None = None) -> Library:
+    """Trains all that needs it, or reads the library that was built before from the same inputs.
 
-    space: SpaceSettings
-    text: str
-    window_tokens: int
-    tokens: int
-    batch_windows: int
-    learning_rate: float
-    seed: int
-
-
-def build_library(parent: Parent, order: LibraryOrder, output: Path) -> Library:
-    """Trains all candidates, or reads the library that was built before from the same inputs."""
+    Raises:
+        InputError: something about the input has to be mended, or the memory is too small; says what would fit.
+    """
+    means = LibraryMeans() if means is None else means
     text = read_text(order.text)
     stage = Stage(
         name="library",
         output=output,
-        inputs={"order": to_data(order), "parent": checkpoint_digest(parent.folder), "text": text.digest},
-        reads=(parent.folder,),
+        inputs={
+            "order": to_data(order),
+            "parent": checkpoint_digest(parent.folder),
+            "text": text.digest,
+            "begun_from": digest_of_files(_read_files(order)),
+        },
+        reads=(parent.folder, *_read_files(order)),
     )
     if (before := stage.reuse(lambda: read_library(output))) is not None:
         return before
-    length = order.window_tokens
-    training = windows_of(parent, text.training, length=length, num_tokens=order.tokens, seed=order.seed)
-    held_out_tokens = _HELD_OUT_WINDOWS * length
-    held_out = windows_of(parent, text.held_out, length=length, num_tokens=held_out_tokens, seed=order.seed)
-    offered = candidates(parent.spec, order.space)
-    settings = BldSettings(
-        batch_windows=order.batch_windows,
-        num_steps=max(1, order.tokens // (order.batch_windows * length)),
-        learning_rate=order.learning_rate,
-        seed=order.seed,
-    )
+    trainees_of(order, parent.spec)
+    memory_bytes = means.planned_bytes
     model = load_model(parent)
-    check_text_suits(model, training)
     with running(stage) as work:
-        path = work / "finished.json"
-        finished = [from_data(Entry, data, str(path)) for data in read_json(path)] if path.exists() else []
-        entries: list[Entry] = []
-        to_train = [c for c in offered if needs_training(parent.spec, c)]
-        num_layers = len({c.layer for c in to_train})
-        resumed = num_layers - len({c.layer for c in to_train if c not in {entry.candidate for entry in finished}})
-        with progress("library", num_layers * settings.num_steps, done=resumed * settings.num_steps) as advance:
-            layers = train_library(
-                model,
-                parent.spec,
-                offered,
-                training.ids_NT,
-                held_out.ids_NT,
-                settings,
-                work,
-                finished,
-                on_step=lambda layer: advance(f"layer {layer + 1} of {len(parent.spec.layers)}"),
-            )
-            for layer_entries in layers:
-                entries += layer_entries
-                write_json(path, [to_data(entry) for entry in entries])
-        library = Library(
-            parent=parent.spec,
-            parent_folder=str(parent.folder),
-            candidates=tuple(offered),
-            entries=tuple(entries),
-            trained_tokens=settings.num_steps * settings.batch_windows * length,
-            settings=asdict(settings),
-        )
+        windows = _windows(parent, order, text, work)
+        check_text_suits(model, windows.store)
+        disk = float(shutil.disk_usage(work).free)
+        count = count_library(model, parent, order, means, memory_bytes, disk)
+        say(count_words(count))
+        job = _job(parent, order, means, windows, _held_out(parent, order, text))
+        num_steps, num_groups = count.work.num_steps, len(count.plan.groups)
+        with progress("library", num_groups * num_steps) as advance:
+
+            def show(group: int, step: int) -> None:
+                advance(f"group {group + 1} of {num_groups}", to=group * num_steps + step)
+
+            trained = train_library(model, job, count.plan, work, show)
+        library = _library(parent, order, trained, windows.digest)
         with new_folder(output) as temporary:
-            for entry in entries:
-                shutil.copyfile(work / entry.file, temporary / entry.file)
-            write_library(library, temporary)
+            _write(library, order, trained, work, temporary)
     return library
+
+
+def count_for(parent: Parent, order: LibraryOrder, output: Path, means: LibraryMeans) -> LibraryCount:
+    """What building the library would take; trains and writes nothing.
+
+    Raises:
+        InputError: as `build_library`, but for the text, which is not read.
+    """
+    memory_bytes = means.planned_bytes
+    place = next(folder for folder in (output.resolve(), *output.resolve().parents) if folder.exists())
+    return count_library(load_model(parent), parent, order, means, memory_bytes, float(shutil.disk_usage(place).free))
+
+
+def _read_files(order: LibraryOrder) -> list[Path]:
+    plan = [] if order.pairs in (None, ALL_PAIRS) else [Path(order.pairs)]
+    return plan + ([] if order.start is None else [Path(order.start)])
+
+
+def _windows(parent: Parent, order: LibraryOrder, text: Text, work: Path) -> TrainingWindows:
+    return training_windows(
+        parent,
+        text,
+        length=order.window_tokens,
+        num_tokens=order.tokens,
+        seed=order.seed,
+        folder=work / "tokens",
+        masks_documents=order.masks_documents,
+    )
+
+
+def _held_out(parent: Parent, order: LibraryOrder, text: Text) -> list[Batch]:
+    length = order.window_tokens
+    num_tokens = _HELD_OUT_WINDOWS * length
+    windows = windows_of(parent, text.held_out, length=length, num_tokens=num_tokens, seed=order.seed)
+    found = [windows.read(rows) for rows in torch.arange(windows.num_windows).split(order.batch_windows)]
+    return found if order.masks_documents else [Batch(ids_BT=batch.ids_BT) for batch in found]
+
+
+def _job(
+    parent: Parent, order: LibraryOrder, means: LibraryMeans, windows: TrainingWindows, held_out: list[Batch]
+) -> LibraryJob:
+    start = start_of(order, parent.spec)
+    entries = () if start is None else start.entries
+    return LibraryJob(
+        parent=parent.spec,
+        trainees=trainees_of(order, parent.spec),
+        training=windows.batches(order.batch_windows, order.work.num_steps, order.seed),
+        held_out=held_out,
+        settings=order.settings,
+        init=order.init,
+        starts={entry.candidate: Path(order.start or "") / entry.file for entry in entries},
+        device=means.device,
+        checkpoint_steps=means.checkpoint_steps,
+    )
+
+
+def _library(parent: Parent, order: LibraryOrder, trained: list[Trained], digest: str) -> Library:
+    """The index: of what was taken over, all that was not trained again."""
+    entries, blocks = entries_of(trained)
+    start = start_of(order, parent.spec)
+    offered = candidates(parent.spec, order.space) if order.pairs is None else []
+    if start is not None:
+        ours = {entry.candidate for entry in entries}
+        pairs = {(block.layer, block.block) for block in blocks}
+        entries = (*(entry for entry in start.entries if entry.candidate not in ours), *entries)
+        blocks = (*(block for block in start.blocks if (block.layer, block.block) not in pairs), *blocks)
+        offered = list(dict.fromkeys([*start.candidates, *offered]))
+    for entry in (*entries, *blocks):
+        if entry.stopped_at is not None:
+            words = f"its loss was no number at batch {entry.stopped_at}, its last good state is kept"
+            say(f"warning   {entry.file}: {words}")
+    return Library(
+        parent=parent.spec,
+        parent_folder=str(parent.folder),
+        candidates=tuple(offered),
+        entries=entries,
+        trained_tokens=order.work.tokens,
+        settings={"seed": order.seed, "batch_windows": order.batch_windows, "num_steps": order.work.num_steps}
+        | {"data": digest, "start": order.start, "init": to_data(order.init)}
+        | to_data(order.settings),
+        blocks=blocks,
+    )
+
+
+def _write(library: Library, order: LibraryOrder, trained: list[Trained], work: Path, folder: Path) -> None:
+    curves: dict[str, Any] = {result.trainee.name: to_data(result.curve) for result in trained}
+    ours = {result.file for result in trained}
+    for file in library.files:
+        shutil.copyfile((work if file in ours else Path(order.start or "")) / file, folder / file)
+    write_json(folder / CURVES, curves)
+    write_library(library, folder)

@@ -21,7 +21,7 @@ def realise_plan(parent: Parent, plan_path: Path, library_folder: Path, output: 
     inputs = {
         "parent": checkpoint_digest(parent.folder),
         "child": digest_of(to_data(child_spec)),
-        "library": digest_of_files([library_folder / INDEX, *(library_folder / e.file for e in library.entries)]),
+        "library": digest_of_files([library_folder / name for name in (INDEX, *library.files)]),
     }
     reads = (plan_path, *whole(parent.folder), *whole(library_folder))
     stage = Stage(name="realise", output=output, inputs=inputs, reads=reads)

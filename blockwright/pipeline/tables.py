@@ -216,6 +216,9 @@ def print_library(library: Library) -> None:
             f"{entry.initial_delta_nmse:.3f}",
             f"{entry.delta_nmse:.3f}",
         )
+    for entry in library.blocks:
+        name = f"{variant_name(entry.block.mixer)} + {variant_name(entry.block.ffn)}"
+        table.add_row(str(entry.layer), "both", name, f"{entry.initial_delta_nmse:.3f}", f"{entry.delta_nmse:.3f}")
     _console().print(table)
 
 

@@ -1,4 +1,4 @@
-"""Candidates learn from one pass of the parent, each as if it were alone."""
+"""Candidates learn from one pass of the parent, each as if it were alone, whatever the groups."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,27 +10,35 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from blockwright.library import Entry
+from blockwright.model.child import part_weights
 from blockwright.model.walk import Walk
-from blockwright.spec import Attention, Candidate, GatedFFN, LinearFFN, LinearMixer, Model, NoOp
-from blockwright.train.library import (
+from blockwright.spec import Attention, Block, Candidate, GatedFFN, LinearFFN, LinearMixer, Model, NoOp
+from blockwright.train.bld import (
     BldSettings,
-    build_candidate,
-    errors,
-    layer_data,
+    Trainee,
     needs_training,
-    normalised_mse,
-    train_candidates,
-    train_library,
+    pair_needs_training,
+    student_layer,
+    trainee_of,
 )
+from blockwright.train.calibration import layers_seen
+from blockwright.train.groups import Group, Schedule
+from blockwright.train.initialise import InitSettings, ffn_weights, mixer_weights
+from blockwright.train.library import entries_of, measured_flops_per_s, train_library
+from blockwright.train.muon import Muon
+from blockwright.train.one_group import LibraryJob, run_group, train_group
+from blockwright.train.schedule import warm_up_then_cosine
+from blockwright.train.trained import Trained
+from blockwright.train.windows import Batch
 
 MakeParent = Callable[..., tuple[PreTrainedModel, Model]]
 
-SETTINGS = BldSettings(batch_windows=4, num_steps=12, learning_rate=3e-3, seed=0)
+SETTINGS = BldSettings(learning_rate=3e-3)
 MIXERS = (Attention(num_kv_heads=2), Attention(num_kv_heads=1), LinearMixer(), NoOp())
 FFNS = (GatedFFN(width=48), GatedFFN(width=16), LinearFFN(), NoOp())
-IDS_NT = torch.randint(0, 64, (20, 12), generator=torch.Generator().manual_seed(5))
-TRAINING_NT, HELD_OUT_NT = IDS_NT[:12], IDS_NT[12:]
+STEPS = 12
+IDS_SBT = torch.randint(0, 64, (STEPS + 2, 4, 12), generator=torch.Generator().manual_seed(5))
+BATCHES = [Batch(ids_BT=ids_BT) for ids_BT in IDS_SBT]
 
 
 def _candidates(parent: Model) -> list[Candidate]:
@@ -41,143 +49,322 @@ def _candidates(parent: Model) -> list[Candidate]:
     return candidates
 
 
-def _train(
-    model: PreTrainedModel,
-    parent: Model,
-    folder: Path,
-    finished: Sequence[Entry] = (),
-    on_step: Callable[[int], None] = lambda layer: None,
-) -> list[Entry]:
-    folder.mkdir(exist_ok=True)
-    candidates = _candidates(parent)
-    layers = train_library(model, parent, candidates, TRAINING_NT, HELD_OUT_NT, SETTINGS, folder, finished, on_step)
-    return [entry for entries in layers for entry in entries]
+def _trainees(parent: Model) -> tuple[Trainee, ...]:
+    return tuple(trainee_of(parent, c) for c in _candidates(parent) if needs_training(parent, c))
 
 
-def _weights(entries: list[Entry], folder: Path) -> dict[str, Tensor]:
-    return {f"{e.file}:{name}": tensor for e in entries for name, tensor in load_file(folder / e.file).items()}
-
-
-def test_what_is_nothing_or_the_parents_own_needs_no_training(make_parent: MakeParent) -> None:
-    _, parent = make_parent()
-    wanted = [candidate for candidate in _candidates(parent) if needs_training(parent, candidate)]
-    assert {candidate.variant for candidate in wanted} == {*MIXERS[1:3], *FFNS[1:3]}
-    assert len(wanted) == 4 * 3
-
-
-@torch.no_grad()
-def test_layer_data_are_the_hidden_states_of_a_whole_forward(make_parent: MakeParent) -> None:
-    model, parent = make_parent()
-    states = model(IDS_NT, output_hidden_states=True).hidden_states
-    entered: list[Tensor] = []
-    channels: list[Tensor] = []
-    hooks = []
-    for layer in model.model.layers:
-        hooks.append(layer.mlp.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0])))
-        hooks.append(layer.mlp.down_proj.register_forward_pre_hook(lambda _, inputs: channels.append(inputs[0])))
-    model(IDS_NT)
-    for hook in hooks:
-        hook.remove()
-    walk, x_NTD = Walk(model), states[0]
-    for index in range(len(parent.layers) - 1):
-        data, contribution = layer_data(walk, index, x_NTD)
-        torch.testing.assert_close(data.y_NTD, states[index + 1])
-        layer = model.model.layers[index]
-        torch.testing.assert_close(layer.post_attention_layernorm(data.mid_NTD), entered[index])
-        naive = channels[index].abs().mean((0, 1)) * layer.mlp.down_proj.weight.square().sum(0).sqrt()
-        torch.testing.assert_close(contribution, naive)
-        x_NTD = data.y_NTD
-
-
-def test_the_parents_own_part_makes_no_error(make_parent: MakeParent) -> None:
-    model, parent = make_parent()
-    walk = Walk(model)
-    data, contribution = layer_data(walk, 1, torch.randn(4, 12, 32, generator=torch.Generator().manual_seed(6)))
-    mixer, ffn = (
-        Candidate(layer=1, part="mixer", variant=MIXERS[0]),
-        Candidate(layer=1, part="ffn", variant=FFNS[0]),
+def _job(parent: Model, trainees: Sequence[Trainee] | None = None, **changes: object) -> LibraryJob:
+    job = LibraryJob(
+        parent=parent,
+        trainees=_trainees(parent) if trainees is None else tuple(trainees),
+        training=BATCHES[:STEPS],
+        held_out=BATCHES[STEPS:],
+        settings=SETTINGS,
+        checkpoint_steps=5,
     )
-    for candidate in (mixer, ffn):
-        student = build_candidate(model, parent, candidate, contribution)
-        assert errors(walk, candidate, student, data) == (0, 0)
+    return replace(job, **changes)  # type: ignore[arg-type]
 
 
-def test_errors_are_shares_of_the_output_and_of_what_the_layer_adds(make_parent: MakeParent) -> None:
+def _plan(job: LibraryJob, per_group: int = 1000, keeps_states: bool = False) -> Schedule:
+    parts = [job.trainees[start : start + per_group] for start in range(0, len(job.trainees), per_group)]
+    groups = (Group(trainees=part, memory_bytes=0, parent_flops=0, student_flops=0) for part in parts)
+    return Schedule(groups=tuple(groups), keeps_states=keeps_states, states_bytes=0, parent_bytes=0)
+
+
+def _train(model: PreTrainedModel, job: LibraryJob, folder: Path, **plan: int) -> list[Trained]:
+    folder.mkdir(exist_ok=True)
+    return train_library(model, job, _plan(job, **plan), folder)  # type: ignore[arg-type]
+
+
+def _weights(trained: Sequence[Trained], folder: Path) -> dict[str, Tensor]:
+    return {f"{t.file}:{name}": tensor for t in trained for name, tensor in load_file(folder / t.file).items()}
+
+
+def _assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def _naive(model: PreTrainedModel, job: LibraryJob, trainee: Trainee) -> dict[str, Tensor]:
+    """One trainee, whole windows, the parent's own states from its own forward, everything written out."""
+    states = [model(b.ids_BT, output_hidden_states=True).hidden_states for b in job.training]
+    own = model.model.layers[trainee.layer]
+    [*seen] = layers_seen(model, job.parent, job.init, job.training)
+    weights: dict[str, Tensor] = {}
+    for part in trainee.parts:
+        variant = getattr(trainee.block, part)
+        if variant == getattr(job.parent.layers[trainee.layer], part):
+            weights |= {name: tensor.clone() for name, tensor in part_weights(own, part).items()}
+        elif part == "mixer":
+            weights |= mixer_weights(job.parent, own.state_dict(), variant)
+        else:
+            weights |= ffn_weights(own.state_dict(), variant, seen[trainee.layer])
+    layer = student_layer(model, job.parent, trainee, weights)
+    parameters = [p for p in layer.parameters() if p.requires_grad]
+    is_muon = job.settings.optimizer == "muon"
+    vectors = [p for p in parameters if p.ndim == 1 or not is_muon]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(vectors, lr=1.0, betas=(0.9, 0.95), weight_decay=0.0)]
+    if is_muon:
+        optimizers.append(Muon([p for p in parameters if p.ndim == 2], lr=1.0))
+    for step, batch in enumerate(job.training):
+        x_BTD, y_BTD = states[step][trainee.layer], states[step][trainee.layer + 1]
+        output_BTD = Walk(model, batch.segments_BT).layer(trainee.layer, x_BTD, layer)
+        base = torch.zeros_like(x_BTD) if job.settings.loss == "output" else x_BTD
+        ((output_BTD - y_BTD).square().sum() / (y_BTD - base).square().sum()).backward()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = job.settings.learning_rate * warm_up_then_cosine(step, len(job.training))
+            optimizer.step()
+            optimizer.zero_grad()
+    return {name: p.detach() for name, p in layer.named_parameters() if p.requires_grad}
+
+
+PAIR = Block(mixer=NoOp(), ffn=GatedFFN(width=16))
+OWN_FFN = Block(mixer=NoOp(), ffn=GatedFFN(width=48))
+
+
+def test_calibration_ranks_channels_by_the_parents_own_states(make_parent: MakeParent) -> None:
     model, parent = make_parent()
-    walk = Walk(model)
-    x_NTD = torch.randn(4, 12, 32, generator=torch.Generator().manual_seed(6))
-    data, contribution = layer_data(walk, 1, x_NTD)
-    candidate = Candidate(layer=1, part="ffn", variant=GatedFFN(width=16))
-    student = build_candidate(model, parent, candidate, contribution)
+    channels: list[Tensor] = []
+    layer = model.model.layers[1]
+    hook = layer.mlp.down_proj.register_forward_pre_hook(lambda _, inputs: channels.append(inputs[0]))
     with torch.no_grad():
-        output_NTD = walk.layer(1, x_NTD, student)
-    squares = (output_NTD - data.y_NTD).square().sum()
-    expected = (squares / data.y_NTD.square().sum(), squares / (data.y_NTD - x_NTD).square().sum())
-    assert errors(walk, candidate, student, data) == pytest.approx([value.item() for value in expected], rel=1e-4)
+        model(IDS_SBT.flatten(0, 1))
+    hook.remove()
+    naive = channels[0].abs().mean((0, 1)) * layer.mlp.down_proj.weight.square().sum(0).sqrt()
+    found = layers_seen(model, parent, InitSettings(), BATCHES)[1]
+    torch.testing.assert_close(found.ranking_W.float(), naive)
 
 
-def test_no_answer_at_all_has_a_normalised_error_of_one() -> None:
-    target = torch.randn(5, 3, generator=torch.Generator().manual_seed(7))
-    assert normalised_mse(torch.zeros(5, 3), target).item() == pytest.approx(1)
-    assert normalised_mse(target + 2, target, zero=target - 1).item() == pytest.approx(4)
-
-
-def test_candidates_trained_together_learn_what_each_learns_alone(make_parent: MakeParent) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("loss", ["output", "delta"])
+def test_one_pass_teaches_what_each_learns_alone_in_memory(
+    optimizer: str, loss: str, make_parent: MakeParent, tmp_path: Path
+) -> None:
     model, parent = make_parent()
-    walk = Walk(model)
-    data, contribution = layer_data(walk, 1, torch.randn(9, 12, 32, generator=torch.Generator().manual_seed(6)))
-    wanted = [c for c in _candidates(parent) if c.layer == 1 and needs_training(parent, c)]
-    together = [build_candidate(model, parent, candidate, contribution) for candidate in wanted]
-    train_candidates(walk, wanted, together, data, SETTINGS)
-    for candidate, student in zip(wanted, together, strict=True):
-        alone = build_candidate(model, parent, candidate, contribution)
-        train_candidates(walk, [candidate], [alone], data, SETTINGS)
-        for name, tensor in alone.state_dict().items():
-            assert torch.equal(tensor, student.state_dict()[name]), f"{candidate.name}: {name}"
+    model.double()  # in fp32 AdamW's first steps turn the rounding of gradients near 0 into whole steps
+    chosen = [t for t in _trainees(parent) if t.layer == 1]
+    chosen += [Trainee(layer=1, block=block, parts=("mixer", "ffn")) for block in (PAIR, OWN_FFN)]
+    settings = replace(SETTINGS, optimizer=optimizer, loss=loss)
+    job = _job(parent, chosen, settings=settings)
+    learnt = _weights(_train(model, job, tmp_path), tmp_path)
+    for trainee in chosen:
+        for name, tensor in _naive(model, job, trainee).items():
+            difference = (learnt[f"{trainee.name}.safetensors:{name}"] - tensor).abs().max()
+            assert difference < 1e-6, f"{trainee.name}: {name}"
 
 
-def test_training_lowers_every_candidates_error_and_leaves_the_parent_alone(
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_together_is_alone_bit_for_bit(optimizer: str, make_parent: MakeParent, tmp_path: Path) -> None:
+    model, parent = make_parent()
+    job = _job(parent, settings=replace(SETTINGS, optimizer=optimizer))
+    together = _weights(_train(model, job, tmp_path / "together"), tmp_path / "together")
+    alone = _weights(_train(model, job, tmp_path / "alone", per_group=1), tmp_path / "alone")
+    assert len({name.partition(":")[0] for name in together}) == 12
+    _assert_same(together, alone)
+
+
+def test_groups_with_states_on_disk_learn_the_same(make_parent: MakeParent, tmp_path: Path) -> None:
+    model, parent = make_parent()
+    job = _job(parent)
+    whole = _weights(_train(model, job, tmp_path / "whole"), tmp_path / "whole")
+    for per_group in (3, 4, 5):
+        folder = tmp_path / str(per_group)
+        seen: list[int] = []
+        handle = model.model.layers[0].register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        trained = _train(model, job, folder, per_group=per_group, keeps_states=True)
+        handle.remove()
+        _assert_same(_weights(trained, folder), whole)
+        assert not list(folder.glob("boundary-*"))
+
+
+def test_every_settings_field_changes_what_is_learnt(make_parent: MakeParent, tmp_path: Path) -> None:
+    model, parent = make_parent()
+    chosen = [_trainees(parent)[-1]]
+    changes: list[dict[str, object]] = [
+        {},
+        {"loss": "delta"},
+        {"skip_first_tokens": 1},
+        {"is_per_token": True},
+        {"optimizer": "muon"},
+        {"precision": "bf16"},
+        {"learning_rate": 1e-3},
+    ]
+    found = set()
+    for index, change in enumerate(changes):
+        folder = tmp_path / str(index)
+        [trained] = _train(model, _job(parent, chosen, settings=replace(SETTINGS, **change)), folder)
+        found.add(tuple(_weights([trained], folder)[f"{chosen[0].name}.safetensors:mlp.linear_mlp.weight"][0].tolist()))
+        assert trained.nmse < trained.initial_nmse
+    assert len(found) == len(changes)
+
+
+def test_training_lowers_every_error_keeps_curves_and_leaves_the_parent_alone(
     make_parent: MakeParent, tmp_path: Path
 ) -> None:
     model, parent = make_parent()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    entries = _train(model, parent, tmp_path)
-    assert len(entries) == 12
-    for entry in entries:
-        assert entry.nmse < entry.initial_nmse
-        assert entry.delta_nmse < entry.initial_delta_nmse
+    trained = _train(model, _job(parent), tmp_path)
+    assert len(trained) == 12
+    ends = [sum(sum(t.curve["delta"][span]) for t in trained) for span in (slice(4), slice(-4, None))]
+    assert ends[1] < ends[0]
+    for result in trained:
+        assert result.nmse < result.initial_nmse
+        assert result.delta_nmse < result.initial_delta_nmse
+        assert result.curve["step"] == tuple(range(1, STEPS + 1))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    entries, blocks = entries_of(trained)
+    assert [entry.candidate for entry in entries] == [c for c in _candidates(parent) if needs_training(parent, c)]
+    assert not blocks
 
 
-def test_finished_layers_are_not_trained_again_and_change_nothing(make_parent: MakeParent, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("optimizer", "per_group"), [("adamw", 1000), ("muon", 4)])
+@pytest.mark.parametrize("killed_at", [3, 7, 11])
+def test_a_killed_run_goes_on_bit_for_bit(
+    optimizer: str, per_group: int, killed_at: int, make_parent: MakeParent, tmp_path: Path
+) -> None:
     model, parent = make_parent()
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    entries = _train(model, parent, whole)
-    steps: list[int] = []
+    job = _job(parent, settings=replace(SETTINGS, optimizer=optimizer))
+    whole = _train(model, job, tmp_path / "whole", per_group=per_group, keeps_states=True)
+    plan = _plan(job, per_group, keeps_states=True)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    steps: list[tuple[int, int]] = []
 
-    def stop_in_layer_1(layer: int) -> None:
-        if layer == 1:
+    def kill(group: int, step: int) -> None:
+        if group == len(plan.groups) - 1 and step == killed_at:
             raise KeyboardInterrupt
 
-    resumed.mkdir()
-    finished: list[Entry] = []
-    layers = train_library(
-        model, parent, _candidates(parent), TRAINING_NT, HELD_OUT_NT, SETTINGS, resumed, [], stop_in_layer_1
-    )
     with pytest.raises(KeyboardInterrupt):
-        for layer_entries in layers:
-            finished += layer_entries
-    assert {entry.candidate.layer for entry in finished} == {0}
-    assert _train(model, parent, resumed, finished, steps.append) == entries
-    assert steps == [1] * SETTINGS.num_steps + [2] * SETTINGS.num_steps
-    expected = _weights(entries, whole)
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in _weights(entries, resumed).items())
+        train_library(model, job, plan, folder, kill)
+    resumed = train_library(model, job, plan, folder, lambda group, step: steps.append((group, step)))
+    assert resumed == whole
+    _assert_same(_weights(resumed, folder), _weights(whole, tmp_path / "whole"))
+    begun = killed_at // job.checkpoint_steps * job.checkpoint_steps
+    assert steps == [(len(plan.groups) - 1, step + 1) for step in range(begun, STEPS)]
+    assert not list(folder.glob("*.state"))
 
 
-def test_a_wider_space_trains_the_layers_that_lack_a_candidate(make_parent: MakeParent, tmp_path: Path) -> None:
+def test_a_candidate_that_is_further_waits_for_the_others(make_parent: MakeParent, tmp_path: Path) -> None:
     model, parent = make_parent()
-    entries = _train(model, parent, tmp_path)
-    without_one = [e for e in entries if e.candidate != replace(entries[4].candidate, layer=1)]
-    steps: list[int] = []
-    assert _train(model, parent, tmp_path, without_one, steps.append) == entries
-    assert set(steps) == {entries[4].candidate.layer}
+    job = _job(parent)
+    whole = _train(model, job, tmp_path / "whole")
+    folder = tmp_path / "later"
+    folder.mkdir()
+
+    def kill(step: int) -> None:
+        if step == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_group(model, replace(job, trainees=job.trainees[:3]), folder, on_step=kill)
+    trained = _train(model, job, folder)
+    assert trained == whole
+    _assert_same(_weights(trained, folder), _weights(whole, tmp_path / "whole"))
+
+
+def test_a_group_trains_by_itself_from_its_parents_folder(make_parent: MakeParent, tmp_path: Path) -> None:
+    model, parent = make_parent()
+    model.save_pretrained(tmp_path / "parent")
+    job = _job(parent, [t for t in _trainees(parent) if t.layer == 2])
+    files = run_group(tmp_path / "parent", job, tmp_path / "there")
+    here = _train(model, job, tmp_path / "here")
+    assert all(file.exists() for file in files)
+    _assert_same(_weights(here, tmp_path / "there"), _weights(here, tmp_path / "here"))
+
+
+def test_the_ffn_of_a_pair_without_mixer_learns_on_the_layers_own_input(
+    make_parent: MakeParent, tmp_path: Path
+) -> None:
+    model, parent = make_parent()
+    pair = Trainee(layer=1, block=PAIR, parts=("mixer", "ffn"))
+    weights = ffn_weights(model.model.layers[1].state_dict(), PAIR.ffn, torch.arange(48.0))
+    layer = student_layer(model, parent, pair, weights)
+    x_BTD = torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(6))
+    walk = Walk(model)
+    torch.testing.assert_close(walk.layer(1, x_BTD, layer), walk.feed(1, x_BTD, layer))
+    [trained] = _train(model, _job(parent, [pair]), tmp_path)
+    assert trained.delta_nmse < trained.initial_delta_nmse
+    assert {name.partition(":")[2] for name in _weights([trained], tmp_path)} == set(weights)
+
+
+def test_pairs_begin_with_what_their_parts_learnt_alone(make_parent: MakeParent, tmp_path: Path) -> None:
+    model, parent = make_parent()
+    job = _job(parent, [t for t in _trainees(parent) if t.layer == 1])
+    alone = _train(model, job, tmp_path / "alone")
+    starts = {entry.candidate: tmp_path / "alone" / entry.file for entry in entries_of(alone)[0]}
+    pair = Trainee(layer=1, block=Block(mixer=LinearMixer(), ffn=GatedFFN(width=16)), parts=("mixer", "ffn"))
+    [begun] = _train(model, _job(parent, [pair], starts=starts), tmp_path / "begun")
+    [fresh] = _train(model, _job(parent, [pair]), tmp_path / "fresh")
+    assert begun.initial_delta_nmse < fresh.initial_delta_nmse
+
+
+def test_what_needs_training(make_parent: MakeParent) -> None:
+    _, parent = make_parent()
+    assert {t.block.mixer for t in _trainees(parent) if t.parts == ("mixer",)} == set(MIXERS[1:3])
+    assert {t.block.ffn for t in _trainees(parent) if t.parts == ("ffn",)} == set(FFNS[1:3])
+    assert pair_needs_training(parent, 0, OWN_FFN)
+    assert not pair_needs_training(parent, 0, parent.layers[0])
+    assert not pair_needs_training(parent, 0, Block(mixer=NoOp(), ffn=NoOp()))
+
+
+def test_a_loss_that_is_no_number_stops_that_candidate_alone(
+    make_parent: MakeParent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, parent = make_parent()
+    job = _job(parent, [t for t in _trainees(parent) if t.layer == 1])
+    whole = {t.trainee: t for t in _train(model, job, tmp_path / "whole")}
+    ill = job.trainees[2]
+    from blockwright.train import students
+
+    real = students.run_trainee
+
+    def run(walk: Walk, trainee: Trainee, layer: torch.nn.Module, seen: object) -> Tensor:
+        output_BTD = real(walk, trainee, layer, seen)  # type: ignore[arg-type]
+        run.calls += trainee == ill  # type: ignore[attr-defined]
+        return output_BTD * float("nan") if trainee == ill and run.calls == 8 else output_BTD  # type: ignore[attr-defined]
+
+    run.calls = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(students, "run_trainee", run)
+    trained = {t.trainee: t for t in _train(model, job, tmp_path / "ill")}
+    assert trained[ill].stopped_at == 7
+    assert trained[ill].trained_steps == 5
+    assert len(trained[ill].curve["step"]) == 7
+    assert trained[ill].nmse < trained[ill].initial_nmse
+    others = [t for t in job.trainees if t != ill]
+    assert [trained[t] for t in others] == [whole[t] for t in others]
+    assert entries_of(list(trained.values()))[0][2].stopped_at == 7
+
+
+def test_a_rate_beyond_all_bounds_leaves_first_weights(make_parent: MakeParent, tmp_path: Path) -> None:
+    model, parent = make_parent()
+    job = _job(parent, _trainees(parent)[-1:], settings=replace(SETTINGS, learning_rate=1e30))
+    [trained] = _train(model, job, tmp_path)
+    assert trained.stopped_at is not None
+    assert (trained.nmse, trained.trained_steps) == (trained.initial_nmse, 0)
+
+
+def test_segments_and_first_tokens_do_not_count_where_asked(make_parent: MakeParent, tmp_path: Path) -> None:
+    model, parent = make_parent()
+    segments_BT = torch.tensor([[0] * 5 + [1] * 7]).expand(4, 12)
+    packed = [Batch(ids_BT=batch.ids_BT, segments_BT=segments_BT) for batch in BATCHES]
+    settings = replace(SETTINGS, skip_first_tokens=1)
+    job = _job(parent, _trainees(parent)[:1], settings=settings, training=packed[:STEPS], held_out=packed[STEPS:])
+    [trained] = _train(model, job, tmp_path)
+    squares, norms = 0.0, 0.0
+    layer = student_layer(model, parent, job.trainees[0], load_file(tmp_path / trained.file))
+    for batch in job.held_out:
+        with torch.no_grad():
+            walk = Walk(model, batch.segments_BT)
+            x_BTD = walk.embed(batch.ids_BT)
+            y_BTD, output_BTD = walk.layer(0, x_BTD), walk.layer(0, x_BTD, layer)
+        kept = [place for place in range(12) if place not in (0, 5)]
+        squares += (output_BTD - y_BTD)[:, kept].square().sum().item()
+        norms += y_BTD[:, kept].square().sum().item()
+    assert trained.nmse == pytest.approx(squares / norms, rel=1e-5)
+
+
+def test_the_timing_finds_a_speed(make_parent: MakeParent) -> None:
+    model, parent = make_parent()
+    assert 1e6 < measured_flops_per_s(model, _job(parent)) < 1e12

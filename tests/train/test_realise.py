@@ -1,7 +1,9 @@
 """A plan made real has the parent's weights, and the chosen candidates' in their places."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -10,9 +12,12 @@ from transformers import PreTrainedModel
 
 from blockwright.errors import InputError
 from blockwright.library import Library
-from blockwright.spec import Attention, Candidate, GatedFFN, LinearFFN, LinearMixer, Model, NoOp, with_candidate
-from blockwright.train.library import BldSettings, train_library
+from blockwright.spec import Attention, Block, Candidate, GatedFFN, LinearFFN, LinearMixer, Model, NoOp, with_candidate
+from blockwright.train.bld import BldSettings, Trainee, needs_training, trainee_of
+from blockwright.train.library import entries_of
+from blockwright.train.one_group import LibraryJob, train_group
 from blockwright.train.realise import realise
+from blockwright.train.windows import Batch
 
 MakeParent = Callable[..., tuple[PreTrainedModel, Model]]
 CHOSEN = [
@@ -25,15 +30,26 @@ CHOSEN = [
 IDS_NT = torch.randint(0, 64, (6, 8), generator=torch.Generator().manual_seed(5))
 
 
-def _library(model: PreTrainedModel, parent: Model, folder: Path) -> Library:
-    settings = BldSettings(batch_windows=2, num_steps=2, learning_rate=1e-3, seed=0)
-    layers = train_library(model, parent, CHOSEN, IDS_NT, IDS_NT, settings, folder, [])
-    entries = tuple(entry for layer in layers for entry in layer)
+def _library(
+    model: PreTrainedModel, parent: Model, folder: Path, pairs: Mapping[int, Block] = MappingProxyType({})
+) -> Library:
+    batches = [Batch(ids_BT=ids_BT) for ids_BT in IDS_NT.split(2)]
+    trainees = [trainee_of(parent, candidate) for candidate in CHOSEN if needs_training(parent, candidate)]
+    trainees += [Trainee(layer=layer, block=block, parts=("mixer", "ffn")) for layer, block in pairs.items()]
+    job = LibraryJob(
+        parent=parent,
+        trainees=tuple(trainees),
+        training=batches,
+        held_out=batches,
+        settings=BldSettings(learning_rate=1e-3),
+    )
+    entries, blocks = entries_of(train_group(model, job, folder))
     return Library(
         parent=parent,
         parent_folder="",
         candidates=tuple(CHOSEN),
         entries=entries,
+        blocks=blocks,
         trained_tokens=0,
         settings={},
     )
@@ -77,3 +93,18 @@ def test_a_candidate_that_was_never_trained_is_named(make_parent: MakeParent, tm
         realise(model, _library(model, parent, tmp_path), tmp_path, spec)
     assert caught.value.field == "layer 1, ffn"
     assert "layer-01-ffn-ffn-8" in str(caught.value.got)
+
+
+def test_what_was_trained_together_goes_before_what_was_trained_alone(make_parent: MakeParent, tmp_path: Path) -> None:
+    model, parent = make_parent()
+    pair = Block(mixer=NoOp(), ffn=GatedFFN(width=16))
+    library = _library(model, parent, tmp_path, {0: pair})
+    [block] = library.blocks
+    child = realise(model, library, tmp_path, replace(parent, layers=(pair, *parent.layers[1:])))
+    found = child.model.layers[0].state_dict()
+    for name, tensor in load_file(tmp_path / block.file).items():
+        assert torch.equal(found[name], tensor)
+    alone = load_file(tmp_path / next(e.file for e in library.entries if e.candidate.variant == pair.ffn))
+    assert not torch.equal(alone["mlp.up_proj.weight"], found["mlp.up_proj.weight"])
+    own = realise(model, library, tmp_path, with_candidate(parent, CHOSEN[1]))
+    assert torch.equal(alone["mlp.up_proj.weight"], own.model.layers[0].state_dict()["mlp.up_proj.weight"])
