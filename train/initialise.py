@@ -6,6 +6,7 @@ Some ways need no more than the parent's weights, others what the parent does on
 Names and shapes are those of the layer's state dict; matrices are (outputs, inputs).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, assert_never, get_args
 
@@ -66,12 +67,13 @@ class Seen:
     kv_shares_H: Tensor | None = None
     linear_mixer: Weights | None = None
     linear_ffn: Weights | None = None
-    moments_WW: Tensor | None = None
+    down_DK: dict[int, Tensor] | None = None
+    """The fitted last matrix of each narrower ffn, by its width."""
 
     def tensors(self) -> Weights:
         """All of it by name, to be written."""
-        found = {"ranking": self.ranking_W, "kv_shares": self.kv_shares_H, "moments": self.moments_WW}
-        for prefix, weights in (("mixer", self.linear_mixer), ("ffn", self.linear_ffn)):
+        found = {"ranking": self.ranking_W, "kv_shares": self.kv_shares_H}
+        for prefix, weights in (("mixer", self.linear_mixer), ("ffn", self.linear_ffn), ("down", self.down_DK)):
             found |= {f"{prefix}.{name}": tensor for name, tensor in (weights or {}).items()}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
@@ -87,17 +89,30 @@ def seen_from(tensors: Weights) -> Seen:
         kv_shares_H=tensors.get("kv_shares"),
         linear_mixer=below("mixer."),
         linear_ffn=below("ffn."),
-        moments_WW=tensors.get("moments"),
+        down_DK={int(width): tensor for width, tensor in (below("down.") or {}).items()} or None,
     )
 
 
-def conclude(parent: Model, layer: Weights, sums: LayerSums, init: InitSettings) -> Seen:
-    """From the sums over text to what first weights need; the large sums are kept only where each width needs them."""
+def conclude(parent: Model, layer: Weights, sums: LayerSums, init: InitSettings, widths: Sequence[int] = ()) -> Seen:
+    """From the sums over text to what first weights need, so that the large sums can be dropped.
+
+    Args:
+        parent: the parent's spec.
+        layer: the state dict of the parent's layer.
+        sums: what was summed while text ran through it.
+        init: how candidates begin.
+        widths: of the narrower ffns that there will be, for a last matrix to be fitted to each.
+    """
     down_DW = layer["mlp.down_proj.weight"]
     ranking_W = sums.contribution(down_DW)
+    down_DK = None
     if init.channels != "contribution":
         assert sums.moments_WW is not None
         ranking_W = iterative_ranking(joint_losses(sums.moments_WW, down_DW, sums.num_tokens))
+    if init.channels == "fitted":
+        assert sums.moments_WW is not None
+        kept = {width: _kept(ranking_W, width) for width in widths if width < len(ranking_W)}
+        down_DK = {w: fitted_down(sums.moments_WW, down_DW, k, init.ridge).to(down_DW.dtype) for w, k in kept.items()}
     mixer = ffn = None
     if init.linear == "least-squares":
         has_bias = parent.has_qkv_bias or parent.has_output_bias
@@ -108,7 +123,7 @@ def conclude(parent: Model, layer: Weights, sums: LayerSums, init: InitSettings)
         kv_shares_H=sums.kv_shares() if init.kv_heads == "importance" else None,
         linear_mixer=mixer,
         linear_ffn=ffn,
-        moments_WW=sums.moments_WW if init.channels == "fitted" else None,
+        down_DK=down_DK,
     )
 
 
@@ -166,7 +181,7 @@ def ffn_weights(layer: Weights, ffn: FFN, seen: Seen | Tensor, init: InitSetting
     up, down = layer["mlp.up_proj.weight"], layer["mlp.down_proj.weight"]
     match ffn:
         case GatedFFN(width=width):
-            kept = seen.ranking_W.to(down.device).topk(width).indices.sort().values
+            kept = _kept(seen.ranking_W, width).to(down.device)
             weights = {f"mlp.{name}.weight": layer[f"mlp.{name}.weight"][kept] for name in ("gate_proj", "up_proj")}
             weights |= {
                 f"mlp.{n}.bias": layer[f"mlp.{n}.bias"][kept] for n in ("gate_proj", "up_proj") if _bias(layer, n)
@@ -174,8 +189,8 @@ def ffn_weights(layer: Weights, ffn: FFN, seen: Seen | Tensor, init: InitSetting
             weights |= {"mlp.down_proj.bias": layer["mlp.down_proj.bias"].clone()} if _bias(layer, "down_proj") else {}
             narrow = down[:, kept].clone()
             if init.channels == "fitted" and width < down.shape[1]:
-                assert seen.moments_WW is not None, "fitting needs text"
-                narrow = fitted_down(seen.moments_WW.to(down.device), down, kept, init.ridge).to(down.dtype)
+                assert seen.down_DK is not None, "fitting needs text"
+                narrow = seen.down_DK[width].to(down.device, copy=True)
             return norm | weights | {"mlp.down_proj.weight": narrow.contiguous()}
         case LinearFFN():
             if init.linear == "least-squares":
@@ -194,6 +209,10 @@ def ffn_weights(layer: Weights, ffn: FFN, seen: Seen | Tensor, init: InitSetting
 def channel_contribution(channels_NW: Tensor, down_DW: Tensor) -> Tensor:
     """How much each of W channels adds to the ffn's output: mean over N tokens of |X_i| · ‖W_down[:, i]‖₂."""
     return channels_NW.abs().mean(dim=0) * down_DW.norm(dim=0)
+
+
+def _kept(ranking_W: Tensor, width: int) -> Tensor:
+    return ranking_W.topk(width).indices.sort().values
 
 
 def _one_of(heads_GMR: Tensor, seen: Seen | None, init: InitSettings) -> Tensor:

@@ -169,7 +169,7 @@ def starts(walk: Walk, parent: Model, layer: int, sums: LayerSums, seed: int) ->
     for kind, (part, variants) in offered.items():
         for way in WAYS[kind]:
             init = InitSettings(**{FIELD[kind]: "contribution" if way == "random" else way})  # pyright: ignore
-            seen = conclude(parent, own, sums, init)
+            seen = conclude(parent, own, sums, init, [ffn.width for ffn in widths])
             if way == "random":
                 order_W = torch.randperm(block.ffn.width, generator=torch.Generator().manual_seed(seed))
                 seen = Seen(ranking_W=order_W.double())

@@ -153,7 +153,7 @@ def test_the_least_squares_matrix_is_that_of_all_rows_at_once(
 def test_the_fitted_last_matrix_is_that_of_all_rows_at_once(make_parent: MakeParent) -> None:
     model, parent = make_parent(**BIASED)
     states, own = _states(model), model.model.layers[1].state_dict()
-    seen = conclude(parent, own, _watched(model), FITTED)
+    seen = conclude(parent, own, _watched(model), FITTED, [16])
     kept = seen.ranking_W.topk(16).indices.sort().values
     target = states["channels"].double() @ own["mlp.down_proj.weight"].double().T
     expected = torch.linalg.lstsq(states["channels"][:, kept].double(), target).solution.T.float()
@@ -183,7 +183,7 @@ def test_fewer_tokens_than_inputs_still_give_a_matrix() -> None:
 def test_batches_of_any_size_sum_up_to_the_same(make_parent: MakeParent) -> None:
     model, parent = make_parent(**BIASED)
     own = model.model.layers[1].state_dict()
-    once, often = (conclude(parent, own, _watched(model, batches=n), FITTED).tensors() for n in (1, 6))
+    once, often = (conclude(parent, own, _watched(model, batches=n), FITTED, [16, 40]).tensors() for n in (1, 6))
     assert once.keys() == often.keys()
     for name, tensor in once.items():
         torch.testing.assert_close(often[name], tensor, rtol=1e-4, atol=1e-5)
@@ -191,7 +191,7 @@ def test_batches_of_any_size_sum_up_to_the_same(make_parent: MakeParent) -> None
 
 def test_what_was_seen_comes_back_from_its_tensors(make_parent: MakeParent) -> None:
     model, parent = make_parent(**BIASED)
-    tensors = conclude(parent, model.model.layers[1].state_dict(), _watched(model), FITTED).tensors()
+    tensors = conclude(parent, model.model.layers[1].state_dict(), _watched(model), FITTED, [16, 48]).tensors()
     again = seen_from(tensors).tensors()
     assert again.keys() == tensors.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in tensors.items())
@@ -216,7 +216,7 @@ def test_fitting_comes_nearer_on_the_text_that_it_saw(
     distances = []
     for changes in (better, worse):
         init = InitSettings(**changes)  # pyright: ignore[reportArgumentType]
-        seen = conclude(parent, own, sums, init)
+        seen = conclude(parent, own, sums, init, [16])
         weights = (
             mixer_weights(parent, own, variant, seen, init)
             if isinstance(variant, LinearMixer)
