@@ -52,11 +52,15 @@ class TokenIndex:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenFile:
-    """An opened folder; the arrays are mapped, not read."""
+    """An opened folder; the arrays are mapped, not read. To another process of this machine it goes as its name."""
 
+    folder: Path
     index: TokenIndex
     tokens: np.ndarray
     begins: np.ndarray
+
+    def __reduce__(self) -> tuple[Callable[..., "TokenFile"], tuple[Path, TokenIndex]]:
+        return _mapped, (self.folder, self.index)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,10 +139,15 @@ def open_tokens(folder: Path, key: str) -> TokenFile:
             expected="the files that index.json describes",
             remedy="Delete the folder; the text is tokenised again.",
         )
+    return _mapped(folder.resolve(), index)
+
+
+def _mapped(folder: Path, index: TokenIndex) -> TokenFile:
     return TokenFile(
+        folder=folder,
         index=index,
-        tokens=np.memmap(files[0], dtype="<u4", mode="r"),
-        begins=np.memmap(files[1], dtype="<i8", mode="r"),
+        tokens=np.memmap(folder / _TOKENS, dtype="<u4", mode="r"),
+        begins=np.memmap(folder / _DOCUMENTS, dtype="<i8", mode="r"),
     )
 
 

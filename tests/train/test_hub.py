@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
         ("hf:owner/name", "owner/name", None, "train"),
         ("hf:owner/name:test", "owner/name", None, "test"),
         ("hf:owner/name/config", "owner/name", "config", "train"),
-        ("hf:owner/name/config:test[:5%]", "owner/name", "config", "test[:5%]"),
+        ("hf:owner/name/a/b:test", "owner/name", "a/b", "test"),
     ],
 )
 def test_names_are_read(place: str, name: str, config: str | None, split: str) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import json
 import multiprocessing
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,6 +80,14 @@ def test_batches_of_a_file_are_fixed_by_the_seed(tokenizer: PreTrainedTokenizerF
     first, again, other = (torch.stack([b.ids_BT for b in Batches(store, 4, 5, seed=s)]) for s in (1, 1, 2))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert sorted(first.flatten(0, 1).tolist()) == sorted(store.read(torch.arange(20)).ids_BT.tolist())
+
+
+def test_a_file_goes_to_another_process_by_its_name(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    store = TokenWindows(file=_make(iter(DOCUMENTS * 9), tokenizer, tmp_path), length=8, num_windows=20)
+    sent = pickle.dumps(store)
+    assert len(sent) < 1000 < store.file.tokens.nbytes
+    rows_B = torch.arange(20)
+    assert torch.equal(pickle.loads(sent).read(rows_B).ids_BT, store.read(rows_B).ids_BT)
 
 
 @pytest.mark.parametrize("stops_at", [0, 1, 7, 25, 39])
