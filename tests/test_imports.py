@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "report": {"core", "hw_profiles", "search"},
     "pipeline": EVERY_ROOM,
     "cli": EVERY_ROOM | {"pipeline"},
+    "__main__": {"cli"},
 }
 
 

@@ -26,6 +26,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from blockwright.cli.cluster import add_ray, scoring_by
 from blockwright.cli.flags import (
     add_out,
     add_rules,
@@ -61,6 +62,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     race.add_argument("--budget", action="append", default=[], help="as for search; repeatable")
     add_search_loads(race)
     add_rules(parser)
+    add_ray(parser, "score candidates")
     add_out(parser, "scores.parquet", "the table")
 
 
@@ -104,4 +106,6 @@ def run(arguments: argparse.Namespace) -> None:
         race, decide = race_for(searched, read_devices(arguments.profile))
         order = replace(order, race=race)
     parent = open_parent(arguments.parent or read_library(arguments.library).parent_folder)
-    print_scores(score_library(parent, arguments.library, order, arguments.out, decide))
+    with scoring_by(arguments.ray, parent, arguments.library, order) as run_batch:
+        table = score_library(parent, arguments.library, order, arguments.out, decide, run_batch)
+    print_scores(table)

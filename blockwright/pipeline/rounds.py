@@ -60,19 +60,30 @@ class Race:
     windows: Windows
     undecided: Undecided | None
     """Chooses after each round who goes on; None where all candidates are scored on all windows."""
+    run: "Run | None" = None
+    """Runs candidates on a batch somewhere else; None for here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Batch:
+class ScoreBatch:
     """Windows or questions that go through the model at once."""
 
     name: str
     ids_BT: Tensor
-    judge_of: JudgeOf
     groups: list[int]
     """For each value which others it is not independent of: those of windows of one document."""
-    is_text: bool
-    """Whether these are windows of text, and not padded questions."""
+    questions: tuple[Question, ...] = ()
+    """Which the ids are, padded; none where they are windows of text."""
+
+    def judge_of(self, yardsticks: Yardsticks) -> JudgeOf:
+        """Makes what judges the states that leave the last layer."""
+        if self.questions:
+            return partial(task_judge, questions=self.questions)
+        return partial(text_judge, ids_BT=self.ids_BT, metrics=yardsticks.of_windows)
+
+
+Run = Callable[[Sequence[Candidate], ScoreBatch, Callable[[], None]], dict[str, Any]]
+"""As `run_batch`, which knows the model and the yardsticks: candidates, a batch, and what to call after each."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -157,64 +168,77 @@ def _next_round(race: Race, undecided: Undecided, found: Mapping[tuple[str, str]
 def _run_round(
     race: Race,
     running: Sequence[Candidate],
-    batches: Sequence[_Batch],
+    batches: Sequence[ScoreBatch],
     found: dict[tuple[str, str], _Found],
     influence: _Influence,
     work: Path,
 ) -> None:
     """Runs candidates on the batches that are not done yet, and adds what was found on all."""
-    layers = {candidate: race.layers[candidate] for candidate in running}
     paths = [work / f"{batch.name}.json" for batch in batches]
-    done = sum(path.exists() for path in paths) * len(layers)
-    with progress("score", len(batches) * len(layers), done=done) as advance:
+    done = sum(path.exists() for path in paths) * len(running)
+    with progress("score", len(batches) * len(running), done=done) as advance:
         for batch, path in zip(batches, paths, strict=True):
             if not path.exists():
-                write_json(path, _run_batch(race, layers, batch, advance))
+                run = partial(_run_here, race) if race.run is None else race.run
+                write_json(path, run(running, batch, advance))
             data = read_json(path)
             for key, by_metric in data["values"].items():
                 for metric, numbers in by_metric.items():
                     found[key, metric].add(numbers, batch.groups)
-            if batch.is_text:
+            if not batch.questions:
                 influence.add(data["influence"], batch.ids_BT.numel())
 
 
-def _run_batch(
-    race: Race, layers: Mapping[Candidate, nn.Module], batch: _Batch, on_candidate: Callable[[], None]
+def run_batch(
+    model: PreTrainedModel,
+    layers: Mapping[Candidate, nn.Module],
+    batch: ScoreBatch,
+    yardsticks: Yardsticks,
+    on_candidate: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """What is found on a batch: each candidate's values, and each layer's influence summed over the tokens."""
+    """What is found on a batch: each candidate's values, and each layer's influence summed over the tokens.
+
+    Raises:
+        InputError: a value is no finite number, or a function of the user's gives none.
+    """
     sums: list[float] = []
 
     def keep(states: Sequence[Tensor]) -> None:
         sums.extend(influence_of(states))
 
-    values = replace_one(race.model, layers, batch.ids_BT, batch.judge_of, on_candidate=on_candidate, on_states=keep)
+    judge_of = batch.judge_of(yardsticks)
+    values = replace_one(model, layers, batch.ids_BT, judge_of, on_candidate=on_candidate, on_states=keep)
     for candidate, by_metric in values.items():
         _check_are_finite(candidate, by_metric)
     by_key = {key_of(c): {m: v.tolist() for m, v in by.items()} for c, by in values.items()}
     return {"values": by_key, "influence": sums}
 
 
-def _batches(race: Race, index: int, start: int, end: int) -> Iterator[_Batch]:
+def _run_here(
+    race: Race, running: Sequence[Candidate], batch: ScoreBatch, on_candidate: Callable[[], None]
+) -> dict[str, Any]:
+    layers = {candidate: race.layers[candidate] for candidate in running}
+    return run_batch(race.model, layers, batch, race.yardsticks, on_candidate)
+
+
+def _batches(race: Race, index: int, start: int, end: int) -> Iterator[ScoreBatch]:
     """What a round is run on: windows from `start` to `end`, and as great a share of the questions."""
     ids_NT, yardsticks = race.windows.ids_NT, race.yardsticks
     for first in range(start, end, _BATCH_WINDOWS):
         part = slice(first, min(end, first + _BATCH_WINDOWS))
-        yield _Batch(
+        yield ScoreBatch(
             name=f"windows-{index}-{first:05d}",
             ids_BT=ids_NT[part],
-            judge_of=partial(text_judge, ids_BT=ids_NT[part], metrics=yardsticks.of_windows),
             groups=race.windows.document_N[part].tolist(),
-            is_text=True,
         )
     num_questions = len(yardsticks.questions)
     first, last = (_num_asked(num_questions, num / len(ids_NT)) for num in (start, end))
     for questions in batches_of(yardsticks.questions[first:last], _BATCH_WINDOWS * ids_NT.shape[1]):
-        yield _Batch(
+        yield ScoreBatch(
             name=f"questions-{index}-{first:05d}",
             ids_BT=ids_of(questions),
-            judge_of=partial(task_judge, questions=questions),
             groups=list(range(first, first + len(questions))),
-            is_text=False,
+            questions=tuple(questions),
         )
         first += len(questions)
 

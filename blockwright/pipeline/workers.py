@@ -63,6 +63,8 @@ class Workers:
     options: Mapping[str, Any]
     num_threads: int
     """Of each task: as many as here, for sums over other parts have other last bits."""
+    num_workers: int
+    """Tasks that run at once."""
     store_bytes: int
     """Shared memory, of all machines together."""
 
@@ -127,6 +129,7 @@ def workers(where: str) -> Iterator[Workers]:
     Raises:
         InputError: Ray is not installed, or there is no such cluster.
     """
+    check_where(where)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
@@ -139,27 +142,31 @@ def workers(where: str) -> Iterator[Workers]:
     try:
         resources = ray.cluster_resources()
         options = {"num_cpus": 1, "num_gpus": 1 if resources.get("GPU") else 0, "max_retries": RETRIES}
-        store_bytes = int(resources.get("object_store_memory", 0))
-        yield Workers(ray=ray, options=options, num_threads=torch.get_num_threads(), store_bytes=store_bytes)
+        yield Workers(
+            ray=ray,
+            options=options,
+            num_threads=torch.get_num_threads(),
+            num_workers=max(1, int(resources.get("GPU") or resources.get("CPU", 1))),
+            store_bytes=int(resources.get("object_store_memory", 0)),
+        )
     finally:
         if is_ours:
             ray.shutdown()
 
 
-def check_where(where: str | None) -> None:
+def check_where(where: str) -> None:
     """Refuses what cannot be the place of any workers, before anything else is done.
 
     Raises:
         InputError: it is none of the forms.
     """
-    if where is not None and (not where or (where.startswith("local") and not _LOCAL.fullmatch(where))):
+    if not where or (where.startswith("local") and not _LOCAL.fullmatch(where)):
         raise InputError(
             "--ray", got=repr(where), expected="auto, an address, or local:N with N workers", remedy="Name one."
         )
 
 
 def _connect(ray: Any, where: str) -> None:
-    check_where(where)
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     local = _LOCAL.fullmatch(where)
     try:

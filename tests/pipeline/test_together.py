@@ -65,7 +65,7 @@ def alone(folder: Path, words: Words) -> Path:
 def _torchrun(words: list[str]) -> subprocess.Popen[str]:
     command = [
         sys.executable,
-        *"-m torch.distributed.run --standalone --nproc-per-node 2 -m blockwright".split(),
+        *["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "blockwright"],
         *words,
     ]
     return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
