@@ -121,6 +121,25 @@ def test_walking_through_the_layers_is_the_model_itself(kind: str, tiny_config: 
         assert torch.equal(y_BTD, x_BTD)
 
 
+@torch.no_grad()
+@every_parent
+@pytest.mark.parametrize("make", [_heterogeneous, _with_windows])
+def test_documents_packed_into_a_window_are_to_a_child_as_each_alone(
+    make: Callable[[Model], Model], kind: str, tiny_config: Config
+) -> None:
+    family, changes = PARENTS[kind]
+    config = tiny_config(family, **changes)
+    child = _random_child(make(spec_of(config)), config)
+    walk = Walk(child, torch.tensor([[0] * 4 + [1] * 5, [0] * 9]))
+    x_BTD = walk.embed(IDS_BT)
+    for layer in range(4):
+        x_BTD = walk.layer(layer, x_BTD)
+    packed = walk.logits(x_BTD)
+    for row, part in ((0, slice(0, 4)), (0, slice(4, 9)), (1, slice(0, 9))):
+        alone = child(IDS_BT[row : row + 1, part], use_cache=False).logits[0]
+        torch.testing.assert_close(packed[row, part], alone, atol=1e-5, rtol=1e-5)
+
+
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_generation_with_and_without_cache_agrees_for_any_child(data: st.DataObject, tiny_config: Config) -> None:
