@@ -3,21 +3,20 @@
 `train/importance.py` says what is summed, `train/initialise.py` what follows from it.
 """
 
+import re
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
-import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from blockwright.files import new_file
-from blockwright.model.walk import Walk
-from blockwright.spec import Attention, Model
-from blockwright.tensors import read_tensors, writing_tensors
-from blockwright.train.bld import on_device
-from blockwright.train.importance import LayerSums, watch
-from blockwright.train.initialise import InitSettings, Seen, conclude, seen_from
+from blockwright.spec import GatedFFN, Model
+from blockwright.tensors import writing_tensors
+from blockwright.train.bld import Trainee, on_device
+from blockwright.train.initialise import InitSettings, Seen, seen_from
+from blockwright.train.observe import observe
 from blockwright.train.windows import Batch
 
 CALIBRATION = "calibration.safetensors"
@@ -26,17 +25,27 @@ CALIBRATION_TOKENS = 2**17
 
 
 def calibrate(
-    model: PreTrainedModel, parent: Model, init: InitSettings, training: Sequence[Batch], folder: Path
+    model: PreTrainedModel,
+    parent: Model,
+    init: InitSettings,
+    training: Sequence[Batch],
+    trainees: Sequence[Trainee],
+    folder: Path,
 ) -> None:
-    """Writes what first weights need to know of every layer into a file of the folder, once."""
+    """Writes what first weights of the trainees need to know of every layer into a file of the folder, once."""
     path = folder / CALIBRATION
-    if path.exists():
+    widths, known = _widths_of(parent, trainees), _known_widths(path)
+    if known is not None and (init.channels != "fitted" or widths <= known):
         return
+    offered: dict[int, list[int]] = {}
+    for layer, width in sorted(widths | (known or set())):
+        offered.setdefault(layer, []).append(width)
     per_batch = training[0].ids_BT.numel()
-    batches = [training[step] for step in range(min(len(training), -(-CALIBRATION_TOKENS // per_batch)))]
+    steps = range(min(len(training), -(-CALIBRATION_TOKENS // per_batch)))
+    batches = [on_device(training[step], model.device) for step in steps]
     tensors = {
         f"{layer}.{name}": tensor.cpu().contiguous()
-        for layer, seen in enumerate(layers_seen(model, parent, init, batches))
+        for layer, seen in enumerate(observe(model, parent, batches, init, offered))
         for name, tensor in seen.tensors().items()
     }
     with new_file(path) as temporary, writing_tensors(path):
@@ -45,24 +54,28 @@ def calibrate(
 
 def read_seen(folder: Path, layer: int) -> Seen:
     """What `calibrate` wrote of one layer."""
-    tensors = read_tensors(folder / CALIBRATION)
     prefix = f"{layer}."
-    return seen_from({n.removeprefix(prefix): tensor for n, tensor in tensors.items() if n.startswith(prefix)})
+    with safe_open(folder / CALIBRATION, framework="pt") as file:
+        names = file.keys()
+        return seen_from({n.removeprefix(prefix): file.get_tensor(n) for n in names if n.startswith(prefix)})
 
 
-@torch.no_grad()
-def layers_seen(model: PreTrainedModel, parent: Model, init: InitSettings, batches: Sequence[Batch]) -> list[Seen]:
-    """What text shows of every layer of the parent."""
-    heads = [block.mixer.num_kv_heads if isinstance(block.mixer, Attention) else 1 for block in parent.layers]
-    sums = [LayerSums(init.wanted(), num_kv_heads) for num_kv_heads in heads]
-    with ExitStack() as stack:
-        for layer, own in zip(model.model.layers, sums, strict=True):
-            stack.enter_context(watch(layer, own))
-        for batch in batches:
-            batch = on_device(batch, model.device)
-            walk = Walk(model, batch.segments_BT)
-            x_BTD = walk.embed(batch.ids_BT)
-            for index in range(len(walk.layers)):
-                x_BTD = walk.layer(index, x_BTD)
-    layers = zip(model.model.layers, sums, strict=True)
-    return [conclude(parent, layer.state_dict(), own, init) for layer, own in layers]
+def _widths_of(parent: Model, trainees: Sequence[Trainee]) -> set[tuple[int, int]]:
+    """The widths of the narrower ffns that are to learn, with their layers."""
+    return {
+        (trainee.layer, trainee.block.ffn.width)
+        for trainee in trainees
+        if "ffn" in trainee.parts
+        and isinstance(trainee.block.ffn, GatedFFN)
+        and trainee.block.ffn != parent.layers[trainee.layer].ffn
+    }
+
+
+def _known_widths(path: Path) -> set[tuple[int, int]] | None:
+    """Those that a file has matrices for; None where there is no file."""
+    if not path.exists():
+        return None
+    with safe_open(path, framework="pt") as file:
+        names = file.keys()
+        found = (re.fullmatch(r"(\d+)\.down\.(\d+)", name) for name in names)
+        return {(int(match[1]), int(match[2])) for match in found if match}

@@ -53,7 +53,7 @@ def train_library(
         What became of each trainee, in the order of the groups.
     """
     nn.Module.to(model.requires_grad_(False), job.device)
-    calibrate(model, job.parent, job.init, job.training, folder)
+    calibrate(model, job.parent, job.init, job.training, job.trainees, folder)
     trained: list[Trained] = []
     for index, group in enumerate(plan.groups):
         span = _span(job, plan, index, folder)

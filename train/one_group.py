@@ -57,7 +57,7 @@ class LibraryJob:
     """One for each step, all of one shape; the same for all that learns."""
     held_out: Sequence[Batch]
     settings: BldSettings
-    init: InitSettings = InitSettings()
+    init: InitSettings = field(default_factory=InitSettings)
     """How candidates begin."""
     starts: Mapping[Candidate, Path] = field(default_factory=dict)
     """Files of candidates that were trained alone, for pairs to begin with."""
@@ -180,7 +180,7 @@ def _sums(output_BTD: Tensor, seen: LayerBatch) -> Tensor:
 
 
 def _open_students(model: PreTrainedModel, job: LibraryJob, trainees: Sequence[Trainee], folder: Path) -> list[Student]:
-    calibrate(model, job.parent, job.init, job.training, folder)
+    calibrate(model, job.parent, job.init, job.training, job.trainees, folder)
     students: list[Student] = []
     for trainee in trainees:
         weights = first_weights_of(model, job, trainee, folder)

@@ -21,11 +21,12 @@ from blockwright.train.bld import (
     student_layer,
     trainee_of,
 )
-from blockwright.train.calibration import layers_seen
+from blockwright.train.calibration import CALIBRATION, calibrate, read_seen
 from blockwright.train.groups import Group, Schedule
 from blockwright.train.initialise import InitSettings, ffn_weights, mixer_weights
 from blockwright.train.library import entries_of, measured_flops_per_s, train_library
 from blockwright.train.muon import Muon
+from blockwright.train.observe import observe
 from blockwright.train.one_group import LibraryJob, run_group, train_group
 from blockwright.train.schedule import warm_up_then_cosine
 from blockwright.train.trained import Trained
@@ -90,16 +91,16 @@ def _naive(model: PreTrainedModel, job: LibraryJob, trainee: Trainee) -> dict[st
     """One trainee, whole windows, the parent's own states from its own forward, everything written out."""
     states = [model(b.ids_BT, output_hidden_states=True).hidden_states for b in job.training]
     own = model.model.layers[trainee.layer]
-    [*seen] = layers_seen(model, job.parent, job.init, job.training)
+    seen = list(observe(model, job.parent, job.training, job.init, {1: [16]}))
     weights: dict[str, Tensor] = {}
     for part in trainee.parts:
         variant = getattr(trainee.block, part)
         if variant == getattr(job.parent.layers[trainee.layer], part):
             weights |= {name: tensor.clone() for name, tensor in part_weights(own, part).items()}
         elif part == "mixer":
-            weights |= mixer_weights(job.parent, own.state_dict(), variant)
+            weights |= mixer_weights(job.parent, own.state_dict(), variant, seen[trainee.layer], job.init)
         else:
-            weights |= ffn_weights(own.state_dict(), variant, seen[trainee.layer])
+            weights |= ffn_weights(own.state_dict(), variant, seen[trainee.layer], job.init)
     layer = student_layer(model, job.parent, trainee, weights)
     parameters = [p for p in layer.parameters() if p.requires_grad]
     is_muon = job.settings.optimizer == "muon"
@@ -133,8 +134,25 @@ def test_calibration_ranks_channels_by_the_parents_own_states(make_parent: MakeP
         model(IDS_SBT.flatten(0, 1))
     hook.remove()
     naive = channels[0].abs().mean((0, 1)) * layer.mlp.down_proj.weight.square().sum(0).sqrt()
-    found = layers_seen(model, parent, InitSettings(), BATCHES)[1]
+    [_, found, _] = observe(model, parent, BATCHES, InitSettings(channels="contribution"), {})
     torch.testing.assert_close(found.ranking_W.float(), naive)
+
+
+def test_calibration_is_done_once_for_all_widths_that_it_knows(make_parent: MakeParent, tmp_path: Path) -> None:
+    model, parent = make_parent()
+    init = InitSettings(channels="fitted")
+    narrow, wide = (
+        Trainee(layer=1, block=replace(parent.layers[1], ffn=GatedFFN(width=width)), parts=("ffn",))
+        for width in (8, 16)
+    )
+    own = Trainee(layer=1, block=OWN_FFN, parts=("mixer", "ffn"))
+    path = tmp_path / CALIBRATION
+    for trainees, widths, is_new in (([narrow], {8}, True), ([narrow, own], {8}, False), ([wide], {8, 16}, True)):
+        before = path.stat().st_mtime_ns if path.exists() else None
+        calibrate(model, parent, init, BATCHES, trainees, tmp_path)
+        assert (path.stat().st_mtime_ns != before) == is_new
+        assert (read_seen(tmp_path, 1).down_DK or {}).keys() == widths
+    assert read_seen(tmp_path, 0).down_DK is None
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
