@@ -42,6 +42,7 @@ from blockwright.statistics import estimate_mean
 from blockwright.strict import to_data
 from blockwright.train.distill import GkdSettings
 from blockwright.train.losses import kl_and_cosine
+from blockwright.train.sources import local_paths
 from blockwright.train.windows import Windows
 
 RECORD = "refine.json"
@@ -112,12 +113,12 @@ def refine_plan(
         "search": to_data(search),
         "order": to_data(order),
         "parent": checkpoint_digest(parent.folder),
-        "library": digest_of_files([paths["library"] / name for name in (INDEX, *(e.file for e in library.entries))]),
+        "library": digest_of_files([paths["library"] / name for name in (INDEX, *library.files)]),
         "scores": digest_of_files([paths["scores"]]) if paths["scores"].exists() else None,
         "profiles": {name: digest_of(to_data(profile)) for name, profile in devices.items()},
         "text": text.digest,
     }
-    reads = (paths["scores"], *whole(paths["library"]), *profile_files(profiles), Path(order.text))
+    reads = (paths["scores"], *whole(paths["library"]), *profile_files(profiles), *local_paths(order.text))
     check_spares(output.with_name(RECORD), (*reads, output))
     stage = Stage(name="refine", output=output, inputs=inputs, reads=reads)
     if (before := stage.reuse(lambda: read_plan(output))) is not None:
