@@ -204,22 +204,22 @@ def _numbers(parent: Model, trainee: Trainee) -> tuple[int, int]:
 def _saved_numbers(parent: Model, trainee: Trainee) -> int:
     """Numbers per token that are kept between output and gradients, and those that pass through at the widest place.
 
-    A norm keeps three states, attention its queries, its keys and values (once more for every query head) and its
-    output, a gated ffn four of its width, a loss three states. Measured with torch's `saved_tensors_hooks`; a test
+    A norm keeps three states, attention its queries, its output, once more something of that size, its keys and values,
+    a gated ffn four of its width, a loss a state. Measured with torch's `saved_tensors_hooks`; a test
     holds it to that.
     """
     hidden, query = parent.hidden_size, parent.num_heads * parent.head_dim
-    saved, widest = 6 * hidden, hidden
+    saved, widest = 4 * hidden, hidden
     if "mixer" in trainee.parts:
-        saved += 4 * hidden
+        saved += 3 * hidden
         if isinstance(trainee.block.mixer, Attention):
             kv = trainee.block.mixer.num_kv_heads * parent.head_dim
-            saved += 5 * query + 3 * kv + parent.has_qk_norm * 2 * (query + kv)
+            saved += 3 * query + 2 * kv + parent.has_qk_norm * 3 * (query + kv)
             widest = max(widest, query)
     if isinstance(trainee.block.ffn, GatedFFN):
         saved += 4 * trainee.block.ffn.width
         widest = max(widest, trainee.block.ffn.width)
-    return saved + 4 * hidden + 3 * widest
+    return saved + hidden + 2 * widest
 
 
 def _parent_flops(parent: Model, groups: Sequence[Sequence[Trainee]], index: int, work: Work, keeps: bool) -> float:
