@@ -25,14 +25,14 @@ Linear = Literal["product", "least-squares"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InitSettings:
-    """How candidates begin."""
+    """How candidates begin; by default as benchmarks/results/initialise_* found best beyond doubt."""
 
-    channels: Channels = "contribution"
+    channels: Channels = "fitted"
     """Which channels a narrower ffn keeps: those that contribute most each by itself, or those that are left when a
     few at a time are removed; ``fitted`` keeps the latter and fits the last matrix to them."""
     kv_heads: KvHeads = "mean"
     """What takes the place of a group of KV heads: their mean, the first, or the one with the largest share."""
-    linear: Linear = "product"
+    linear: Linear = "least-squares"
     """The matrix in place of a part: the product of two of the parent's, or the one with the least squared error."""
     ridge: float = 1e-4
     """Of least squares, as a share of the inputs' mean square."""
@@ -56,6 +56,10 @@ class InitSettings:
             kv_shares=self.kv_heads == "importance",
             linear=self.linear == "least-squares",
         )
+
+
+AS_PUBLISHED = InitSettings(channels="contribution", kv_heads="mean", linear="product")
+"""Puzzle's ways, which need no text but to rank channels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,11 +132,11 @@ def conclude(parent: Model, layer: Weights, sums: LayerSums, init: InitSettings,
 
 
 def mixer_weights(
-    parent: Model, layer: Weights, mixer: Mixer, seen: Seen | None = None, init: InitSettings | None = None
+    parent: Model, layer: Weights, mixer: Mixer, seen: Seen | None = None, init: InitSettings = AS_PUBLISHED
 ) -> Weights:
     """The first weights of a mixer candidate.
 
-    Fewer KV heads are by default means of the parent's heads that they replace (Ainslie et al. 2023). The linear
+    Fewer KV heads are means of the parent's heads that they replace (Ainslie et al. 2023), or one of them. The linear
     mixer is W_o·W_v with every query head reading its own KV head, which is what attention does when a token sees
     itself only, or what `seen` says.
 
@@ -141,9 +145,8 @@ def mixer_weights(
         layer: the state dict of the parent's layer.
         mixer: the candidate.
         seen: what text has shown of the layer; not needed for means, first heads and products.
-        init: how to begin; None for means and products.
+        init: how to begin.
     """
-    init = init or InitSettings(channels="contribution", kv_heads="mean", linear="product")
     match mixer:
         case Attention(num_kv_heads=num_kv_heads):
             attention = {k: v.clone() for k, v in layer.items() if k.startswith(("self_attn.", "input_layernorm."))}
@@ -163,7 +166,7 @@ def mixer_weights(
             assert_never(mixer)
 
 
-def ffn_weights(layer: Weights, ffn: FFN, seen: Seen | Tensor, init: InitSettings | None = None) -> Weights:
+def ffn_weights(layer: Weights, ffn: FFN, seen: Seen | Tensor, init: InitSettings = AS_PUBLISHED) -> Weights:
     """The first weights of an ffn candidate.
 
     A narrower ffn keeps the channels that rank highest, in their order. The linear ffn is W_down·W_up, the gate
@@ -173,9 +176,8 @@ def ffn_weights(layer: Weights, ffn: FFN, seen: Seen | Tensor, init: InitSetting
         layer: the state dict of the parent's layer.
         ffn: the candidate.
         seen: what text has shown of the layer, or the ranking of its channels alone.
-        init: how to begin; None for what needs no more than the ranking.
+        init: how to begin.
     """
-    init = init or InitSettings(channels="contribution", kv_heads="mean", linear="product")
     seen = Seen(ranking_W=seen) if isinstance(seen, Tensor) else seen
     norm = {"post_attention_layernorm.weight": layer["post_attention_layernorm.weight"].clone()}
     up, down = layer["mlp.up_proj.weight"], layer["mlp.down_proj.weight"]

@@ -24,7 +24,7 @@ from blockwright.train.bld import Known, Trainee, counts_of, first_weights, look
 from blockwright.train.boundaries import Boundary
 from blockwright.train.calibration import calibrate
 from blockwright.train.groups import Schedule, Work, layers_flops, training_flops
-from blockwright.train.initialise import InitSettings, Seen
+from blockwright.train.initialise import AS_PUBLISHED, Seen
 from blockwright.train.one_group import LibraryJob, Span, train_group
 from blockwright.train.students import Student
 from blockwright.train.trained import Trained
@@ -118,7 +118,7 @@ def measured_flops_per_s(model: PreTrainedModel, job: LibraryJob) -> float:
 def _untrained(model: PreTrainedModel, job: LibraryJob, trainee: Trainee) -> Student:
     """A student that begins anyhow: how fast it learns does not hang on it."""
     down = model.model.layers[trainee.layer].get_submodule("mlp.down_proj").get_parameter("weight")
-    known = Known(seen=Seen(ranking_W=torch.ones(down.shape[1])), init=InitSettings(), starts={})
+    known = Known(seen=Seen(ranking_W=torch.ones(down.shape[1])), init=AS_PUBLISHED, starts={})
     weights = first_weights(model, job.parent, trainee, known)
     return Student(trainee, student_layer(model, job.parent, trainee, weights), job.settings, _MOST_TIMED_STEPS + 1)
 

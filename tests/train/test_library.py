@@ -23,7 +23,7 @@ from blockwright.train.bld import (
 )
 from blockwright.train.calibration import CALIBRATION, calibrate, read_seen
 from blockwright.train.groups import Group, Schedule
-from blockwright.train.initialise import InitSettings, ffn_weights, mixer_weights
+from blockwright.train.initialise import AS_PUBLISHED, InitSettings, ffn_weights, mixer_weights
 from blockwright.train.library import entries_of, measured_flops_per_s, train_library
 from blockwright.train.muon import Muon
 from blockwright.train.observe import observe
@@ -212,7 +212,8 @@ def test_every_settings_field_changes_what_is_learnt(make_parent: MakeParent, tm
     found = set()
     for index, change in enumerate(changes):
         folder = tmp_path / str(index)
-        [trained] = _train(model, _job(parent, chosen, settings=replace(SETTINGS, **change)), folder)
+        job = _job(parent, chosen, settings=replace(SETTINGS, **change), init=AS_PUBLISHED)
+        [trained] = _train(model, job, folder)
         found.add(tuple(_weights([trained], folder)[f"{chosen[0].name}.safetensors:mlp.linear_mlp.weight"][0].tolist()))
         assert trained.nmse < trained.initial_nmse
     assert len(found) == len(changes)
@@ -223,7 +224,7 @@ def test_training_lowers_every_error_keeps_curves_and_leaves_the_parent_alone(
 ) -> None:
     model, parent = make_parent()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    trained = _train(model, _job(parent), tmp_path)
+    trained = _train(model, _job(parent, init=AS_PUBLISHED), tmp_path)
     assert len(trained) == 12
     ends = [sum(sum(t.curve["delta"][span]) for t in trained) for span in (slice(4), slice(-4, None))]
     assert ends[1] < ends[0]
