@@ -45,8 +45,8 @@ class Losses:
     """β: how much of the mixture is the parent."""
 
     def __post_init__(self) -> None:
-        _check_between("temperature", self.temperature, 0, math.inf)
-        _check_between("Jensen-Shannon β", self.js_beta, 0, 1)
+        _check_between("--temperature", self.temperature, 0, math.inf)
+        _check_between("--js-beta", self.js_beta, 0, 1)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ def compare(child: PreTrainedModel, parent: PreTrainedModel, windows: Windows) -
 def compare_windows(child: PreTrainedModel, parent: PreTrainedModel, windows: Windows) -> PerWindow:
     """Compares a child with its parent, window by window."""
     columns: list[Tensor] = []
-    for ids_BT in windows.ids_NT.split(_BATCH_WINDOWS):
+    for ids_BT in windows.ids_NT.to(child.device).split(_BATCH_WINDOWS):
         child_BTV = child(ids_BT, use_cache=False).logits[:, :-1]
         parent_BTV = parent(ids_BT, use_cache=False).logits[:, :-1]
         next_BT = ids_BT[:, 1:]

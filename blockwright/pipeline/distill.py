@@ -1,49 +1,63 @@
 """Stage: distil a realised child from its parent."""
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from blockwright.errors import InputError
-from blockwright.files import new_folder, write_json
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from blockwright.files import new_folder, read_json, write_json
+from blockwright.measured import Quality
 from blockwright.model.child import save_child
 from blockwright.model.parent import Parent, load_model, load_tokenizer
+from blockwright.pipeline.console import say
+from blockwright.pipeline.distill_order import DistillOrder, check_order, check_pair
 from blockwright.pipeline.inputs import (
+    Checkpoint,
+    Text,
+    TrainingWindows,
     check_text_suits,
     checkpoint_digest,
     load_checkpoint,
     open_checkpoint,
     read_text,
-    windows_of,
+    training_windows,
+    windows_to_judge_by,
 )
 from blockwright.pipeline.stage import Stage, whole
 from blockwright.pipeline.together import gathered, progress_of_first, running_together
-from blockwright.strict import to_data
-from blockwright.train.distill import GkdSettings, GkdStep, distill
-from blockwright.train.losses import kl_and_cosine
+from blockwright.strict import from_data, to_data
+from blockwright.train.distill import GkdStep, distill
+from blockwright.train.losses import (
+    OF_STATES,
+)
+from blockwright.train.memory import Work, check_memory
+from blockwright.train.objective import DTYPES, TopOf
+from blockwright.train.quality import compare
 from blockwright.train.ranks import Ranks
-from blockwright.train.windows import Batches
+from blockwright.train.sources import local_paths
+from blockwright.train.teacher_cache import CacheOrder, TeacherCache
+from blockwright.train.windows import Batch, Batches
 
-HISTORY = "distillation.json"
-_CHECKPOINT_STEPS = 25
-_SEED_SHIFT = 2
+HISTORY, QUALITY = "distillation.json", "quality.json"
+_SEED_SHIFT, _STOP_SEED_SHIFT, _JUDGE_SEED_SHIFT = 2, 3, 4
+_STOP_TOKENS = 8192
+"""Held-out tokens that decide when to stop."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DistillOrder:
-    """How to distil."""
+class Distilled:
+    """A child on held-out text, before and after."""
 
-    text: str
-    window_tokens: int
-    tokens: int
-    batch_windows: int
-    learning_rate: float
-    cosine_weight: float
-    seed: int
+    before: Quality
+    after: Quality
 
 
 def distill_child(
     child_folder: Path, teacher: Parent, order: DistillOrder, output: Path, ranks: Ranks | None = None
-) -> None:
+) -> Distilled | None:
     """Distils a child into a new folder, or leaves what was distilled before from the same inputs.
 
     Args:
@@ -53,18 +67,18 @@ def distill_child(
         output: the new folder.
         ranks: who distils together, all of them calling this; None for one process.
 
+    Returns:
+        What was measured of it, on the first rank and where the order asks for it.
+
     Raises:
-        InputError: the child is no child of ours, or not of this teacher's shape; or there are too many ranks.
+        InputError: the child is no child of ours or not of this teacher's, the order cannot be, or it takes more memory
+            than there is; or there are too many ranks.
     """
     ranks = Ranks.alone() if ranks is None else ranks
     child = open_checkpoint(str(child_folder))
-    if (child.spec.hidden_size, len(child.spec.layers)) != (teacher.spec.hidden_size, len(teacher.spec.layers)):
-        raise InputError(
-            "child",
-            got=f"{len(child.spec.layers)} layers of hidden size {child.spec.hidden_size}",
-            expected=f"the teacher's {len(teacher.spec.layers)} layers of hidden size {teacher.spec.hidden_size}",
-            remedy="Name the parent that the child was made from as --teacher.",
-        )
+    settings = order.settings
+    check_pair(child, teacher)
+    check_order(order, settings, len(child.spec.layers), len(teacher.spec.layers), ranks)
     text = read_text(order.text)
     inputs = {
         "order": to_data(order),
@@ -72,33 +86,161 @@ def distill_child(
         "teacher": checkpoint_digest(teacher.folder),
         "text": text.digest,
     }
-    reads = (*whole(child.folder), *whole(teacher.folder), Path(order.text))
+    reads = (*whole(child.folder), *whole(teacher.folder), *local_paths(order.text))
     stage = Stage(name="distill", output=output, inputs=inputs, reads=reads)
     if stage.reuse(lambda: load_checkpoint(open_checkpoint(str(output)))) is not None:
-        return
-    windows = windows_of(
-        teacher, text.training, length=order.window_tokens, num_tokens=order.tokens, seed=order.seed + _SEED_SHIFT
+        return _judged(output)
+    device = torch.device(order.device)
+    work = Work(
+        child=child.spec,
+        parent=teacher.spec,
+        settings=settings,
+        windows=-(-order.batch_windows // ranks.world_size),
+        window_tokens=order.window_tokens,
+        num_ranks=ranks.world_size,
     )
-    num_steps = max(1, order.tokens // (order.batch_windows * order.window_tokens))
-    settings = GkdSettings(
-        learning_rate=order.learning_rate, losses=kl_and_cosine(order.cosine_weight), checkpoint_steps=_CHECKPOINT_STEPS
+    check_memory(work, device)
+    training = training_windows(
+        teacher,
+        text,
+        length=order.window_tokens,
+        num_tokens=order.tokens,
+        seed=order.seed + _SEED_SHIFT,
+        folder=stage.folder / "tokens",
+        masks_documents=order.masks_documents,
     )
-    parent, model = load_model(teacher), load_checkpoint(child)
-    check_text_suits(parent, windows)
-    with running_together(stage, ranks) as work:
-        state = work / "state.safetensors"
-        with progress_of_first(ranks, "distill", num_steps) as advance:
-
-            def show(step: GkdStep) -> None:
-                advance(f"KL {step.kl:.3f}", to=step.step + 1)
-
-            steps = Batches(windows, order.batch_windows, num_steps, order.seed, ranks=ranks)
-            history = distill(model, parent, steps, settings, state, on_step=show, ranks=ranks)
-        model = gathered(model, child.spec, ranks)
+    with running_together(stage, ranks) as folder:
+        job = _Job(child=child, teacher=teacher, order=order, text=text, training=training, folder=folder, ranks=ranks)
+        model, history, distilled = _distill(job, inputs["teacher"], device)
         if not ranks.is_first:
-            return
+            return None
         with new_folder(output) as temporary:
-            tokens = num_steps * order.batch_windows * order.window_tokens
-            provenance = {"parent": str(teacher.folder), "inputs": inputs, "distilled_tokens": tokens}
+            tokens = len(history) * order.batch_windows * order.window_tokens
+            provenance = {
+                "parent": str(teacher.folder),
+                "inputs": inputs,
+                "data": training.digest,
+                "distilled_tokens": tokens,
+            }
             save_child(model, child.spec, load_tokenizer(teacher), temporary, provenance)
             write_json(temporary / HISTORY, [asdict(step) | step.terms for step in history])
+            if distilled is not None:
+                write_json(temporary / QUALITY, to_data(distilled))
+    return distilled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    child: Checkpoint
+    teacher: Parent
+    order: DistillOrder
+    text: Text
+    training: TrainingWindows
+    folder: Path
+    ranks: Ranks
+
+    def compare(self, child: PreTrainedModel, parent: PreTrainedModel) -> Quality | None:
+        """The child on held-out text, by documents that no stopping has seen; on the first rank."""
+        if not self.order.judging_tokens or not self.ranks.is_first:
+            return None
+        documents = self.text.held_out[1::2] if self.order.eval_steps else self.text.held_out
+        windows = windows_to_judge_by(
+            self.teacher,
+            documents,
+            length=self.order.window_tokens,
+            num_tokens=self.order.judging_tokens,
+            seed=self.order.seed + _JUDGE_SEED_SHIFT,
+        )
+        return compare(child, parent, windows)
+
+    def stopping_batches(self) -> list[Batch]:
+        """This rank's windows to stop by; as many as every other rank's."""
+        if not self.order.eval_steps:
+            return []
+        windows = windows_to_judge_by(
+            self.teacher,
+            self.text.held_out[::2],
+            length=self.order.window_tokens,
+            num_tokens=max(_STOP_TOKENS, self.ranks.world_size * self.order.window_tokens),
+            seed=self.order.seed + _STOP_SEED_SHIFT,
+        )
+        rows = self.ranks.shard(torch.arange(windows.num_windows // self.ranks.world_size * self.ranks.world_size))
+        found = [windows.read(some) for some in rows.split(self.order.batch_windows)]
+        return found if self.order.masks_documents else [Batch(ids_BT=batch.ids_BT) for batch in found]
+
+
+def _distill(
+    job: _Job, teacher_digest: str, device: torch.device
+) -> tuple[PreTrainedModel, list[GkdStep], Distilled | None]:
+    order, ranks = job.order, job.ranks
+    parent, model = load_model(job.teacher), load_checkpoint(job.child)
+    check_text_suits(parent, job.training.store)
+    _move(parent, device)
+    _move(model, device)
+    before_file = job.folder / "before.json"
+    if not before_file.exists() and (quality := job.compare(model, parent)) is not None:
+        write_json(before_file, to_data(quality))
+    _move(parent, device, DTYPES[order.precision])
+    num_steps = max(1, order.tokens // (order.batch_windows * order.window_tokens))
+    batches = job.training.batches(order.batch_windows, num_steps, order.seed, ranks)
+    top_of = _cached(job, parent, batches, teacher_digest) if order.teacher_logits == "cached" else None
+    with progress_of_first(ranks, "distill", num_steps) as advance:
+
+        def show(step: GkdStep) -> None:
+            shown = f"loss {step.loss:.3f}" if math.isnan(step.kl) else f"KL {step.kl:.3f}"
+            held_out = "" if step.held_out_kl is None else f", held out {step.held_out_kl:.3f}"
+            advance(shown + held_out, to=step.step + 1)
+
+        history = distill(
+            model,
+            parent,
+            batches,
+            order.settings,
+            job.folder / "state.safetensors",
+            on_step=show,
+            held_out=job.stopping_batches(),
+            top_of=top_of,
+            ranks=ranks,
+        )
+    if len(history) < num_steps and ranks.is_first:
+        say(f"distill   stopped after {len(history)} of {num_steps} steps: the held-out KL fell no more")
+    model = gathered(model, job.child.spec, ranks)
+    if not before_file.exists():
+        return model, history, None
+    if order.precision != "fp32" or ranks.world_size > 1:
+        parent = load_model(job.teacher)
+        _move(parent, model.device)
+    after = job.compare(model, parent)
+    assert after is not None
+    before = from_data(Quality, read_json(before_file), str(before_file))
+    return model, history, Distilled(before=before, after=after)
+
+
+def _move(model: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:
+    model.to(device=device, dtype=dtype)
+
+
+def _cached(job: _Job, parent: PreTrainedModel, batches: Batches, teacher_digest: str) -> TopOf:
+    """Asks the parent of all windows beforehand; each rank of its own."""
+    order, ranks = job.order, job.ranks
+    if order.settings.losses.among(OF_STATES) and ranks.is_first:
+        say("distill   the loss compares states too, so the parent's layers run live beside its kept answers")
+    cache = TeacherCache(
+        (job.folder / "answers" if order.cache is None else Path(order.cache))
+        / f"rank-{ranks.rank}-of-{ranks.world_size}",
+        CacheOrder(
+            k=min(order.top_k, job.teacher.spec.vocab_size),
+            temperature=order.temperature,
+            origin={"teacher": teacher_digest, "text": job.training.digest, "precision": order.precision},
+        ),
+        batches,
+    )
+    cache.open()
+    with progress_of_first(ranks, "ask parent", cache.num_windows) as advance:
+        cache.fill(parent, order.batch_windows, lambda done: advance(to=done))
+    return cache.top_of
+
+
+def _judged(output: Path) -> Distilled | None:
+    path = output / QUALITY
+    return from_data(Distilled, read_json(path), str(path)) if path.exists() else None

@@ -15,7 +15,8 @@ from blockwright.measured import Measured
 from blockwright.model.parent import Parent, load_model, load_tokenizer, open_parent
 from blockwright.pipeline.compile import CompileOrder, compile_checkpoint
 from blockwright.pipeline.console import say
-from blockwright.pipeline.distill import DistillOrder, distill_child
+from blockwright.pipeline.distill import distill_child
+from blockwright.pipeline.distill_order import DistillOrder
 from blockwright.pipeline.inputs import check_text_suits, read_text, windows_to_judge_by
 from blockwright.pipeline.library import LibraryOrder, build_library
 from blockwright.pipeline.measure import Made, MeasureOrder, measure_run
@@ -153,8 +154,15 @@ def search_order(recipe: Recipe) -> SearchOrder:
 
 def distill_order(recipe: Recipe) -> DistillOrder:
     """What the recipe says about distillation."""
+    section = recipe.distill
     return DistillOrder(
-        text=recipe.text, window_tokens=recipe.window_tokens, seed=recipe.seed, **asdict(recipe.distill)
+        text=recipe.text,
+        window_tokens=recipe.window_tokens,
+        seed=recipe.seed,
+        tokens=section.tokens,
+        batch_windows=section.batch_windows,
+        learning_rate=section.learning_rate,
+        loss=f"kl+{section.cosine_weight}*cosine",
     )
 
 

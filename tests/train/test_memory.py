@@ -1,0 +1,94 @@
+"""Memory is predicted near what a run takes, and refused with what would fit."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from blockwright.errors import InputError
+from blockwright.spec import Attention, Block, Full, GatedFFN, LinearMixer, Model, NoOp, Rope
+from blockwright.train import memory
+from blockwright.train.distill import GkdSettings
+from blockwright.train.losses import kl_and_cosine
+from blockwright.train.memory import Work, check_memory, predict_memory
+
+SPEC = Model(
+    family="llama",
+    vocab_size=4096,
+    hidden_size=256,
+    num_heads=8,
+    head_dim=32,
+    max_positions=256,
+    norm_eps=1e-5,
+    rope=Rope(theta=10000.0, scaling="default", parameters=()),
+    activation="silu",
+    has_tied_embeddings=False,
+    has_qkv_bias=False,
+    has_output_bias=False,
+    has_ffn_bias=False,
+    has_qk_norm=False,
+    layers=(Block(mixer=Attention(num_kv_heads=4, reach=Full()), ffn=GatedFFN(width=768)),) * 4,
+)
+SETTINGS = GkdSettings(learning_rate=1e-3, checkpoint_steps=100)
+WORK = Work(child=SPEC, parent=SPEC, settings=SETTINGS, windows=16, window_tokens=128)
+
+_RUN = """
+import resource, sys, tempfile, torch
+from dataclasses import replace
+from pathlib import Path
+from transformers import AutoConfig, AutoModelForCausalLM
+from blockwright.train.distill import GkdSettings, distill
+parts, recomputes, windows = int(sys.argv[1]), sys.argv[2] == "True", 16
+def resident():
+    fields = Path("/proc/self/statm").read_text().split()
+    return int(fields[1]) * resource.getpagesize()
+def run(hidden, vocab, windows):
+    config = AutoConfig.for_model("llama", vocab_size=vocab, hidden_size=hidden, intermediate_size=3 * hidden,
+        num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=256,
+        tie_word_embeddings=False)
+    child, parent = (AutoModelForCausalLM.from_config(config, attn_implementation="sdpa") for _ in range(2))
+    batches = [torch.randint(0, vocab, (windows, 128)) for _ in range(2)]
+    settings = GkdSettings(learning_rate=1e-3, checkpoint_steps=100, parts=parts, recomputes_activations=recomputes)
+    distill(child, parent, batches, settings, Path(tempfile.mkdtemp()) / "state")
+run(16, 64, 1)
+before = resident()
+run(256, 4096, windows)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+"""
+
+
+@pytest.mark.parametrize(("parts", "recomputes"), [(1, False), (4, False), (1, True)])
+def test_the_prediction_is_near_the_real_peak(parts: int, recomputes: bool) -> None:
+    command = [sys.executable, "-c", _RUN, str(parts), str(recomputes)]
+    peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    work = replace(WORK, settings=replace(SETTINGS, parts=parts, recomputes_activations=recomputes))
+    assert 0.7 < peak / predict_memory(work).total_bytes < 1.25
+
+
+def test_less_is_predicted_for_every_way_to_save() -> None:
+    whole = predict_memory(WORK)
+    for changes in ({"parts": 4}, {"recomputes_activations": True}, {"precision": "bf16"}, {"optimizer": "muon"}):
+        assert predict_memory(replace(WORK, settings=replace(SETTINGS, **changes))).total_bytes < whole.total_bytes
+    small = (Block(mixer=NoOp(), ffn=NoOp()), Block(mixer=LinearMixer(), ffn=GatedFFN(width=64)))
+    assert predict_memory(replace(WORK, child=replace(SPEC, layers=small))).total_bytes < whole.total_bytes
+    assert predict_memory(replace(WORK, num_ranks=2)).child_bytes == whole.child_bytes / 2
+    without = replace(WORK, settings=replace(SETTINGS, losses=kl_and_cosine(0)))
+    assert predict_memory(without).activations_bytes < whole.activations_bytes
+
+
+def test_what_cannot_fit_is_refused_with_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    thrifty = replace(WORK, settings=replace(SETTINGS, parts=4))
+    need, cpu = predict_memory(thrifty).total_bytes, torch.device("cpu")
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1.3 * need)
+    assert check_memory(thrifty, cpu).total_bytes == need
+    with pytest.raises(InputError, match=r"activations .* GB.*This would fit: --accumulate 4\."):
+        check_memory(WORK, cpu)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1e6)
+    with pytest.raises(InputError, match="Even the thriftiest way takes"):
+        check_memory(WORK, cpu)
+
+
+def test_this_machine_has_some_memory_free() -> None:
+    assert 1e6 < memory.free_bytes(torch.device("cpu")) < 1e15
