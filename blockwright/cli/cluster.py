@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from blockwright.pipeline.score import ScoreOrder
 
 
-def add_ray(parser: argparse.ArgumentParser, work: str) -> None:
+def add_ray(parser: argparse._ActionsContainer, work: str) -> None:
     """Adds ``--ray``; `work` says what the workers do."""
     parser.add_argument(
         "--ray",

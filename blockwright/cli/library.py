@@ -8,6 +8,7 @@ first: --dry-run prints it and trains nothing.
 Examples:
   blockwright library path/to/parent --text texts/ --tokens 1M --out library
   blockwright library path/to/parent --text texts/ --tokens 1B --memory 64GB --device cuda --dry-run
+  blockwright library path/to/parent --text texts/ --tokens 1B --ray auto
   blockwright library path/to/parent --text texts/ --coupled --pairs plan.json --start library --out coupled
 
 The last one trains the mixer and the ffn of each layer of a plan together, from what each learnt alone, and takes over
@@ -18,7 +19,9 @@ layer's own input only in this way.
 import argparse
 import json
 
+from blockwright.cli.cluster import add_ray
 from blockwright.cli.flags import add_out, add_packing, add_space, add_text, read_space_of, read_tokens
+from blockwright.cli.init_flags import add_init, read_init
 from blockwright.units import parse_quantity
 
 
@@ -28,6 +31,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_text(parser)
     add_packing(parser)
     add_space(parser)
+    add_init(parser)
     parser.add_argument("--tokens", default="64k", help="to train each candidate on (default: 64k)")
     parser.add_argument("--batch", type=int, default=4, metavar="WINDOWS", help="windows of a step (default: 4)")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="of the optimiser (default: 0.002)")
@@ -56,6 +60,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     means.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     means.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of products; sums are fp32")
     means.add_argument("--checkpoint-steps", type=int, default=200, metavar="N", help="a kill loses at most these")
+    add_ray(means, "train layers")
     means.add_argument("--dry-run", action="store_true", help="count memory, work and time, and train nothing")
     means.add_argument("--json", action="store_true", help="with --dry-run: print the count as JSON")
     add_out(parser, "library", "the folder")
@@ -89,6 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
         is_per_token=arguments.per_token,
         optimizer=arguments.optimizer,
         precision=arguments.precision,
+        init=read_init(arguments.init),
         masks_documents=arguments.mask_documents,
         pairs=arguments.pairs if arguments.coupled else None,
         start=arguments.start,
@@ -97,6 +103,7 @@ def run(arguments: argparse.Namespace) -> None:
         memory_bytes=None if arguments.memory is None else parse_quantity(arguments.memory, "bytes", "--memory"),
         device=arguments.device,
         checkpoint_steps=arguments.checkpoint_steps,
+        ray=arguments.ray,
     )
     if arguments.dry_run:
         count = count_for(parent, order, arguments.out, means)

@@ -29,7 +29,9 @@ from blockwright.pipeline.library_plan import (
     trainees_of,
 )
 from blockwright.pipeline.library_table import count_words
+from blockwright.pipeline.library_tasks import by_layer, train_by_workers
 from blockwright.pipeline.stage import Stage, running
+from blockwright.pipeline.workers import check_where, workers
 from blockwright.search.space import candidates
 from blockwright.strict import to_data
 from blockwright.train.library import entries_of, train_library
@@ -47,6 +49,8 @@ def build_library(parent: Parent, order: LibraryOrder, output: Path, means: Libr
         InputError: something about the input has to be mended, or the memory is too small; says what would fit.
     """
     means = LibraryMeans() if means is None else means
+    if means.ray is not None:
+        check_where(means.ray)
     text = read_text(order.text)
     stage = Stage(
         name="library",
@@ -72,12 +76,19 @@ def build_library(parent: Parent, order: LibraryOrder, output: Path, means: Libr
         say(count_words(count))
         job = _job(parent, order, means, windows, _held_out(parent, order, text))
         num_steps, num_groups = count.work.num_steps, len(count.plan.groups)
-        with progress("library", num_groups * num_steps) as advance:
+        if means.ray is None:
+            with progress("library", num_groups * num_steps) as advance:
 
-            def show(group: int, step: int) -> None:
-                advance(f"group {group + 1} of {num_groups}", to=group * num_steps + step)
+                def show(group: int, step: int) -> None:
+                    advance(f"group {group + 1} of {num_groups}", to=group * num_steps + step)
 
-            trained = train_library(model, job, count.plan, work, show)
+                trained = train_library(model, job, count.plan, work, show)
+        else:
+            groups = by_layer([group.trainees for group in count.plan.groups])
+            with workers(means.ray) as pool, progress("library, layers", len(groups)) as advance:
+                trained = train_by_workers(
+                    pool, parent.folder, job, groups, work, lambda num_done: advance(to=num_done)
+                )
         library = _library(parent, order, trained, windows.digest)
         with new_folder(output) as temporary:
             _write(library, order, trained, work, temporary)
@@ -132,7 +143,7 @@ def _job(
         held_out=held_out,
         settings=order.settings,
         init=order.init,
-        starts={entry.candidate: Path(order.start or "") / entry.file for entry in entries},
+        starts={entry.candidate: Path(order.start or "").resolve() / entry.file for entry in entries},
         device=means.device,
         checkpoint_steps=means.checkpoint_steps,
     )

@@ -90,6 +90,8 @@ class LibraryMeans:
     """None for what the device has free."""
     device: Literal["cpu", "cuda"] = "cpu"
     checkpoint_steps: int = 200
+    ray: str | None = None
+    """Whose workers train: as for `workers`; None for this process."""
 
     @property
     def planned_bytes(self) -> float:
