@@ -4,6 +4,8 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from blockwright.cli.main import main
 from blockwright.model.parent import load_model, open_parent
 from blockwright.pipeline.library_tasks import by_layer, train_by_workers
 from blockwright.pipeline.workers import Workers, workers
@@ -126,3 +129,24 @@ def test_finished_groups_are_not_trained_again(
     assert done == [1, 2]
     assert {path: path.stat().st_mtime_ns for path in first} == first
     _assert_same(trained, tmp_path, alone)
+
+
+def test_a_killed_driver_goes_on_from_finished_layers(small_parent: Path, small_text: Path, tmp_path: Path) -> None:
+    words = ["library", str(small_parent), "--text", str(small_text), "--window", "32", "--tokens", "24k"]
+    two, alone = tmp_path / "two" / "library", tmp_path / "alone" / "library"
+    by_two = [*words, "--ray", "local:2", "--out", str(two)]
+    driver = subprocess.Popen([sys.executable, "-m", "blockwright", *by_two], stderr=subprocess.DEVNULL)
+    while not list(two.parent.glob(".library-*/layer-*.safetensors")):
+        assert driver.poll() is None
+        time.sleep(0.005)
+    driver.kill()
+    driver.wait()
+    [work] = two.parent.glob(".library-*")
+    kept = [path.name for path in work.glob("layer-*.safetensors")]
+    assert kept
+    assert not two.exists()
+    assert main(by_two) == 0
+    assert main([*words, "--out", str(alone)]) == 0
+    assert {path.name for path in two.iterdir()} == {path.name for path in alone.iterdir()}
+    for path in alone.glob("*.safetensors"):
+        assert (two / path.name).read_bytes() == path.read_bytes()
