@@ -205,7 +205,7 @@ def _distill(
     if len(history) < num_steps and ranks.is_first:
         say(f"distill   stopped after {len(history)} of {num_steps} steps: the held-out KL fell no more")
     model = gathered(model, job.child.spec, ranks)
-    if not before_file.exists():
+    if not (ranks.is_first and before_file.exists()):
         return model, history, None
     if order.precision != "fp32" or ranks.world_size > 1:
         parent = load_model(job.teacher)

@@ -64,7 +64,7 @@ def test_the_prediction_is_near_the_real_peak(parts: int, recomputes: bool) -> N
     command = [sys.executable, "-c", _RUN, str(parts), str(recomputes)]
     peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     work = replace(WORK, settings=replace(SETTINGS, parts=parts, recomputes_activations=recomputes))
-    assert 0.7 < peak / predict_memory(work).total_bytes < 1.25
+    assert 0.7 < peak / predict_memory(work).total_bytes < 1.35
 
 
 def test_less_is_predicted_for_every_way_to_save() -> None:
@@ -81,7 +81,7 @@ def test_less_is_predicted_for_every_way_to_save() -> None:
 def test_what_cannot_fit_is_refused_with_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
     thrifty = replace(WORK, settings=replace(SETTINGS, parts=4))
     need, cpu = predict_memory(thrifty).total_bytes, torch.device("cpu")
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 1.3 * need)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1.4 * need)
     assert check_memory(thrifty, cpu).total_bytes == need
     with pytest.raises(InputError, match=r"activations .* GB.*This would fit: --accumulate 4\."):
         check_memory(WORK, cpu)
