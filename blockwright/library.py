@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from blockwright.errors import InputError
 from blockwright.files import read_json, write_json
@@ -12,6 +12,9 @@ from blockwright.strict import from_data, to_data
 INDEX = "index.json"
 CURVES = "curves.json"
 """What each trained candidate's losses were, step by step."""
+
+Kept = Literal["trained", "initial"]
+"""Which weights stand in a file: what training made of them, or those that it began with, where they are better."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +28,15 @@ class Entry:
     candidate: Candidate
     file: str
     initial_nmse: float
+    """Before training."""
     nmse: float
+    """Of the weights that are kept."""
     initial_delta_nmse: float
     delta_nmse: float
+    trained_nmse: float | None = None
+    """After training, which may be worse than before; None where nothing was learnt, or what was gives no numbers."""
+    trained_delta_nmse: float | None = None
+    kept: Kept = "trained"
     stopped_at: int | None = None
     """The batch at which its loss was no number; it has the last weights that were kept before."""
 
@@ -46,6 +55,9 @@ class BlockEntry:
     nmse: float
     initial_delta_nmse: float
     delta_nmse: float
+    trained_nmse: float | None = None
+    trained_delta_nmse: float | None = None
+    kept: Kept = "trained"
     stopped_at: int | None = None
 
 

@@ -75,6 +75,9 @@ def entries_of(trained: Sequence[Trained]) -> tuple[tuple[Entry, ...], tuple[Blo
             "nmse": result.nmse,
             "initial_delta_nmse": result.initial_delta_nmse,
             "delta_nmse": result.delta_nmse,
+            "trained_nmse": result.trained_nmse,
+            "trained_delta_nmse": result.trained_delta_nmse,
+            "kept": result.kept,
             "stopped_at": result.stopped_at,
         }
         trainee = result.trainee

@@ -126,9 +126,9 @@ def train_group(
     if missing:
         students = _open_students(model, job, missing, folder)
         _train(model, job, students, span, folder, on_step)
-        final = _final_errors(model, job, students, span, folder)
+        _judge(model, job, students, span, folder)
         for student in students:
-            write_result(folder, student, final[student.trainee])
+            write_result(folder, student)
     return [read_trained(folder, trainee) for trainee in job.trainees]
 
 
@@ -162,16 +162,22 @@ def errors_of(model: PreTrainedModel, job: LibraryJob, students: Sequence[Studen
     }
 
 
-def _final_errors(
-    model: PreTrainedModel, job: LibraryJob, students: Sequence[Student], span: Span, folder: Path
-) -> dict[Trainee, Errors]:
-    """Held-out errors after training; whose weights turn out to be useless gets its first ones back."""
-    final = errors_of(model, job, students, span.end)
-    useless = [s for s in students if s.step > 0 and not all(map(math.isfinite, final[s.trainee]))]
-    for student in useless:
-        student.stopped_at = student.step if student.stopped_at is None else student.stopped_at
-        student.reset(first_weights_of(model, job, student.trainee, folder))
-    return final | (errors_of(model, job, useless, span.end) if useless else {})
+def _judge(model: PreTrainedModel, job: LibraryJob, students: Sequence[Student], span: Span, folder: Path) -> None:
+    """Finds the held-out errors after training; who is worse than at first, or no number, gets its first weights back.
+
+    Output and delta differ in what the same error is divided by, so whichever is compared says the same.
+    """
+    learnt = [student for student in students if student.step > 0]
+    found = errors_of(model, job, learnt, span.end) if learnt else {}
+    for student in learnt:
+        errors, initial = found[student.trainee], student.initial
+        assert initial is not None
+        if all(map(math.isfinite, errors)):
+            student.trained = errors
+        elif student.stopped_at is None:
+            student.stopped_at = student.step
+        if student.trained is None or student.trained[0] > initial[0]:
+            student.reset(first_weights_of(model, job, student.trainee, folder))
 
 
 def _sums(output_BTD: Tensor, seen: LayerBatch) -> Tensor:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from blockwright.files import new_file
+from blockwright.library import Kept
 from blockwright.model.walk import Walk
 from blockwright.tensors import writing_tensors
 from blockwright.train.bld import (
@@ -53,6 +54,8 @@ class Student:
         """The batch at which its loss was no number, where it had to stop."""
         self.initial: Errors | None = None
         """On held-out text before training."""
+        self.trained: Errors | None = None
+        """On held-out text after it; None where nothing was learnt, or what was gives no numbers."""
         self.curve_S2 = torch.full((num_steps, 2), math.nan)
         """What each step saw: output and delta."""
         self._optimizers = optimizers_of(settings, list(self._weights().values()))
@@ -61,6 +64,11 @@ class Student:
     def num_steps(self) -> int:
         """Steps in all."""
         return len(self.curve_S2)
+
+    @property
+    def kept(self) -> Kept:
+        """Whose weights it has: what training made of them, or those it began with."""
+        return "trained" if self.step > 0 else "initial"
 
     @property
     def is_learning(self) -> bool:

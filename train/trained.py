@@ -14,10 +14,11 @@ from torch import Tensor
 
 from blockwright.errors import InputError
 from blockwright.files import new_file, read_json, write_json
+from blockwright.library import Kept
 from blockwright.strict import from_data, to_data
 from blockwright.tensors import writing_tensors
 from blockwright.train.bld import Trainee
-from blockwright.train.students import Errors, Student
+from blockwright.train.students import Student
 
 _CURVE_POINTS = 200
 """Of a curve on disk."""
@@ -25,7 +26,7 @@ _CURVE_POINTS = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What became of one trainee."""
+    """What became of one trainee; errors as in `blockwright.library.Entry`."""
 
     trainee: Trainee
     file: str
@@ -33,6 +34,9 @@ class Trained:
     nmse: float
     initial_delta_nmse: float
     delta_nmse: float
+    trained_nmse: float | None
+    trained_delta_nmse: float | None
+    kept: Kept
     stopped_at: int | None
     trained_steps: int
     curve: dict[str, tuple[float, ...]]
@@ -59,10 +63,12 @@ def state_path(folder: Path, trainee: Trainee) -> Path:
     return folder / f"{trainee.name}.state"
 
 
-def write_result(folder: Path, student: Student, final: Errors) -> None:
+def write_result(folder: Path, student: Student) -> None:
     """Writes weights, then what became of them, which says that it is done; then the state may go."""
     trainee, initial = student.trainee, student.initial
     assert initial is not None
+    trained = student.trained
+    final = initial if trained is None or student.kept == "initial" else trained
     if not all(math.isfinite(value) for value in (*initial, *final)):
         raise InputError(
             f"{trainee.name}: held-out error",
@@ -73,18 +79,21 @@ def write_result(folder: Path, student: Student, final: Errors) -> None:
     path = folder / f"{trainee.name}.safetensors"
     with new_file(path) as temporary, writing_tensors(path):
         save_file({name: tensor.cpu() for name, tensor in student.weights().items()}, temporary)
-    trained = Trained(
+    result = Trained(
         trainee=trainee,
         file=path.name,
         initial_nmse=initial[0],
         nmse=final[0],
         initial_delta_nmse=initial[1],
         delta_nmse=final[1],
+        trained_nmse=None if trained is None else trained[0],
+        trained_delta_nmse=None if trained is None else trained[1],
+        kept=student.kept,
         stopped_at=student.stopped_at,
         trained_steps=student.step,
         curve=_thin(student.curve_S2, student.num_steps if student.stopped_at is None else student.stopped_at),
     )
-    write_json(facts_path(folder, trainee), to_data(trained))
+    write_json(facts_path(folder, trainee), to_data(result))
     state_path(folder, trainee).unlink(missing_ok=True)
 
 

@@ -164,6 +164,9 @@ def _library(parent: Parent, order: LibraryOrder, trained: list[Trained], digest
         if entry.stopped_at is not None:
             words = f"its loss was no number at batch {entry.stopped_at}, its last good state is kept"
             say(f"warning   {entry.file}: {words}")
+        elif entry.kept == "initial":
+            words = f"{entry.initial_nmse:.3g} became {entry.trained_nmse:.3g}, so its first weights are kept"
+            say(f"note      {entry.file}: training made it worse on held-out text, {words}")
     return Library(
         parent=parent.spec,
         parent_folder=str(parent.folder),
@@ -177,8 +180,14 @@ def _library(parent: Parent, order: LibraryOrder, trained: list[Trained], digest
     )
 
 
+def _held_out_of(result: Trained) -> dict[str, Any]:
+    """What a curve leaves open: whether held-out text bore it out, and which weights are kept."""
+    errors = {"initial": result.initial_nmse, "trained": result.trained_nmse}
+    return {"held_out_nmse": errors, "kept": result.kept}
+
+
 def _write(library: Library, order: LibraryOrder, trained: list[Trained], work: Path, folder: Path) -> None:
-    curves: dict[str, Any] = {result.trainee.name: to_data(result.curve) for result in trained}
+    curves: dict[str, Any] = {result.trainee.name: to_data(result.curve) | _held_out_of(result) for result in trained}
     ours = {result.file for result in trained}
     for file in library.files:
         shutil.copyfile((work if file in ours else Path(order.start or "")) / file, folder / file)
