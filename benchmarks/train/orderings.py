@@ -258,22 +258,21 @@ def main() -> None:
 
 
 def settings(data: Path | None) -> list[Setting]:
-    """The demo's parent, and small Llamas by others where their folder is given."""
-    found = [
-        Setting(
-            name="demo",
-            parent=str(REPOSITORY / "recipes" / "demo-parent"),
-            text="python",
-            window_tokens=128,
-            bld_tokens=32768,
-            gkd_tokens=65536,
-        )
-    ]
+    """Small Llamas by others where their folder is given, and the demo's parent."""
+    found: list[Setting] = []
     if data is not None:
-        shared = {"text": str(data / "text" / "tinystories"), "bld_tokens": 65536, "gkd_tokens": 131072}
+        shared = {"text": str(data / "text" / "tinystories"), "bld_tokens": 32768, "gkd_tokens": 32768}
         for name in ("stories260K", "babyllama105"):
             found.append(Setting(name=name, parent=str(data / "models" / name), window_tokens=128, **shared))
-    return found
+    demo = Setting(
+        name="demo",
+        parent=str(REPOSITORY / "recipes" / "demo-parent"),
+        text="python",
+        window_tokens=128,
+        bld_tokens=16384,
+        gkd_tokens=16384,
+    )
+    return [*found, demo]
 
 
 def _told(setting: Setting) -> dict[str, Any]:
