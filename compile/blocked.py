@@ -10,7 +10,7 @@ import numpy as np
 
 from blockwright.spec import Format
 
-_BITS = {"int4": 4, "int8": 8}
+BITS = {"int4": 4, "int8": 8}
 _SHRINKS = np.linspace(1.0, 0.8, 9)
 """Scales tried, as shares of the one that just covers the group; the one with the least squared error is kept."""
 
@@ -26,7 +26,7 @@ def quantise_blocks(weight_KN: np.ndarray, weights: Format) -> tuple[np.ndarray,
         codes_KN, whole numbers from -2^(bits-1) to 2^(bits-1) - 1 as int8, and scales_GN, positive fp32.
     """
     assert weights.group_size is not None
-    highest = 2 ** (_BITS[weights.name] - 1) - 1
+    highest = 2 ** (BITS[weights.name] - 1) - 1
     blocks_GSN = _blocks(weight_KN.astype(np.float32), weights.group_size)
     covering_GN = np.abs(blocks_GSN).max(axis=1) / highest
     covering_GN[covering_GN == 0] = 1.0
@@ -41,6 +41,23 @@ def quantise_blocks(weight_KN: np.ndarray, weights: Format) -> tuple[np.ndarray,
     codes_GSN = _round(blocks_GSN, best_scales_GN, highest)
     codes_KN = codes_GSN.reshape(-1, weight_KN.shape[1])[: weight_KN.shape[0]]
     return codes_KN.astype(np.int8), best_scales_GN.astype(np.float32)
+
+
+def pack_codes(codes_KN: np.ndarray, weights: Format) -> np.ndarray:
+    """The codes as MatMulNBits takes them: unsigned, output by output, two of int4 in a byte, the lower half first.
+
+    Returns:
+        bytes_NGS, S bytes per group; a last group that is shorter is filled up with zeros' code.
+    """
+    assert weights.group_size is not None
+    zero = 2 ** (BITS[weights.name] - 1)
+    num_inputs, num_outputs = codes_KN.shape
+    num_groups = -(-num_inputs // weights.group_size)
+    unsigned_NK = np.full((num_outputs, num_groups * weights.group_size), zero, dtype=np.uint8)
+    unsigned_NK[:, :num_inputs] = (codes_KN.T.astype(np.int16) + zero).astype(np.uint8)
+    if weights.name == "int4":
+        unsigned_NK = unsigned_NK[:, ::2] | (unsigned_NK[:, 1::2] << 4)
+    return unsigned_NK.reshape(num_outputs, num_groups, -1)
 
 
 def dequantise_blocks(codes_KN: np.ndarray, scales_GN: np.ndarray, group_size: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 import blockwright
 from blockwright.compile.decoder import Weights, decoder_graph
+from blockwright.compile.flavour import Flavour, FlavourName, best_flavour
 from blockwright.errors import InputError
 from blockwright.files import new_folder, read_json, write_json
 from blockwright.spec import Format, Model, format_of_model, with_format
@@ -40,6 +41,8 @@ class Engine:
 
     schema_version: Literal[1]
     target: Literal["onnxruntime"]
+    flavour: FlavourName = "standard"
+    """In which operators the graph is written; engines from before there were two do not say."""
     format: str
     """Of the layers; ``mixed`` where they differ, as `model` says."""
     model: Model
@@ -65,6 +68,8 @@ class EngineOrder:
     session: SessionSettings
     built_from: str
     """Digest of the checkpoint."""
+    flavour: FlavourName | None = None
+    """None for the default one where the model can be written in it."""
 
 
 def build_engine(order: EngineOrder, checkpoint: Path, folder: Path) -> Engine:
@@ -94,10 +99,13 @@ def write_engine(
     """Writes an engine without a tokenizer into an existing folder: all that running it on token ids needs."""
     weights_format = order.weights_format
     model = order.model if weights_format is None else with_format(order.model, weights_format)
-    _save_graph(decoder_graph(model, weights, order.num_positions), folder / GRAPH_FILE)
+    name = best_flavour(model) if order.flavour is None else order.flavour
+    flavour = Flavour(name=name, accuracy_level=order.session.accuracy_level)
+    _save_graph(decoder_graph(model, weights, order.num_positions, flavour), folder / GRAPH_FILE)
     engine = Engine(
         schema_version=SCHEMA_VERSION,
         target="onnxruntime",
+        flavour=name,
         format=format_of_model(model) if weights_format is None else str(weights_format),
         model=model,
         num_positions=order.num_positions,

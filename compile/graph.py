@@ -1,5 +1,6 @@
 """A thin hand on `onnx.helper`: nodes get their output names, constants are kept once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,12 @@ OPSET = 24
 IR_VERSION = 11
 Dimension = int | str
 
-_ELEMENT_TYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "bool": TensorProto.BOOL}
+_ELEMENT_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "int64": TensorProto.INT64,
+    "int32": TensorProto.INT32,
+    "bool": TensorProto.BOOL,
+}
 _INTEGER_TYPES = {"int4": ml_dtypes.int4, "int8": np.int8}
 
 
@@ -43,9 +49,18 @@ class Graph:
             self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
         return name
 
-    def node(self, op: str, inputs: list[str], name: str, **attributes: Any) -> str:
-        """Adds a node with one output and returns the output's name, which is `name`."""
-        self.nodes.append(helper.make_node(op, inputs, [name], name=name, **attributes))
+    def node(
+        self,
+        op: str,
+        inputs: list[str],
+        name: str,
+        *,
+        more_outputs: Sequence[str] = (),
+        domain: str = "",
+        **attributes: Any,
+    ) -> str:
+        """Adds a node and returns the name of its first output, which is `name`."""
+        self.nodes.append(helper.make_node(op, inputs, [name, *more_outputs], name=name, domain=domain, **attributes))
         return name
 
     def matrix(self, name: str, weight_KN: np.ndarray, weights: Format) -> str:
@@ -63,15 +78,9 @@ class Graph:
             block_size=weights.group_size,
         )
 
-    def linear(self, name: str, x: str, weight_NK: np.ndarray, bias_N: np.ndarray | None, weights: Format) -> str:
-        """x·Wᵀ + b for a weight in torch's layout: N outputs by K inputs."""
-        product = self.node("MatMul", [x, self.matrix(f"{name}.weight", weight_NK.T, weights)], f"{name}.product")
-        if bias_N is None:
-            return product
-        return self.node("Add", [product, self.constant(f"{name}.bias", bias_N.astype(np.float32))], name)
-
     def model(self) -> onnx.ModelProto:
         """The finished model."""
         graph = helper.make_graph(self.nodes, "decoder", self.inputs, self.outputs, list(self.initializers.values()))
-        imports = [helper.make_opsetid("", OPSET)]
+        domains = {node.domain for node in self.nodes} - {""}
+        imports = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(domain, 1) for domain in sorted(domains))]
         return helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION, producer_name="blockwright")

@@ -3,27 +3,36 @@
 Shapes: B batch, T new tokens, S slots, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 
-from blockwright.compile.decoder import mask_name
+from blockwright.compile.contrib import set_accuracy_level
 from blockwright.compile.engine import GRAPH_FILE, Engine, SessionSettings, read_engine
 from blockwright.compile.runtime import ORT_ERRORS, ort
-from blockwright.compile.slots import PREFILL_CHUNK, slots_for
+from blockwright.compile.slots import PREFILL_CHUNK, slots_for, slots_now
+from blockwright.compile.standard import mask_name
 from blockwright.errors import InputError
 from blockwright.spec import Attention, Full, Model, Reach, Window
 
+_DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
 
-def make_session(graph: Path | bytes, settings: SessionSettings) -> ort.InferenceSession:
-    """Opens a graph in ONNX Runtime."""
+
+def make_session(
+    graph: Path | bytes, settings: SessionSettings, data_folder: Path | None = None
+) -> ort.InferenceSession:
+    """Opens a graph in ONNX Runtime; one in memory may have its weights in files of a folder."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = settings.num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     for key, value in session_entries(settings).items():
         options.add_session_config_entry(key, value)
+    if data_folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data_folder))
     source = graph if isinstance(graph, bytes) else str(graph)
     return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
@@ -35,6 +44,13 @@ def session_entries(settings: SessionSettings) -> dict[str, str]:
         "session.set_denormal_as_zero": "1",  # denormals are several times as slow
         "session.qdq_matmulnbits_accuracy_level": str(settings.accuracy_level),
     }
+
+
+def _session_of_other_level(folder: Path, settings: SessionSettings) -> ort.InferenceSession:
+    """Opens an engine at another accuracy level than its graph names."""
+    graph = onnx.load(folder / GRAPH_FILE, load_external_data=False)
+    set_accuracy_level(graph, settings.accuracy_level)
+    return make_session(graph.SerializeToString(), settings, data_folder=folder)
 
 
 class Decoder:
@@ -52,8 +68,12 @@ class Decoder:
             InputError: the engine is incomplete or broken.
         """
         engine = read_engine(folder)
+        settings = settings or engine.session
         try:
-            session = make_session(folder / GRAPH_FILE, settings or engine.session)
+            if engine.flavour == "contrib" and settings.accuracy_level != engine.session.accuracy_level:
+                session = _session_of_other_level(folder, settings)
+            else:
+                session = make_session(folder / GRAPH_FILE, settings)
         except ORT_ERRORS as error:
             raise InputError(
                 str(folder / GRAPH_FILE),
@@ -76,11 +96,10 @@ class Decoder:
                 expected=f"at most {self.engine.num_positions}",
                 remedy="Shorten the prompt, ask for fewer tokens, or compile with a longer context.",
             )
-        slots = slots_for(num_tokens)
-        return Sequences(self.session, self.engine.model, make_cache(self.engine.model, batch, slots), slots)
+        return Sequences(self.session, self.engine.model, batch, slots_for(num_tokens))
 
 
-Cache = dict[str, ort.OrtValue]
+Cache = dict[str, np.ndarray]
 """Buffers by the graph's input names, ``past_key_3`` and so on."""
 
 
@@ -91,54 +110,71 @@ def make_cache(model: Model, batch: int, slots: int) -> Cache:
         if isinstance(block.mixer, Attention):
             shape = (batch, block.mixer.num_kv_heads, slots, model.head_dim)
             for word in ("key", "value"):
-                cache[f"past_{word}_{index}"] = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, dtype=np.float32))
+                cache[f"past_{word}_{index}"] = np.zeros(shape, dtype=np.float32)
     return cache
 
 
 class Binding:
     """The graph bound to buffers for T new tokens of B sequences; `run` reads and writes them in place."""
 
-    def __init__(
-        self, session: ort.InferenceSession, model: Model, cache: Cache, shape: tuple[int, int, int], data: str = "ids"
-    ) -> None:
+    def __init__(self, session: ort.InferenceSession, model: Model, cache: Cache, shape: tuple[int, int, int]) -> None:
         batch, num_tokens, slots = shape
         self._session = session
         self._binding = session.io_binding()
-        self.reaches = list({b.mixer.reach: None for b in model.layers if isinstance(b.mixer, Attention)})
-        self.arrays: dict[str, np.ndarray] = {
-            "positions": np.zeros((batch, num_tokens), dtype=np.int64),
-            "write_index": np.zeros(batch, dtype=np.int64),
-        }
-        self.arrays |= {mask_name(r): np.zeros((batch, 1, num_tokens, slots), dtype=bool) for r in self.reaches}
-        if data == "ids":
-            self.arrays["ids"] = np.zeros((batch, num_tokens), dtype=np.int64)
-            self.arrays["last"] = np.full(batch, num_tokens - 1, dtype=np.int64)
-            self.arrays["logits"] = np.zeros((batch, model.vocab_size), dtype=np.float32)
-        else:
-            self.arrays["hidden_in"] = np.zeros((batch, num_tokens, model.hidden_size), dtype=np.float32)
-            self.arrays["hidden_out"] = np.zeros((batch, num_tokens, model.hidden_size), dtype=np.float32)
+        self._num_tokens = num_tokens
         self._slot_S = np.arange(slots)
+        self._masks = reach_by_mask(model)
+        sizes: dict[str, int] = {"batch": batch, "tokens": num_tokens, "slots": slots}
+        declared = {each.name: each for each in (*session.get_inputs(), *session.get_outputs())}
+        self.arrays: dict[str, np.ndarray] = {
+            name: np.zeros([sizes[n] if isinstance(n, str) else n for n in each.shape], dtype=_DTYPES[each.type])
+            for name, each in declared.items()
+            if not name.startswith(("past_", "present_"))
+        }
         # On the CPU an OrtValue shares the array's memory, so writing to the array is all it takes.
-        self._values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in self.arrays.items()}
-        known = self._values | cache
-        for declared in session.get_inputs():
-            self._binding.bind_ortvalue_input(declared.name, known[declared.name])
-        for declared in session.get_outputs():
-            buffer = known[declared.name.replace("present_", "past_")]
-            self._binding.bind_ortvalue_output(declared.name, buffer)
+        arrays = self.arrays | cache
+        self._values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+        for each in session.get_inputs():
+            self._binding.bind_ortvalue_input(each.name, self._values[each.name])
+        for each in session.get_outputs():
+            self._binding.bind_ortvalue_output(each.name, self._values[each.name.replace("present_", "past_")])
 
     def place(self, starts_B: np.ndarray) -> None:
-        """Says where the T new tokens of each sequence stand: positions, slots, and what they may see."""
-        num_tokens = self.arrays["positions"].shape[1]
-        positions_BT = starts_B[:, None] + np.arange(num_tokens)
-        self.arrays["positions"][:] = positions_BT
-        self.arrays["write_index"][:] = starts_B
-        for reach in self.reaches:
-            self.arrays[mask_name(reach)][:, 0] = visible(reach, positions_BT, self._slot_S)
+        """Says where the T new tokens of each sequence stand, in the words of the graph's flavour."""
+        for name, value in places(self._masks, starts_B, self._num_tokens, self._slot_S).items():
+            if name in self.arrays:
+                self.arrays[name][...] = value()
 
     def run(self) -> None:
         """Runs the graph on what the arrays hold."""
         self._session.run_with_iobinding(self._binding)
+
+
+def reach_by_mask(model: Model) -> dict[str, Reach]:
+    """The reaches that a model's layers have, by the names of their masks."""
+    reaches = [block.mixer.reach for block in model.layers if isinstance(block.mixer, Attention)]
+    return {mask_name(reach): reach for reach in reaches}
+
+
+def places(
+    masks: Mapping[str, Reach], starts_B: np.ndarray, num_tokens: int, slot_S: np.ndarray
+) -> dict[str, Callable[[], np.ndarray]]:
+    """What each input that any flavour may have says of T new tokens from these positions on, made when asked for.
+
+    Slot and position are the same number.
+    """
+    positions_BT = starts_B[:, None] + np.arange(num_tokens)
+    known: dict[str, Callable[[], np.ndarray]] = {
+        "positions": lambda: positions_BT,
+        "write_index": lambda: starts_B,
+        "last_slot": lambda: positions_BT[:, -1],
+        "total_length": lambda: positions_BT.max() + 1,
+    }
+    return known | {name: partial(_mask, reach, positions_BT, slot_S) for name, reach in masks.items()}
+
+
+def _mask(reach: Reach, positions_BT: np.ndarray, slot_S: np.ndarray) -> np.ndarray:
+    return visible(reach, positions_BT, slot_S)[:, None]
 
 
 def visible(reach: Reach, positions_BT: np.ndarray, slot_S: np.ndarray) -> np.ndarray:
@@ -152,44 +188,68 @@ def visible(reach: Reach, positions_BT: np.ndarray, slot_S: np.ndarray) -> np.nd
 
 
 class Sequences:
-    """A batch of sequences being written, with their cache."""
+    """A batch of sequences being written, with their cache, which grows with them up to `most_slots`."""
 
-    def __init__(self, session: ort.InferenceSession, model: Model, cache: Cache, slots: int) -> None:
-        self._session, self._model, self._cache, self._slots = session, model, cache, slots
+    def __init__(self, session: ort.InferenceSession, model: Model, batch: int, most_slots: int) -> None:
+        self._session, self._model, self._most_slots = session, model, most_slots
+        self.cache = make_cache(model, batch, slots_now(0, most_slots))
+        self._slots = slots_now(0, most_slots)
         self._step: Binding | None = None
-        self.lengths_B = np.zeros(0, dtype=np.int64)
+        self._reads_one_at_a_time = any(each.name == "last_slot" for each in session.get_inputs())
+        self.lengths_B = np.zeros(batch, dtype=np.int64)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
         """Reads the prompts, shorter ones padded on the right, and returns the logits after each, logits_BV."""
-        batch, longest = len(prompts), max(map(len, prompts))
         self.lengths_B = np.array([len(prompt) for prompt in prompts])
-        ids_BT = np.zeros((batch, longest), dtype=np.int64)
-        for row, prompt in zip(ids_BT, prompts, strict=True):
-            row[: len(prompt)] = prompt
-        logits_BV: np.ndarray | None = None
-        for start in range(0, longest, PREFILL_CHUNK):
-            chunk_BT = ids_BT[:, start : start + PREFILL_CHUNK]
-            binding = self._bind(chunk_BT.shape[0], chunk_BT.shape[1])
-            binding.arrays["ids"][:] = chunk_BT
-            last_B = self.lengths_B - 1 - start
-            binding.arrays["last"][:] = last_B.clip(0, chunk_BT.shape[1] - 1)
-            binding.place(np.full(batch, start))
-            binding.run()
-            ends_here_B = (last_B >= 0) & (last_B < chunk_BT.shape[1])
-            found_BV = binding.arrays["logits"]
-            logits_BV = found_BV if logits_BV is None else np.where(ends_here_B[:, None], found_BV, logits_BV)
-        assert logits_BV is not None
-        return logits_BV
+        rows = [slice(0, len(prompts))]
+        if self._reads_one_at_a_time and self.lengths_B.max() > PREFILL_CHUNK:
+            rows = [slice(row, row + 1) for row in range(len(prompts))]
+        self.make_room(int(self.lengths_B.max()))
+        return np.concatenate([self._read(prompts[row], row) for row in rows])
 
     def step(self, ids_B: np.ndarray) -> np.ndarray:
         """Appends one token to each sequence and returns the logits after it, logits_BV, valid until the next step."""
+        self.make_room(int(self.lengths_B.max()) + 1)
         if self._step is None:
-            self._step = self._bind(len(ids_B), 1)
+            self._step = self._bind(slice(0, len(ids_B)), 1)
         self._step.arrays["ids"][:, 0] = ids_B
         self._step.place(self.lengths_B)
         self._step.run()
         self.lengths_B += 1
         return self._step.arrays["logits"]
 
-    def _bind(self, batch: int, num_tokens: int) -> Binding:
-        return Binding(self._session, self._model, self._cache, (batch, num_tokens, self._slots))
+    def make_room(self, num_tokens: int) -> None:
+        """Makes the cache as large as so many tokens need, keeping what it holds."""
+        slots = slots_now(num_tokens, self._most_slots)
+        if slots <= self._slots:
+            return
+        self._step = None
+        for name in self.cache:  # one after another, so that old and new never stand side by side in full
+            old = self.cache[name]
+            new = np.zeros((*old.shape[:2], slots, old.shape[3]), dtype=old.dtype)
+            new[:, :, : self._slots] = old
+            self.cache[name] = new
+        self._slots = slots
+
+    def _read(self, prompts: Sequence[Sequence[int]], rows: slice) -> np.ndarray:
+        """Reads some rows' prompts in chunks, all rows at once."""
+        lengths_B = self.lengths_B[rows]
+        ids_BT = np.zeros((len(prompts), lengths_B.max()), dtype=np.int64)
+        for row, prompt in zip(ids_BT, prompts, strict=True):
+            row[: len(prompt)] = prompt
+        logits_BV = np.zeros((len(prompts), self._model.vocab_size), dtype=np.float32)
+        for start in range(0, ids_BT.shape[1], PREFILL_CHUNK):
+            chunk_BT = ids_BT[:, start : start + PREFILL_CHUNK]
+            binding = self._bind(rows, chunk_BT.shape[1])
+            binding.arrays["ids"][:] = chunk_BT
+            last_B = lengths_B - 1 - start
+            binding.arrays["last"][:] = last_B.clip(0, chunk_BT.shape[1] - 1)
+            binding.place(np.full(len(prompts), start))
+            binding.run()
+            ends_here_B = (last_B >= 0) & (last_B < chunk_BT.shape[1])
+            logits_BV[ends_here_B] = binding.arrays["logits"][ends_here_B]
+        return logits_BV
+
+    def _bind(self, rows: slice, num_tokens: int) -> Binding:
+        cache = {name: array[rows] for name, array in self.cache.items()}
+        return Binding(self._session, self._model, cache, (rows.stop - rows.start, num_tokens, self._slots))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from blockwright.compile.engine import SessionSettings
+from blockwright.compile.flavour import Flavour, FlavourName, best_flavour
 from blockwright.hw_profiles.profile import Backend
 from blockwright.profiler.clock import Effort, Samples, sample_in_turn
 from blockwright.spec import FFN, Attention, Block, Format, GatedFFN, LinearFFN, LinearMixer, Mixer, Model, NoOp
@@ -32,6 +33,14 @@ class Bench:
     """With its layers in that format."""
     session: SessionSettings
     effort: Effort
+    flavour: FlavourName | None = None
+    """Of ONNX graphs; None for the one that engines are built in."""
+
+
+def flavour_of(bench: Bench) -> Flavour:
+    """In which operators a bench's graphs are written."""
+    name = best_flavour(bench.model) if bench.flavour is None else bench.flavour
+    return Flavour(name=name, accuracy_level=bench.session.accuracy_level)
 
 
 def stacks_of(bench: Bench, variant: Mixer | FFN) -> list[Model]:

@@ -18,14 +18,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from blockwright.compile.decoder import decoder_graph, mask_name, stack_graph
+from blockwright.compile.decoder import decoder_graph, stack_graph
 from blockwright.compile.engine import SessionSettings
 from blockwright.compile.graph import IR_VERSION, OPSET
-from blockwright.compile.session import session_entries, visible
+from blockwright.compile.session import places, reach_by_mask, session_entries
 from blockwright.compile.slots import chunks_of, slots_for
 from blockwright.cost import Load
 from blockwright.hw_profiles.profile import Point
-from blockwright.profiler.bench import COPIES, stacks_of
+from blockwright.profiler.bench import COPIES, flavour_of, stacks_of
 from blockwright.profiler.ceilings import CeilingCase, ceiling_cases
 from blockwright.profiler.clock import Effort
 from blockwright.profiler.measure import Case, MemoryCase, PartCase, Request, WholesCase, cases
@@ -40,7 +40,12 @@ _PAGE = 1 << 16
 """Places of tensors in the files of weights are multiples of this, as mapping them into memory asks for."""
 _INLINE_BYTES = 1 << 10
 """Smaller constants stay in the graph: shapes and axes decide what the graph does."""
-_KINDS: dict[int, str] = {TensorProto.FLOAT: "float32", TensorProto.INT4: "bytes", TensorProto.INT8: "bytes"}
+_KINDS: dict[int, str] = {
+    TensorProto.FLOAT: "float32",
+    TensorProto.INT4: "bytes",
+    TensorProto.INT8: "bytes",
+    TensorProto.UINT8: "bytes",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,21 +151,22 @@ def _ceiling(writer: _Writer, case: CeilingCase) -> dict[str, Any]:
 
 
 def _described(writer: _Writer, case: Case) -> dict[str, Any]:
-    entries, derive = session_entries(case.bench.session), []
+    entries, derive, flavour = session_entries(case.bench.session), [], flavour_of(case.bench)
     match case:
         case PartCase(point=point):
             stacks = stacks_of(case.bench, case.variant)
-            protos = [stack_graph(stack, random_weights(stack), num_positions=point.slots) for stack in stacks]
-            bindings = [[_stack_binding(stack, point)] for stack in stacks]
+            protos = [stack_graph(stack, random_weights(stack), point.slots, flavour) for stack in stacks]
+            bindings = [[_stack_binding(proto, stack, point)] for proto, stack in zip(protos, stacks, strict=True)]
             derive = [[-1.0 / COPIES, 1.0 / COPIES]]
         case WholesCase(point=point, models=models):
-            protos = [decoder_graph(model, random_weights(model), num_positions=point.slots) for model in models]
-            bindings = [[_model_binding(model, point)] for model in models]
+            protos = [decoder_graph(model, random_weights(model), point.slots, flavour) for model in models]
+            bindings = [[_model_binding(proto, model, point)] for proto, model in zip(protos, models, strict=True)]
         case MemoryCase(load=load, models=models):
             slots = slots_for(load.total_tokens)
             points = [Point(batch=load.batch, new_tokens=n, slots=slots) for n in (chunks_of(load.prompt_tokens)[0], 1)]
-            protos = [decoder_graph(model, random_weights(model), load.total_tokens) for model in models]
-            bindings = [[_model_binding(model, point) for point in points] for model in models]
+            protos = [decoder_graph(model, random_weights(model), load.total_tokens, flavour) for model in models]
+            pairs = zip(protos, models, strict=True)
+            bindings = [[_model_binding(proto, model, point) for point in points] for proto, model in pairs]
         case _:
             assert_never(case)
     return {
@@ -171,32 +177,38 @@ def _described(writer: _Writer, case: Case) -> dict[str, Any]:
     }
 
 
-def _stack_binding(model: Model, point: Point) -> _Binding:
+def _stack_binding(proto: onnx.ModelProto, model: Model, point: Point) -> _Binding:
     shape = [point.batch, point.new_tokens, model.hidden_size]
-    return _binding(model, point, given={}, random={"hidden_in": shape, "hidden_out": shape})
+    return _binding(proto, model, point, given={}, random={"hidden_in": shape, "hidden_out": shape})
 
 
-def _model_binding(model: Model, point: Point) -> _Binding:
+def _model_binding(proto: onnx.ModelProto, model: Model, point: Point) -> _Binding:
     ids_BT = np.arange(point.batch * point.new_tokens, dtype=np.int64).reshape(point.batch, -1) % model.vocab_size
     given = {"ids": ids_BT, "last": np.full(point.batch, point.new_tokens - 1, dtype=np.int64)}
-    return _binding(model, point, given, {"logits": [point.batch, model.vocab_size]})
+    return _binding(proto, model, point, given, {"logits": [point.batch, model.vocab_size]})
 
 
-def _binding(model: Model, point: Point, given: dict[str, np.ndarray], random: dict[str, list[int]]) -> _Binding:
+def _binding(
+    proto: onnx.ModelProto, model: Model, point: Point, given: dict[str, np.ndarray], random: dict[str, list[int]]
+) -> _Binding:
     """New tokens stand at the start in prefill, at the end of the cache when decoding, as in `onnx_blocks`."""
     start = 0 if point.new_tokens > 1 else point.slots - 1
-    positions_BT = np.full((point.batch, 1), start) + np.arange(point.new_tokens)
-    reaches = {block.mixer.reach for block in model.layers if isinstance(block.mixer, Attention)}
-    masks = {mask_name(r): visible(r, positions_BT, np.arange(point.slots))[:, None] for r in reaches}
+    starts_B = np.full(point.batch, start, dtype=np.int64)
+    known = places(reach_by_mask(model), starts_B, point.new_tokens, np.arange(point.slots))
+    declared = {value.name: value.type.tensor_type.elem_type for value in proto.graph.input}
+    where = {
+        name: np.asarray(value(), dtype=helper.tensor_dtype_to_np_dtype(declared[name]))
+        for name, value in known.items()
+        if name in declared
+    }
     caches = {
         f"{word}_{index}": [point.batch, block.mixer.num_kv_heads, point.slots, model.head_dim]
         for index, block in enumerate(model.layers)
         if isinstance(block.mixer, Attention)
         for word in ("key", "value")
     }
-    where = {"positions": positions_BT, "write_index": np.full(point.batch, start, dtype=np.int64)} if reaches else {}
     return _Binding(
-        given=given | where | masks,
+        given=given | where,
         random=random | {f"past_{name}": shape for name, shape in caches.items()},
         in_place={f"present_{name}": f"past_{name}" for name in caches},
     )

@@ -175,6 +175,7 @@ class MemoryCase:
             num_positions=self.load.total_tokens,
             session=self.bench.session,
             built_from="random weights",
+            flavour=self.bench.flavour,
         )
         with tempfile.TemporaryDirectory() as folder:
             write_engine(order, random_weights(model), Path(folder))

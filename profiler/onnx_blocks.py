@@ -6,9 +6,9 @@ import numpy as np
 
 from blockwright.compile.decoder import decoder_graph, stack_graph
 from blockwright.compile.runtime import ort
-from blockwright.compile.session import Binding, Sequences, make_cache, make_session
+from blockwright.compile.session import Binding, Cache, Sequences, make_cache, make_session
 from blockwright.hw_profiles.profile import Point
-from blockwright.profiler.bench import Bench, Run, sample_slopes, stacks_of
+from blockwright.profiler.bench import Bench, Run, flavour_of, sample_slopes, stacks_of
 from blockwright.profiler.clock import Samples
 from blockwright.profiler.synthetic import random_weights
 from blockwright.spec import FFN, Mixer, Model
@@ -20,11 +20,11 @@ def sample_variants(bench: Bench, variants: Sequence[Mixer | FFN], point: Point)
 
 
 def _stack_run(bench: Bench, model: Model, point: Point) -> Run:
-    graph = stack_graph(model, random_weights(model), num_positions=point.slots)
+    graph = stack_graph(model, random_weights(model), num_positions=point.slots, flavour=flavour_of(bench))
     session = make_session(graph.SerializeToString(), bench.session)
     cache = make_cache(model, point.batch, point.slots)
     _fill(cache)
-    binding = Binding(session, model, cache, (point.batch, point.new_tokens, point.slots), data="hidden")
+    binding = Binding(session, model, cache, (point.batch, point.new_tokens, point.slots))
     hidden = binding.arrays["hidden_in"]
     hidden[:] = np.random.default_rng(0).standard_normal(hidden.shape)
     binding.place(_starts(point))
@@ -33,15 +33,15 @@ def _stack_run(bench: Bench, model: Model, point: Point) -> Run:
 
 def model_run(bench: Bench, model: Model, point: Point) -> Run:
     """`session_run` of a model with random weights."""
-    graph = decoder_graph(model, random_weights(model), num_positions=point.slots)
+    graph = decoder_graph(model, random_weights(model), num_positions=point.slots, flavour=flavour_of(bench))
     return session_run(make_session(graph.SerializeToString(), bench.session), model, point)
 
 
 def session_run(session: ort.InferenceSession, model: Model, point: Point) -> Run:
     """One step or one prefill chunk of a whole model, choosing the next token included."""
-    cache = make_cache(model, point.batch, point.slots)
-    _fill(cache)
-    sequences = Sequences(session, model, cache, point.slots)
+    sequences = Sequences(session, model, point.batch, point.slots)
+    sequences.make_room(point.slots)
+    _fill(sequences.cache)
     if point.new_tokens > 1:
         prompts = [[index % model.vocab_size for index in range(point.new_tokens)]] * point.batch
         return lambda: sequences.prefill(prompts).argmax(-1)
@@ -60,8 +60,7 @@ def _starts(point: Point) -> np.ndarray:
     return np.full(point.batch, start)
 
 
-def _fill(cache: dict) -> None:
+def _fill(cache: Cache) -> None:
     generator = np.random.default_rng(0)
-    for value in cache.values():
-        array = value.numpy()
-        value.update_inplace(generator.standard_normal(array.shape, dtype=np.float32))
+    for array in cache.values():
+        array[:] = generator.standard_normal(array.shape, dtype=np.float32)

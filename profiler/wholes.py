@@ -56,6 +56,7 @@ def sample_models(bench: Bench, models: list[Model], point: Point) -> list[Sampl
                 num_positions=point.slots,
                 session=bench.session,
                 built_from="random weights",
+                flavour=bench.flavour,
             )
             write_engine(order, random_weights(model), folder)
         judge = bench.effort.judge

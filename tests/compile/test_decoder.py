@@ -1,6 +1,7 @@
 """The engine's logits, against torch's at every step of a generation."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,8 +15,9 @@ from transformers import PreTrainedModel
 from blockwright.compile.blocked import rounded
 from blockwright.compile.decoder import decoder_graph
 from blockwright.compile.engine import EngineOrder, SessionSettings, write_engine
+from blockwright.compile.flavour import Flavour, FlavourName, best_flavour
 from blockwright.compile.session import Decoder
-from blockwright.compile.slots import PREFILL_CHUNK
+from blockwright.compile.slots import FIRST_SLOTS, PREFILL_CHUNK
 from blockwright.errors import InputError
 from blockwright.model.child import build_child, load_weights
 from blockwright.pipeline.compile import CompileOrder, compile_checkpoint
@@ -103,6 +105,14 @@ MODELS = {
     "untied": _model(has_tied_embeddings=False),
     "biases": _model(has_qkv_bias=True, has_output_bias=True, has_ffn_bias=True),
     "wide heads": _model(head_dim=32),
+    "not rotated": _model(head_dim=24),
+    "small windows, not rotated": _model(
+        head_dim=8,
+        has_qkv_bias=True,
+        has_output_bias=True,
+        has_ffn_bias=True,
+        layers=_reaching(HETEROGENEOUS, Window(num_tokens=1), Window(num_tokens=5)),
+    ),
     "no attention": _model(layers=NO_ATTENTION),
     "nothing at all": _model(layers=()),
     "linear rope": _model(rope=Rope(theta=1e4, scaling="linear", parameters=(("factor", 4.0),))),
@@ -114,6 +124,7 @@ MODELS = {
         family="qwen2", has_qkv_bias=True, layers=_reaching(HETEROGENEOUS, Full(), Full(), Full(), Window(num_tokens=6))
     ),
     "qwen3": _model(family="qwen3", has_qk_norm=True, has_tied_embeddings=False, head_dim=32),
+    "qwen3, not rotated": _model(family="qwen3", has_qk_norm=True, head_dim=24),
 }
 
 
@@ -149,7 +160,12 @@ def _in_torch(model: Model, weights: Weights) -> PreTrainedModel:
 
 
 def _engine(
-    folder: Path, model: Model, weights: Weights, weights_format: Format | None = FP32, num_positions: int = 64
+    folder: Path,
+    model: Model,
+    weights: Weights,
+    weights_format: Format | None = FP32,
+    num_positions: int = 64,
+    flavour: FlavourName = "standard",
 ) -> Decoder:
     order = EngineOrder(
         model=model,
@@ -157,9 +173,13 @@ def _engine(
         num_positions=num_positions,
         session=SessionSettings(num_threads=1, accuracy_level=0),
         built_from="random weights",
+        flavour=flavour,
     )
     write_engine(order, weights, folder)
     return Decoder.open(folder)
+
+
+in_both_flavours = pytest.mark.parametrize("flavour", ["standard", "contrib"])
 
 
 @dataclass(frozen=True)
@@ -194,41 +214,64 @@ def _largest_difference(decoder: Decoder, child: PreTrainedModel, lengths: list[
     )
 
 
+@in_both_flavours
 @pytest.mark.parametrize("name", MODELS)
-def test_logits_equal_those_of_torch_at_every_step(name: str, tmp_path: Path) -> None:
+def test_logits_equal_those_of_torch_at_every_step(name: str, flavour: FlavourName, tmp_path: Path) -> None:
     model = MODELS[name]
     weights = _weights(model)
-    decoder = _engine(tmp_path, model, weights)
+    decoder = _engine(tmp_path, model, weights, flavour=flavour)
+    assert decoder.engine.flavour == flavour
     difference = _largest_difference(decoder, _in_torch(model, weights), lengths=[13, 1, 8], num_steps=24)
     assert difference.largest < 1e-4
     assert difference.spread > 0.5
 
 
+@in_both_flavours
 @pytest.mark.parametrize("name", ["llama", "mistral window", "no attention"])
-def test_a_prompt_of_several_chunks_is_read_like_one(name: str, tmp_path: Path) -> None:
+def test_a_prompt_of_several_chunks_is_read_like_one(name: str, flavour: FlavourName, tmp_path: Path) -> None:
     model = MODELS[name]
     weights = _weights(model)
-    decoder = _engine(tmp_path, model, weights, num_positions=2 * PREFILL_CHUNK + 64)
+    decoder = _engine(tmp_path, model, weights, num_positions=2 * PREFILL_CHUNK + 64, flavour=flavour)
     lengths = [2 * PREFILL_CHUNK + 5, PREFILL_CHUNK, 3, PREFILL_CHUNK + 1]
     assert _largest_difference(decoder, _in_torch(model, weights), lengths, num_steps=3).largest < 2e-4
 
 
-def test_the_same_engine_runs_sequences_of_other_lengths_and_numbers(tmp_path: Path) -> None:
+@in_both_flavours
+def test_the_same_engine_runs_sequences_of_other_lengths_and_numbers(flavour: FlavourName, tmp_path: Path) -> None:
     model = MODELS["llama"]
     weights = _weights(model)
-    decoder, child = _engine(tmp_path, model, weights), _in_torch(model, weights)
+    decoder, child = _engine(tmp_path, model, weights, flavour=flavour), _in_torch(model, weights)
     for lengths in ([3], [40, 2], [7, 7, 7, 7, 7]):
         assert _largest_difference(decoder, child, lengths, num_steps=4).largest < 1e-4
 
 
+@in_both_flavours
+@pytest.mark.parametrize("num_new_tokens", [FIRST_SLOTS - 8, 3 * FIRST_SLOTS])
+def test_a_cache_that_grows_keeps_what_it_holds(num_new_tokens: int, flavour: FlavourName, tmp_path: Path) -> None:
+    model = MODELS["windows"]
+    weights = _weights(model)
+    decoder = _engine(tmp_path, model, weights, num_positions=4 * FIRST_SLOTS, flavour=flavour)
+    lengths = [9, 3]
+    assert _largest_difference(decoder, _in_torch(model, weights), lengths, num_new_tokens).largest < 1e-4
+    sequences = decoder.start(1, 4 * FIRST_SLOTS)
+    sequences.prefill([[1, 2, 3]])
+    before = {array.shape[2] for array in sequences.cache.values()}
+    sequences.lengths_B[:] = 2 * FIRST_SLOTS
+    sequences.step(np.array([4]))
+    assert (before, {array.shape[2] for array in sequences.cache.values()}) == ({FIRST_SLOTS}, {4 * FIRST_SLOTS})
+
+
+@in_both_flavours
 @pytest.mark.parametrize("text", ["int8-32", "int4-32", "int4-64"])
 @pytest.mark.parametrize("name", ["llama", "untied", "biases"])
-def test_integer_weights_give_the_logits_of_what_they_stand_for(text: str, name: str, tmp_path: Path) -> None:
+def test_integer_weights_give_the_logits_of_what_they_stand_for(
+    text: str, name: str, flavour: FlavourName, tmp_path: Path
+) -> None:
     kind, group_size = text.split("-")
     weights_format = Format(name="int4" if kind == "int4" else "int8", group_size=int(group_size))
     model = MODELS[name]
     weights = _weights(model)
-    decoder = _engine(tmp_path, model, weights, weights_format)
+    decoder = _engine(tmp_path, model, weights, weights_format, flavour=flavour)
     child = _in_torch(
         replace(model, has_tied_embeddings=False), _as_stored(with_format(model, weights_format), weights)
     )
@@ -247,14 +290,15 @@ def _mixed(model: Model, head: str) -> Model:
     return replace(model, layers=layers, embedding_weights=parse_format(head))
 
 
+@in_both_flavours
 @pytest.mark.parametrize("head", ["fp32", "int8"])
 @pytest.mark.parametrize("name", ["llama", "untied", "biases", "qwen3"])
 def test_layers_in_different_formats_give_the_logits_of_what_they_stand_for(
-    name: str, head: str, tmp_path: Path
+    name: str, head: str, flavour: FlavourName, tmp_path: Path
 ) -> None:
     model = _mixed(MODELS[name], head)
     weights = _weights(model)
-    decoder = _engine(tmp_path, model, weights, weights_format=None)
+    decoder = _engine(tmp_path, model, weights, weights_format=None, flavour=flavour)
     assert (decoder.engine.format, decoder.engine.model) == ("mixed", model)
     child = _in_torch(replace(model, has_tied_embeddings=False), _as_stored(model, weights))
     assert _largest_difference(decoder, child, lengths=[13, 1, 8], num_steps=20).largest < 1e-3
@@ -265,12 +309,15 @@ def test_layers_in_different_formats_give_the_logits_of_what_they_stand_for(
     assert plain.largest > 1e-2, "rounding must show, or this compares nothing"
 
 
+@in_both_flavours
 @pytest.mark.parametrize("text", ["int8", "int4", "int4-g128"])
 @pytest.mark.parametrize("name", ["llama", "untied", "biases", "mistral window", "qwen3"])
-def test_as_shipped_logits_stay_near_torch_at_every_step(text: str, name: str, tmp_path: Path) -> None:
+def test_as_shipped_logits_stay_near_torch_at_every_step(
+    text: str, name: str, flavour: FlavourName, tmp_path: Path
+) -> None:
     model = MODELS[name]
     weights, weights_format = _weights(model), parse_format(text)
-    _engine(tmp_path, model, weights, weights_format)
+    _engine(tmp_path, model, weights, weights_format, flavour=flavour)
     decoder = Decoder.open(tmp_path, AS_SHIPPED)
     child = _in_torch(
         replace(model, has_tied_embeddings=False), _as_stored(with_format(model, weights_format), weights)
@@ -281,12 +328,15 @@ def test_as_shipped_logits_stay_near_torch_at_every_step(text: str, name: str, t
     assert difference.largest > 1e-3, "activations were not rounded, so this is not what is shipped"
 
 
+@in_both_flavours
 @pytest.mark.parametrize("text", ["int8", "int4", "int4-g128"])
 @pytest.mark.parametrize("matrix", ["1.self_attn.v_proj", "1.mlp.down_proj", "2.mlp.linear_mlp"])
-def test_one_matrix_with_scales_a_quarter_off_is_not_near(text: str, matrix: str, tmp_path: Path) -> None:
+def test_one_matrix_with_scales_a_quarter_off_is_not_near(
+    text: str, matrix: str, flavour: FlavourName, tmp_path: Path
+) -> None:
     model = MODELS["llama"]
     weights, weights_format = _weights(model), parse_format(text)
-    _engine(tmp_path, model, weights, weights_format)
+    _engine(tmp_path, model, weights, weights_format, flavour=flavour)
     stored = _as_stored(with_format(model, weights_format), weights)
     stored[f"model.layers.{matrix}.weight"] *= np.float32(1.25)
     child = _in_torch(replace(model, has_tied_embeddings=False), stored)
@@ -301,10 +351,11 @@ def test_engines_ship_as_they_are_tested_here(text: str, small_parent: Path, tmp
     assert engine.session == AS_SHIPPED
 
 
-def test_rounding_activations_too_stays_near(tmp_path: Path) -> None:
+@in_both_flavours
+def test_rounding_activations_too_stays_near(flavour: FlavourName, tmp_path: Path) -> None:
     model = MODELS["llama"]
     weights_format = Format(name="int8", group_size=32)
-    _engine(tmp_path, model, _weights(model), weights_format)
+    _engine(tmp_path, model, _weights(model), weights_format, flavour=flavour)
     logits = []
     for accuracy_level in (0, 4):
         decoder = Decoder.open(tmp_path, SessionSettings(num_threads=1, accuracy_level=accuracy_level))
@@ -318,6 +369,58 @@ def test_the_graph_is_valid_onnx_of_standard_operators(name: str) -> None:
     graph = decoder_graph(MODELS[name], random_weights(MODELS[name]), num_positions=64)
     onnx.checker.check_model(graph, full_check=True)
     assert {node.domain for node in graph.graph.node} == {""}
+
+
+CONTRIB = Flavour(name="contrib")
+
+
+@pytest.mark.parametrize("text", ["fp32", "int8", "int4", "int4-g128"])
+@pytest.mark.parametrize("name", ["llama", "biases", "qwen3", "small windows, not rotated"])
+def test_both_flavours_give_the_same_logits_of_the_same_codes(text: str, name: str, tmp_path: Path) -> None:
+    model = MODELS[name]
+    found = []
+    for flavour in ("standard", "contrib"):
+        (tmp_path / flavour).mkdir()
+        decoder = _engine(tmp_path / flavour, model, _weights(model), parse_format(text), flavour=flavour)
+        sequences = decoder.start(2, 40)
+        logits = [sequences.prefill([[5, 6, 7, 8], [9]])]
+        logits += [sequences.step(np.array([token, token + 1])).copy() for token in range(30)]
+        found.append(np.stack(logits))
+    assert np.abs(found[0] - found[1]).max() < 1e-4
+
+
+@pytest.mark.parametrize("text", ["int4", "int8", "int4-g128"])
+def test_packed_codes_are_those_of_the_standard_graph(text: str) -> None:
+    model = with_format(_model(layers=(Block(mixer=LinearMixer(), ffn=NoOp()),), hidden_size=160), parse_format(text))
+    weights = random_weights(model, seed=2)
+    graphs = [decoder_graph(model, weights, 64, flavour).graph for flavour in (Flavour(name="standard"), CONTRIB)]
+    plain, packed = ({t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer} for graph in graphs)
+    name = "model.layers.0.self_attn.linear_attn.weight"
+    assert np.array_equal(plain[f"{name}.scales"].T, packed[f"{name}.scales"])
+    codes_KN = plain[f"{name}.codes"].astype(int)
+    rows_NS = packed[f"{name}.codes"].reshape(len(codes_KN), -1).astype(int)
+    unpacked_NK = np.stack([rows_NS & 15, rows_NS >> 4], axis=2).reshape(len(rows_NS), -1) - 8
+    unpacked_NK = rows_NS - 128 if text == "int8" else unpacked_NK
+    assert np.array_equal(unpacked_NK[:, : len(codes_KN)].T, codes_KN)
+    assert not unpacked_NK[:, len(codes_KN) :].any()
+
+
+def test_contrib_attends_and_multiplies_in_operators_of_its_own_and_joins_what_reads_the_same() -> None:
+    model = with_format(_model(), parse_format("int4"))
+    nodes = decoder_graph(model, random_weights(model), 64, CONTRIB).graph.node
+    counts = Counter(node.op_type for node in nodes)
+    assert counts["GroupQueryAttention"] == 3
+    assert counts["MatMulNBits"] == 3 * 2 + 3 * 3 + 2 + 1
+    assert not {"TensorScatter", "Attention", "DequantizeLinear", "RotaryEmbedding", "MatMul"} & set(counts)
+
+
+def test_heads_of_a_size_that_contrib_lacks_are_refused_there_and_built_in_the_standard_flavour() -> None:
+    model = _model(head_dim=12)
+    with pytest.raises(InputError, match="heads of 12"):
+        decoder_graph(model, random_weights(model), 64, CONTRIB)
+    assert best_flavour(model) == "standard"
+    plain = replace(model, layers=NO_ATTENTION)
+    decoder_graph(plain, random_weights(plain), 64, CONTRIB)
 
 
 def test_what_is_nothing_leaves_no_node_and_no_cache() -> None:

@@ -1,0 +1,131 @@
+"""In which operators a decoder is written: the same description, the same codes, two dialects of ONNX.
+
+``standard`` keeps to opset 24 and runs in ONNX Runtime and TensorRT. ``contrib`` uses ONNX Runtime's own operators:
+MatMulNBits for integer weights, and GroupQueryAttention, whose time grows with the tokens there are instead of with
+the slots there is room for.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from blockwright.compile.graph import Graph
+from blockwright.errors import InputError
+from blockwright.spec import Attention, Format, Model
+
+FlavourName = Literal["standard", "contrib"]
+
+_HEAD_MULTIPLE = 8
+"""GroupQueryAttention takes no head size that is not a multiple of this (onnxruntime 1.31)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flavour:
+    """Which operators, and what they are told."""
+
+    name: FlavourName
+    accuracy_level: Literal[0, 4] = 4
+    """Written into each MatMulNBits of ``contrib``; ``standard`` leaves it to the session."""
+
+
+STANDARD = Flavour(name="standard")
+
+DEFAULT_FLAVOUR: FlavourName = "standard"
+"""What engines are built in and profiles measure unless told otherwise: both at once, or promises would not hold."""
+
+
+def best_flavour(model: Model) -> FlavourName:
+    """The default one where the model can be written in it, else the one that writes everything."""
+    return DEFAULT_FLAVOUR if _is_writable(model) else "standard"
+
+
+def check_writable(model: Model, name: FlavourName) -> None:
+    """Refuses a flavour that lacks an operator for the model.
+
+    Raises:
+        InputError: the model's heads have a size that ``contrib`` has no attention for.
+    """
+    if name == "contrib" and not _is_writable(model):
+        raise InputError(
+            "flavour",
+            got=f"contrib for heads of {model.head_dim}",
+            expected=f"a head size that is a multiple of {_HEAD_MULTIPLE}",
+            remedy="Take the standard flavour.",
+        )
+
+
+def _is_writable(model: Model) -> bool:
+    has_attention = any(isinstance(block.mixer, Attention) for block in model.layers)
+    return not has_attention or model.head_dim % _HEAD_MULTIPLE == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """A weight matrix with its bias, as the checkpoint has them."""
+
+    name: str
+    """Without ``.weight``."""
+    weight_NK: np.ndarray
+    bias_N: np.ndarray | None
+    weights: Format
+    norm: np.ndarray | None = None
+    """The norm over each head that comes behind it, with its weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Residual:
+    """The residual stream behind a layer's part, its last addend not yet added: a norm may add it in one go."""
+
+    value: str
+    addend: str | None = None
+    name: str = ""
+    """Of the sum."""
+
+
+class Operators(ABC):
+    """Writes the pieces of a decoder into a graph, each flavour in its own operators."""
+
+    def __init__(self, graph: Graph, model: Model) -> None:
+        self.graph = graph
+        self.model = model
+
+    @abstractmethod
+    def declare_attention_inputs(self, num_positions: int) -> None:
+        """Declares what every layer with attention reads beside its cache."""
+
+    @abstractmethod
+    def linear(self, matrix: Matrix, x: str, output: str) -> str:
+        """Adds x·Wᵀ + b under the name `output`."""
+
+    @abstractmethod
+    def norm_of_sum(self, name: str, residual: Residual, weight: np.ndarray) -> tuple[Residual, str]:
+        """Adds the residual up and norms it; returns the residual, with nothing left to add, and the normed value."""
+
+    @abstractmethod
+    def attention(self, index: int, mixer: Attention, x: str, projections: list[Matrix]) -> str:
+        """Adds attention from the normed hidden state to the heads' outputs side by side; projections are q, k, v."""
+
+    @abstractmethod
+    def gate_and_up(self, prefix: str, x: str, matrices: list[Matrix]) -> tuple[str, str]:
+        """Adds the two matrices that a gated ffn begins with."""
+
+    def add(self, residual: Residual) -> str:
+        """Adds the residual up."""
+        if residual.addend is None:
+            return residual.value
+        return self.graph.node("Add", [residual.value, residual.addend], residual.name)
+
+    def norm(self, name: str, x: str, weight: np.ndarray) -> str:
+        """Adds an RMS norm over the last axis."""
+        scale = self.graph.constant(f"{name}.weight", weight.astype(np.float32))
+        return self.graph.node("RMSNormalization", [x, scale], f"{name}.normed", axis=-1, epsilon=self.model.norm_eps)
+
+    def cache(self, index: int, mixer: Attention, word: str) -> tuple[str, str]:
+        """Declares a layer's cache of keys or values; returns the names before and behind."""
+        past, present = f"past_{word}_{index}", f"present_{word}_{index}"
+        shape: list[int | str] = ["batch", mixer.num_kv_heads, "slots", self.model.head_dim]
+        self.graph.input(past, "float32", shape)
+        self.graph.output(present, "float32", shape)
+        return past, present
