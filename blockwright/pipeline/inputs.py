@@ -50,6 +50,15 @@ class TrainingWindows:
     digest: str
     """Of the text and of the tokens that were made of it; belongs into whatever is trained on them."""
 
+    def shortage(self, num_tokens: int) -> str | None:
+        """What to tell where there are fewer windows than asked for; None where there are enough."""
+        length = self.store.read(torch.zeros(1, dtype=torch.long)).ids_BT.shape[1]
+        found = self.store.num_windows * length
+        if found + length > num_tokens:
+            return None
+        times = f"{num_tokens / found:.1f} times"
+        return f"text      gives {found:,} of {num_tokens:,} tokens: training passes through it {times}"
+
     def batches(self, batch_windows: int, num_steps: int, seed: int, ranks: Ranks | None = None) -> Batches:
         """The batches of all steps, or one rank's part of each; see `Batches`."""
         return Batches(self.store, batch_windows, num_steps, seed, ranks=ranks, masks_documents=self.masks_documents)

@@ -70,6 +70,8 @@ def build_library(parent: Parent, order: LibraryOrder, output: Path, means: Libr
     model = load_model(parent)
     with running(stage) as work:
         windows = _windows(parent, order, text, work)
+        if (words := windows.shortage(order.tokens)) is not None:
+            say(words)
         check_text_suits(model, windows.store)
         disk = float(shutil.disk_usage(work).free)
         count = count_library(model, parent, order, means, memory_bytes, disk)
@@ -154,12 +156,14 @@ def _library(parent: Parent, order: LibraryOrder, trained: list[Trained], digest
     entries, blocks = entries_of(trained)
     start = start_of(order, parent.spec)
     offered = candidates(parent.spec, order.space) if order.pairs is None else []
+    formats = order.space.formats_by_layer(len(parent.spec.layers))
     if start is not None:
         ours = {entry.candidate for entry in entries}
         pairs = {(block.layer, block.block) for block in blocks}
         entries = (*(entry for entry in start.entries if entry.candidate not in ours), *entries)
         blocks = (*(block for block in start.blocks if (block.layer, block.block) not in pairs), *blocks)
         offered = list(dict.fromkeys([*start.candidates, *offered]))
+        formats = formats or start.formats
     for entry in (*entries, *blocks):
         if entry.stopped_at is not None:
             words = f"its loss was no number at batch {entry.stopped_at}, its last good state is kept"
@@ -177,6 +181,7 @@ def _library(parent: Parent, order: LibraryOrder, trained: list[Trained], digest
         | {"data": digest, "start": order.start, "init": to_data(order.init)}
         | to_data(order.settings),
         blocks=blocks,
+        formats=formats,
     )
 
 

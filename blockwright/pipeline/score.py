@@ -9,6 +9,7 @@ from blockwright.files import digest_of_files
 from blockwright.library import INDEX, read_library
 from blockwright.model.parent import Parent, load_model, load_tokenizer
 from blockwright.pipeline.candidates import candidate_layers, candidates_in
+from blockwright.pipeline.console import say
 from blockwright.pipeline.inputs import check_text_suits, checkpoint_digest, read_text, windows_to_judge_by
 from blockwright.pipeline.recipe import check_distinct, check_formats
 from blockwright.pipeline.rounds import Race, Run, Undecided, Yardsticks, score_in_rounds
@@ -69,6 +70,8 @@ def score_library(
     assert (undecided is None) == (order.race is None), "what decides a race is part of the stage's key"
     check_is_no_folder(output)
     library = read_library(folder)
+    if library.blocks:
+        say(f"score     {len(library.blocks)} pairs trained together are left out: a score is of a mixer or ffn alone")
     text = read_text(order.text)
     yardsticks = read_yardsticks(order, parent)
     files = [Path(metric.rpartition(":")[0]) for metric in order.metrics if metric not in _BUILT_IN]
@@ -100,6 +103,7 @@ def score_library(
             windows=windows,
             undecided=undecided,
             run=run,
+            formats=library.formats,
         )
         table = score_in_rounds(race, work)
         write_scores(table, output)
