@@ -92,7 +92,7 @@ class GkdStep:
 
 def distill(
     child: PreTrainedModel,
-    parent: PreTrainedModel,
+    parent: PreTrainedModel | None,
     batches: Sequence[Batch | Tensor],
     settings: GkdSettings,
     checkpoint: Path,
@@ -106,14 +106,15 @@ def distill(
 
     Args:
         child: the child; all its weights are trained.
-        parent: the parent, frozen, on the child's device.
+        parent: the parent, frozen, on the child's device; None where the loss needs nothing of it but what `top_of`
+            looks up. Its head may be missing where `top_of` is given.
         batches: this rank's windows, one batch per step; the same ones after a kill.
         settings: how to train.
         checkpoint: a file (safetensors) to keep the state of training in; the best child stands beside it. Removed by
             the caller when done with them.
         on_step: called after each step.
         held_out: this rank's windows to measure on, where the settings ask for it.
-        top_of: looks up the parent's likeliest tokens; None where the parent says them live.
+        top_of: looks up the parent's likeliest tokens, of held-out windows too; None where the parent says them live.
         ranks: who trains together; None for one process.
 
     Returns:
@@ -122,7 +123,8 @@ def distill(
     Raises:
         InputError: the loss is no number any more.
     """
-    parent.requires_grad_(False).eval()
+    if parent is not None:
+        parent.requires_grad_(False).eval()
     child.requires_grad_(True).eval()
     ranks = Ranks.alone() if ranks is None else ranks
     learner = _Learner(child, parent, settings, ranks, top_of)
@@ -175,7 +177,7 @@ class _Learner:
     def __init__(
         self,
         child: PreTrainedModel,
-        parent: PreTrainedModel,
+        parent: PreTrainedModel | None,
         settings: GkdSettings,
         ranks: Ranks,
         top_of: TopOf | None,
@@ -215,7 +217,7 @@ class _Learner:
         for each in batches:
             batch = self._here(each)
             count = counts_of(batch)[0]
-            kl, _ = self._judged(objective, batch, int(count))
+            kl, _ = self._loss(objective, batch, (int(count), 1))
             total += torch.stack([kl * count, count])
         kl, count = self.ranks.sum(total).tolist()
         return kl / count
@@ -255,9 +257,6 @@ class _Learner:
     def _loss(self, objective: Objective, batch: Batch, counts: tuple[int, int]) -> tuple[Tensor, Tensor]:
         top = None if self.top_of is None else self.top_of(batch)
         return self.models(objective_loss, self.child, self.parent, objective, batch, counts, top)
-
-    def _judged(self, objective: Objective, batch: Batch, count: int) -> tuple[Tensor, Tensor]:
-        return self.models(objective_loss, self.child, self.parent, objective, batch, (count, 1))
 
     def _counts(self, batch: Batch) -> tuple[int, int]:
         num_tokens, num_labels = self.ranks.sum(counts_of(batch)).tolist()

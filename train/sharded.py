@@ -38,13 +38,13 @@ class Sharded(nn.Module):
 
     Args:
         child: trained; its parameters become shares.
-        parent: frozen; likewise.
+        parent: frozen; likewise. None where nothing of it is needed.
         ranks: among whom; alone, everything stays as it is.
     """
 
-    def __init__(self, child: PreTrainedModel, parent: PreTrainedModel, ranks: Ranks) -> None:
+    def __init__(self, child: PreTrainedModel, parent: PreTrainedModel | None, ranks: Ranks) -> None:
         super().__init__()
-        self.models = nn.ModuleList([child, parent])
+        self.models = nn.ModuleList([child] if parent is None else [child, parent])
         if ranks.world_size > 1:
             device = "cuda" if torch.cuda.is_available() else "cpu"
             mesh = init_device_mesh(device, (ranks.world_size,))  # shares go to the GPU as they are made

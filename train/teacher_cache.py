@@ -70,6 +70,11 @@ class TeacherCache:
         path = self.folder / _DONE
         return read_json(path)["windows"] if path.exists() else 0
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the parent need not be asked any more."""
+        return self.num_done == self.num_windows
+
     def open(self) -> None:
         """Makes the files, or checks that those there are of the same parent, text and windows.
 
@@ -143,6 +148,10 @@ class TeacherCache:
                 files[name].flush()
             write_json(self.folder / _DONE, {"windows": start + len(some)})
             on_windows(start + len(some))
+
+    def has(self, batch: Batch) -> bool:
+        """Whether these windows are among its own."""
+        return all(key in self._rows for key, _ in _windows_of(batch))
 
     def top_of(self, batch: Batch) -> TopK:
         """What the parent says of some of the windows, on their device; shares are made to sum to 1 again."""

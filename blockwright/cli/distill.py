@@ -58,7 +58,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     steps.add_argument("--accumulate", type=int, default=1, metavar="PARTS", help="parts of a batch, for less memory")
     steps.add_argument("--checkpoint-activations", action="store_true", help="less memory, a third more time")
     steps.add_argument("--dtype", default="fp32", choices=("fp32", "bf16"), help="of products (default: fp32)")
-    steps.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    steps.add_argument("--device", help="cpu or cuda (default: cpu; under torchrun each rank's own GPU, if any)")
     steps.add_argument("--optimizer", default="adamw", choices=("adamw", "muon"), help="(default: adamw)")
     steps.add_argument("--learning-rate", type=float, default=2e-3, help="at its highest (default: 0.002)")
     steps.add_argument(
@@ -89,8 +89,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _order_of(arguments: argparse.Namespace) -> "DistillOrder":
-    from blockwright.pipeline.distill_order import DistillOrder
+    from blockwright.pipeline.distill_order import DistillOrder, default_device
     from blockwright.pipeline.recipe import check_above_zero, check_at_least
+    from blockwright.train.ranks import Ranks
 
     for flag, least in (
         ("batch", 1),
@@ -127,7 +128,7 @@ def _order_of(arguments: argparse.Namespace) -> "DistillOrder":
         teacher_logits=arguments.teacher_logits,
         top_k=arguments.top_k,
         cache=arguments.teacher_cache,
-        device=arguments.device,
+        device=arguments.device or default_device(Ranks.of_environment()),
         judging_tokens=_judging_tokens(arguments),
     )
 

@@ -13,7 +13,8 @@ from blockwright.measured import Quality
 from blockwright.model.child import save_child
 from blockwright.model.parent import Parent, load_model, load_tokenizer
 from blockwright.pipeline.console import say
-from blockwright.pipeline.distill_order import DistillOrder, check_order, check_pair
+from blockwright.pipeline.distill_answers import AnswersOrder, KeptAnswers
+from blockwright.pipeline.distill_order import DistillOrder, check_order, check_pair, device_of
 from blockwright.pipeline.inputs import (
     Checkpoint,
     Text,
@@ -30,16 +31,14 @@ from blockwright.pipeline.stage import Stage, whole
 from blockwright.pipeline.together import gathered, progress_of_first, running_together
 from blockwright.strict import from_data, to_data
 from blockwright.train.distill import GkdStep, distill
-from blockwright.train.losses import (
-    OF_STATES,
-)
+from blockwright.train.losses import OF_STATES
 from blockwright.train.memory import Work, check_memory
-from blockwright.train.objective import DTYPES, TopOf
+from blockwright.train.objective import DTYPES
 from blockwright.train.quality import compare
 from blockwright.train.ranks import Ranks
 from blockwright.train.sources import local_paths
-from blockwright.train.teacher_cache import CacheOrder, TeacherCache
-from blockwright.train.windows import Batch, Batches
+from blockwright.train.teacher_cache import CacheOrder
+from blockwright.train.windows import Batch
 
 HISTORY, QUALITY = "distillation.json", "quality.json"
 _SEED_SHIFT, _STOP_SEED_SHIFT, _JUDGE_SEED_SHIFT = 2, 3, 4
@@ -90,7 +89,7 @@ def distill_child(
     stage = Stage(name="distill", output=output, inputs=inputs, reads=reads)
     if stage.reuse(lambda: load_checkpoint(open_checkpoint(str(output)))) is not None:
         return _judged(output)
-    device = torch.device(order.device)
+    device = device_of(order.device, ranks)
     work = Work(
         child=child.spec,
         parent=teacher.spec,
@@ -100,18 +99,29 @@ def distill_child(
         num_ranks=ranks.world_size,
     )
     check_memory(work, device)
-    training = training_windows(
-        teacher,
-        text,
-        length=order.window_tokens,
-        num_tokens=order.tokens,
-        seed=order.seed + _SEED_SHIFT,
-        folder=stage.folder / "tokens",
-        masks_documents=order.masks_documents,
-    )
     with running_together(stage, ranks) as folder:
-        job = _Job(child=child, teacher=teacher, order=order, text=text, training=training, folder=folder, ranks=ranks)
-        model, history, distilled = _distill(job, inputs["teacher"], device)
+        training = training_windows(
+            teacher,
+            text,
+            length=order.window_tokens,
+            num_tokens=order.tokens,
+            seed=order.seed + _SEED_SHIFT,
+            folder=folder / "tokens",
+            masks_documents=order.masks_documents,
+        )
+        if ranks.is_first and (words := training.shortage(order.tokens)) is not None:
+            say(words)
+        job = _Job(
+            child=child,
+            teacher=teacher,
+            order=order,
+            text=text,
+            training=training,
+            teacher_digest=inputs["teacher"],
+            folder=folder,
+            ranks=ranks,
+        )
+        model, history, distilled = _distill(job, device)
         if not ranks.is_first:
             return None
         with new_folder(output) as temporary:
@@ -136,13 +146,22 @@ class _Job:
     order: DistillOrder
     text: Text
     training: TrainingWindows
+    teacher_digest: str
     folder: Path
     ranks: Ranks
 
-    def compare(self, child: PreTrainedModel, parent: PreTrainedModel) -> Quality | None:
-        """The child on held-out text, by documents that no stopping has seen; on the first rank."""
-        if not self.order.judging_tokens or not self.ranks.is_first:
-            return None
+    @property
+    def is_judge(self) -> bool:
+        """Whether this rank measures the child before and after."""
+        return bool(self.order.judging_tokens) and self.ranks.is_first
+
+    @property
+    def before_file(self) -> Path:
+        """What was measured before."""
+        return self.folder / "before.json"
+
+    def compare(self, child: PreTrainedModel, parent: PreTrainedModel) -> Quality:
+        """The child on held-out text, by documents that no stopping has seen."""
         documents = self.text.held_out[1::2] if self.order.eval_steps else self.text.held_out
         windows = windows_to_judge_by(
             self.teacher,
@@ -152,6 +171,22 @@ class _Job:
             seed=self.order.seed + _JUDGE_SEED_SHIFT,
         )
         return compare(child, parent, windows)
+
+    def answers(self) -> AnswersOrder:
+        """Which answers of the parent's are kept, and where; each rank's own."""
+        folder = self.folder / "answers" if self.order.cache is None else Path(self.order.cache)
+        return AnswersOrder(
+            folder=folder / f"rank-{self.ranks.rank}-of-{self.ranks.world_size}",
+            cache=CacheOrder(
+                k=min(self.order.top_k, self.teacher.spec.vocab_size),
+                temperature=self.order.temperature,
+                origin={
+                    "teacher": self.teacher_digest,
+                    "text": self.training.digest,
+                    "precision": self.order.precision,
+                },
+            ),
+        )
 
     def stopping_batches(self) -> list[Batch]:
         """This rank's windows to stop by; as many as every other rank's."""
@@ -169,21 +204,17 @@ class _Job:
         return found if self.order.masks_documents else [Batch(ids_BT=batch.ids_BT) for batch in found]
 
 
-def _distill(
-    job: _Job, teacher_digest: str, device: torch.device
-) -> tuple[PreTrainedModel, list[GkdStep], Distilled | None]:
+def _distill(job: _Job, device: torch.device) -> tuple[PreTrainedModel, list[GkdStep], Distilled | None]:
     order, ranks = job.order, job.ranks
-    parent, model = load_model(job.teacher), load_checkpoint(job.child)
-    check_text_suits(parent, job.training.store)
-    _move(parent, device)
-    _move(model, device)
-    before_file = job.folder / "before.json"
-    if not before_file.exists() and (quality := job.compare(model, parent)) is not None:
-        write_json(before_file, to_data(quality))
-    _move(parent, device, DTYPES[order.precision])
     num_steps = max(1, order.tokens // (order.batch_windows * order.window_tokens))
     batches = job.training.batches(order.batch_windows, num_steps, order.seed, ranks)
-    top_of = _cached(job, parent, batches, teacher_digest) if order.teacher_logits == "cached" else None
+    held_out = job.stopping_batches()
+    answers = None
+    if order.teacher_logits == "cached":
+        answers = KeptAnswers(job.answers(), batches, held_out)
+    model = load_checkpoint(job.child)
+    _move(model, device)
+    parent = _asked_first(job, model, answers)
     with progress_of_first(ranks, "distill", num_steps) as advance:
 
         def show(step: GkdStep) -> None:
@@ -198,47 +229,53 @@ def _distill(
             order.settings,
             job.folder / "state.safetensors",
             on_step=show,
-            held_out=job.stopping_batches(),
-            top_of=top_of,
+            held_out=held_out,
+            top_of=None if answers is None else answers.top_of,
             ranks=ranks,
         )
+    del parent  # before it is loaded again, whole
     if len(history) < num_steps and ranks.is_first:
         say(f"distill   stopped after {len(history)} of {num_steps} steps: the held-out KL fell no more")
     model = gathered(model, job.child.spec, ranks)
-    if not (ranks.is_first and before_file.exists()):
+    if not job.is_judge:
         return model, history, None
-    if order.precision != "fp32" or ranks.world_size > 1:
-        parent = load_model(job.teacher)
-        _move(parent, model.device)
-    after = job.compare(model, parent)
-    assert after is not None
-    before = from_data(Quality, read_json(before_file), str(before_file))
+    _move(model, device)
+    after = job.compare(model, _moved_parent(job, device))
+    before = from_data(Quality, read_json(job.before_file), str(job.before_file))
     return model, history, Distilled(before=before, after=after)
+
+
+def _asked_first(job: _Job, model: PreTrainedModel, answers: KeptAnswers | None) -> PreTrainedModel | None:
+    """What training needs of the parent, after it has said all that is asked of it before."""
+    order = job.order
+    needs_states = bool(order.settings.losses.among(OF_STATES))
+    is_judged = job.before_file.exists() or not job.is_judge
+    if answers is not None and answers.are_full and is_judged and not needs_states:
+        return None
+    parent = _moved_parent(job, model.device)
+    check_text_suits(parent, job.training.store)
+    if not is_judged:
+        write_json(job.before_file, to_data(job.compare(model, parent)))
+    _move(parent, model.device, DTYPES[order.precision])
+    if answers is None:
+        return parent
+    answers.fill(parent, order.batch_windows, job.ranks)
+    if not needs_states:
+        return None
+    if job.ranks.is_first:
+        say("distill   the loss compares states too, so the parent's layers run live beside its kept answers")
+    parent.lm_head = nn.Identity()  # nobody asks for its logits any more
+    return parent
+
+
+def _moved_parent(job: _Job, device: torch.device) -> PreTrainedModel:
+    parent = load_model(job.teacher)
+    _move(parent, device)
+    return parent
 
 
 def _move(model: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:
     model.to(device=device, dtype=dtype)
-
-
-def _cached(job: _Job, parent: PreTrainedModel, batches: Batches, teacher_digest: str) -> TopOf:
-    """Asks the parent of all windows beforehand; each rank of its own."""
-    order, ranks = job.order, job.ranks
-    if order.settings.losses.among(OF_STATES) and ranks.is_first:
-        say("distill   the loss compares states too, so the parent's layers run live beside its kept answers")
-    cache = TeacherCache(
-        (job.folder / "answers" if order.cache is None else Path(order.cache))
-        / f"rank-{ranks.rank}-of-{ranks.world_size}",
-        CacheOrder(
-            k=min(order.top_k, job.teacher.spec.vocab_size),
-            temperature=order.temperature,
-            origin={"teacher": teacher_digest, "text": job.training.digest, "precision": order.precision},
-        ),
-        batches,
-    )
-    cache.open()
-    with progress_of_first(ranks, "ask parent", cache.num_windows) as advance:
-        cache.fill(parent, order.batch_windows, lambda done: advance(to=done))
-    return cache.top_of
 
 
 def _judged(output: Path) -> Distilled | None:

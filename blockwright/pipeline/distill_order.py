@@ -1,5 +1,6 @@
 """How to distil, and what is refused before any work: orders that cannot be, and children of other parents."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,6 +77,18 @@ class DistillOrder:
         )
 
 
+def device_of(name: str, ranks: Ranks) -> torch.device:
+    """The device that an order names: of several ranks with GPUs, each has the one of its number on its machine."""
+    if name == "cuda" and ranks.world_size > 1:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device(name)
+
+
+def default_device(ranks: Ranks) -> str:
+    """Several ranks work on GPUs where there are any."""
+    return "cuda" if ranks.world_size > 1 and torch.cuda.is_available() else "cpu"
+
+
 def check_pair(child: Checkpoint, teacher: Parent) -> None:
     """Refuses a child whose states or tokens are not the parent's.
 
@@ -132,6 +145,13 @@ def check_order(order: DistillOrder, settings: GkdSettings, num_child: int, num_
     if order.device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(
             "--device", got=order.device, expected="a GPU that torch can use", remedy="Leave it out to use the CPU."
+        )
+    if order.device.startswith("cuda:") and ranks.world_size > 1:
+        raise InputError(
+            "--device",
+            got=f"{order.device} for {ranks.world_size} ranks",
+            expected="a GPU for each rank",
+            remedy="Leave it out: each rank takes the GPU of its number on its machine.",
         )
     compared = settings.losses.among(COMPARED_LOGITS)
     if order.teacher_logits == "cached" and list(compared) != ["kl"]:

@@ -1,0 +1,56 @@
+"""The parent's answers, kept for a distillation: of the windows to train on, and of those to stop by."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from blockwright.pipeline.together import progress_of_first
+from blockwright.train.chunked_kl import TopK
+from blockwright.train.ranks import Ranks
+from blockwright.train.teacher_cache import CacheOrder, TeacherCache
+from blockwright.train.windows import Batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswersOrder:
+    """What to keep, and where."""
+
+    folder: Path
+    cache: CacheOrder
+
+
+class KeptAnswers:
+    """All that the parent will be asked for, on disk.
+
+    Args:
+        order: what to keep, and where.
+        batches: this rank's windows to train on.
+        held_out: this rank's windows to stop by; their answers are kept apart, for runs that stop by none.
+
+    Raises:
+        InputError: there is no room, or the folder has the answers of another parent or to other windows.
+    """
+
+    def __init__(self, order: AnswersOrder, batches: Sequence[Batch], held_out: Sequence[Batch]) -> None:
+        self._caches = [TeacherCache(order.folder, order.cache, batches)]
+        if held_out:
+            self._caches.append(TeacherCache(order.folder / "held-out", order.cache, held_out))
+        for cache in self._caches:
+            cache.open()
+
+    @property
+    def are_full(self) -> bool:
+        """Whether the parent need not be asked any more."""
+        return all(cache.is_full for cache in self._caches)
+
+    def fill(self, parent: PreTrainedModel, batch_windows: int, ranks: Ranks) -> None:
+        """Asks the parent of all windows that are not kept yet."""
+        for cache in self._caches:
+            with progress_of_first(ranks, "ask parent", cache.num_windows) as advance:
+                cache.fill(parent, batch_windows, lambda done, advance=advance: advance(to=done))
+
+    def top_of(self, batch: Batch) -> TopK:
+        """What the parent says of some of the windows."""
+        return next(cache for cache in self._caches if cache.has(batch)).top_of(batch)
