@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from blockwright.errors import InputError
 from blockwright.files import read_json, write_json
-from blockwright.spec import Block, Candidate, Model
+from blockwright.spec import Block, Candidate, Format, Model
 from blockwright.strict import from_data, to_data
 
 INDEX = "index.json"
@@ -73,6 +73,12 @@ class Library:
     settings: dict[str, Any]
     blocks: tuple[BlockEntry, ...] = ()
     """Pairs that were trained together."""
+    formats: tuple[tuple[Format, ...], ...] = ()
+    """That each layer may be stored in, as its space says: of a layer none for any, none at all for any in all."""
+
+    def __post_init__(self) -> None:
+        if self.formats and len(self.formats) != len(self.parent.layers):
+            raise ValueError(f"formats for each of the {len(self.parent.layers)} layers, or for none")
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -14,8 +14,9 @@ from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Backend, Profile
 from blockwright.profiler.cost_model import PartCosts, latency_of_throughput, part_costs
 from blockwright.search.budget import Amount, Budget
+from blockwright.search.offered import offered
 from blockwright.search.problem import Choice, Limit, Pair, Problem, merged
-from blockwright.search.scores import Score, ScoreTable, format_of
+from blockwright.search.scores import ScoreTable
 from blockwright.search.servable import servable
 from blockwright.servable import Engine
 from blockwright.spec import (
@@ -106,7 +107,7 @@ def build_problem(table: ScoreTable, order: Order) -> Problem:
     parent = with_format(table.parent, order.formats[0])
     rows = [row for budget in order.budgets for row in _rows(budget, table.parent, order)]
     by_group: dict[tuple[int, str], list[Choice]] = {}
-    for candidate, value in _offered(table, order):
+    for candidate, value in offered(table, order.metric, order.formats):
         costs = tuple(row.cost_of(candidate) for row in rows)
         choice = Choice(candidates=(candidate,), score=value, costs=costs)
         by_group.setdefault((candidate.layer, candidate.part), []).append(choice)
@@ -181,39 +182,6 @@ def _limit(budget: Budget, amount: Amount, load: Load, base: float) -> float:
     return latency_of_throughput(load, amount.of(load.batch * load.new_tokens / base))
 
 
-def _offered(table: ScoreTable, order: Order) -> Iterator[tuple[Candidate, float]]:
-    """Every candidate in every format asked for, with its score.
-
-    Scores of fp32 serve for another format where it is the only one asked for: all candidates are rounded alike then.
-    """
-    scores = table.of_metric(order.metric)
-    scored = {format_of(score.candidate) for score in scores} - {""}
-    wanted = {str(weights) for weights in order.formats}
-    if wanted <= scored:
-        for score in scores:
-            if format_of(score.candidate) in wanted | {""}:
-                yield score.candidate, _value(score)
-        return
-    if len(wanted) > 1 or "fp32" not in scored:
-        raise InputError(
-            "scores",
-            got=f"scores of {', '.join(sorted(scored))}",
-            expected=f"scores of {', '.join(sorted(wanted))}, to choose a format for each layer",
-            remedy="Score again: blockwright score … "
-            + " ".join(f"--format {weights}" for weights in sorted(wanted | scored)),
-        )
-    for score in scores:
-        if format_of(score.candidate) in {"fp32", ""}:
-            candidate = replace(score.candidate, variant=stored_as(score.candidate.variant, order.formats[0]))
-            yield candidate, _value(score)
-
-
-def _value(score: Score) -> float:
-    """A divergence below zero is rounding; other metrics may well be below."""
-    value = score.estimate.value
-    return 0.0 if score.metric == "kl" and value < 0 else value  # not `max`, which makes a 0 of what is no number
-
-
 def _stored(pair: Pair, formats: Sequence[Format]) -> Pair:
     """The pair in the only format asked for; where there are several it stands for the candidates in fp32."""
     if len(formats) > 1:
@@ -252,10 +220,10 @@ def _check_kept(rules: Rules, num_layers: int) -> None:
         )
 
 
-def _check_layers(offered: Collection[tuple[int, str]], parent: Model) -> None:
+def _check_layers(found: Collection[tuple[int, str]], parent: Model) -> None:
     for layer in range(len(parent.layers)):
         for part in ("mixer", "ffn"):
-            if (layer, part) not in offered:
+            if (layer, part) not in found:
                 raise InputError(
                     f"scores: layer {layer}, {part}",
                     got="no candidate",

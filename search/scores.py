@@ -15,6 +15,7 @@ from blockwright.errors import InputError
 from blockwright.files import new_file
 from blockwright.spec import (
     Candidate,
+    Format,
     Model,
     NoOp,
     Part,
@@ -29,6 +30,7 @@ from blockwright.strict import from_data, to_data
 _PARENT_KEY = b"blockwright.parent"
 _EFFORT_KEY = b"blockwright.effort"
 _INFLUENCE_KEY = b"blockwright.influence"
+_FORMATS_KEY = b"blockwright.formats"
 _OFFERED_KEY = b"blockwright.offered"
 """By metric, the keys of all candidates that were scored: what tells a row that was lost from one that never was."""
 _COLUMNS = ["layer", "part", "name", "metric", "value", "low", "high", "num_windows", "candidate"]
@@ -67,10 +69,14 @@ class ScoreTable:
     influence: tuple[float, ...] | None = None
     """Of each layer of the parent: one less the mean cosine between the hidden states that enter and leave it
     (ShortGPT, arXiv 2403.03853). None where it was not measured."""
+    formats: tuple[tuple[Format, ...], ...] = ()
+    """That each layer may be stored in; see `search/offered.py`."""
 
     def __post_init__(self) -> None:
         if self.influence is not None and len(self.influence) != len(self.parent.layers):
             raise ValueError(f"an influence for each of the {len(self.parent.layers)} layers")
+        if self.formats and len(self.formats) != len(self.parent.layers):
+            raise ValueError(f"formats for each of the {len(self.parent.layers)} layers, or for none")
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -104,6 +110,8 @@ def write_scores(table: ScoreTable, path: Path) -> None:
         metadata[_EFFORT_KEY] = json.dumps(to_data(table.effort)).encode()
     if table.influence is not None:
         metadata[_INFLUENCE_KEY] = json.dumps(table.influence).encode()
+    if table.formats:
+        metadata[_FORMATS_KEY] = json.dumps(to_data(table.formats)).encode()
     with new_file(path) as temporary:
         pq.write_table(arrow.replace_schema_metadata(metadata), temporary)
 
@@ -154,7 +162,9 @@ def read_scores(path: Path) -> ScoreTable:
         influence = arrow.schema.metadata.get(_INFLUENCE_KEY)
         if influence is not None:
             influence = from_data(tuple[float, ...], json.loads(influence), f"{path}: influence")
-        empty = ScoreTable(parent=parent, scores=(), effort=effort, influence=influence)
+        formats = json.loads(arrow.schema.metadata.get(_FORMATS_KEY, b"[]"))
+        formats = from_data(tuple[tuple[Format, ...], ...], formats, f"{path}: formats")
+        empty = ScoreTable(parent=parent, scores=(), effort=effort, influence=influence, formats=formats)
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise

@@ -113,6 +113,11 @@ class SpaceSettings:
         """The formats that a layer may be stored in; none for all that are scored."""
         return tuple(parse_format(text) for text in self.of_layer(layer).formats)
 
+    def formats_by_layer(self, num_layers: int) -> tuple[tuple[Format, ...], ...]:
+        """The formats of every layer; nothing at all where no layer is bound to any."""
+        found = tuple(map(self.formats_of, range(num_layers)))
+        return found if any(found) else ()
+
 
 def candidates(parent: Model, settings: SpaceSettings) -> list[Candidate]:
     """Every candidate of every layer, the parent's own part first.

@@ -12,15 +12,19 @@ from transformers import PreTrainedModel
 from blockwright.compile.blocked import rounded
 from blockwright.library import Library
 from blockwright.model.child import layer_with, part_weights
+from blockwright.search.offered import in_formats
 from blockwright.search.scores import format_of
 from blockwright.spec import FP32, Candidate, Format, Model, NoOp, stored_as
 from blockwright.tensors import read_tensors
 
 
 def candidates_in(library: Library, formats: Sequence[Format]) -> tuple[Candidate, ...]:
-    """Every candidate of a library in every format; a no-op once."""
-    found = (replace(c, variant=stored_as(c.variant, weights)) for c in library.candidates for weights in formats)
-    return tuple(dict.fromkeys(found))
+    """Every candidate of a library in every format that its layer may have; a no-op once.
+
+    Raises:
+        InputError: a layer may have none of the formats.
+    """
+    return in_formats(library.candidates, formats, library.formats)
 
 
 def key_of(candidate: Candidate) -> str:

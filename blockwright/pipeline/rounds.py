@@ -6,7 +6,7 @@ undecided on as many again, then on twice as many, until all windows are spent. 
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from blockwright.search.metrics import JudgeOf, TextMetrics, text_judge
 from blockwright.search.scores import Effort, Score, ScoreTable, format_of
 from blockwright.search.scoring import influence_of, replace_one
 from blockwright.search.task import Question, batches_of, ids_of, task_judge
-from blockwright.spec import Candidate, Model, variant_name
+from blockwright.spec import Candidate, Format, Model, variant_name
 from blockwright.statistics import LEAST_VALUES, Estimate, estimate_mean
 from blockwright.train.windows import Windows
 
@@ -62,6 +62,8 @@ class Race:
     """Chooses after each round who goes on; None where all candidates are scored on all windows."""
     run: "Run | None" = None
     """Runs candidates on a batch somewhere else; None for here."""
+    formats: tuple[tuple[Format, ...], ...] = ()
+    """That each layer may be stored in; see `search/offered.py`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +148,7 @@ def score_in_rounds(race: Race, work: Path) -> ScoreTable:
     if race.undecided is not None and effort.offered:
         share = 100 * effort.spent / effort.offered
         say(f"score     {effort.spent} windows of a candidate run of {effort.offered} ({share:.0f} %)")
-    return ScoreTable(parent=race.parent, scores=_scores(race, found), effort=effort, influence=influence.means)
+    return replace(_table(race, found), effort=effort, influence=influence.means)
 
 
 def round_ends(num_windows: int) -> list[int]:
@@ -160,9 +162,12 @@ def round_ends(num_windows: int) -> list[int]:
 def _next_round(race: Race, undecided: Undecided, found: Mapping[tuple[str, str], _Found], path: Path) -> set[str]:
     """The keys of who goes on; kept, for whoever chooses need not choose the same twice."""
     if not path.exists():
-        table = ScoreTable(parent=race.parent, scores=_scores(race, found))
-        write_json(path, sorted(key_of(candidate) for candidate in undecided(table)))
+        write_json(path, sorted(key_of(candidate) for candidate in undecided(_table(race, found))))
     return set(read_json(path))
+
+
+def _table(race: Race, found: Mapping[tuple[str, str], _Found]) -> ScoreTable:
+    return ScoreTable(parent=race.parent, scores=_scores(race, found), formats=race.formats)
 
 
 def _run_round(

@@ -30,8 +30,10 @@ from blockwright.pipeline.score import ScoreOrder, read_yardsticks, score_librar
 from blockwright.pipeline.search import SearchOrder, check_budgets, check_reachable, search_plan
 from blockwright.pipeline.stage import locked
 from blockwright.profiler.check import check_utilisation
+from blockwright.search.offered import formats_for
 from blockwright.search.plan import Plan
 from blockwright.search.space import candidates
+from blockwright.spec import Format, parse_format
 from blockwright.statistics import LEAST_VALUES
 from blockwright.strict import to_data
 
@@ -67,8 +69,8 @@ def run(recipe: Recipe, folder: Path, profile: str | None = None) -> Run:
         hardware = ready or profile_machine(profile_order(recipe, parent), folder / PROFILE)
         profile_file = profile or folder / PROFILE
         searched = search_order(recipe)
-        offered = candidates(parent.spec, recipe.space)
-        check_reachable(parent.spec, offered, {hardware.name: hardware}, searched)
+        offered, formats = candidates(parent.spec, recipe.space), allowed_formats(recipe, parent)
+        check_reachable(parent.spec, offered, {hardware.name: hardware}, searched, formats)
         build_library(parent, library_order(recipe), folder / LIBRARY)
         _score(recipe, parent, hardware, folder)
         plan = search_plan(folder / SCORES, [profile_file], searched, folder / PLAN)
@@ -99,6 +101,9 @@ def check_recipe(recipe: Recipe) -> Parent:
     """
     check_budgets(recipe.loads, recipe.budgets)
     parent = open_parent(recipe.parent)
+    for layer in range(len(parent.spec.layers)):
+        for asked in (recipe.engine.formats[:1], recipe.score.formats):
+            formats_for(layer, list(map(parse_format, asked)), allowed_formats(recipe, parent))
     read_yardsticks(score_order(recipe), parent)
     _check_loads(recipe.loads, parent)
     _check_prompts(recipe.measure, parent)
@@ -109,6 +114,11 @@ def check_recipe(recipe: Recipe) -> Parent:
         check_text_suits(model, some)
     say(f"parent    {recipe.parent}: {len(parent.spec.layers)} layers, {recipe.text} as text")
     return parent
+
+
+def allowed_formats(recipe: Recipe, parent: Parent) -> tuple[tuple[Format, ...], ...]:
+    """What the recipe's space says that each layer may be stored in; see `search/offered.py`."""
+    return recipe.space.formats_by_layer(len(parent.spec.layers))
 
 
 def library_order(recipe: Recipe) -> LibraryOrder:

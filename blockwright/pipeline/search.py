@@ -1,7 +1,7 @@
 """Stage: choose the blocks. Loads no torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from blockwright.cost import Load
@@ -16,11 +16,12 @@ from blockwright.search.budget import parse_budget
 from blockwright.search.build import NO_RULES, Order, Rules, build_problem
 from blockwright.search.choose import Steps, checked, choose
 from blockwright.search.explain import fits
+from blockwright.search.offered import in_formats
 from blockwright.search.plan import Axis, Plan, read_plan, write_plan
 from blockwright.search.rivals import NUM_WAYS
 from blockwright.search.scores import Score, ScoreTable, read_scores
 from blockwright.search.sweep import Sweep, default_sweep, read_axis
-from blockwright.spec import Candidate, Model, parse_format, stored_as
+from blockwright.spec import Candidate, Format, Model, parse_format
 from blockwright.statistics import Estimate
 from blockwright.strict import to_data
 
@@ -118,24 +119,32 @@ def profile_files(profiles: Sequence[str | Path]) -> list[Path]:
 
 
 def check_reachable(
-    parent: Model, offered: Sequence[Candidate], devices: Mapping[str, Profile], order: SearchOrder
+    parent: Model,
+    offered: Sequence[Candidate],
+    devices: Mapping[str, Profile],
+    order: SearchOrder,
+    formats: tuple[tuple[Format, ...], ...] = (),
 ) -> None:
     """Finds out whether any child is within the budgets, before its library is trained.
+
+    Args:
+        parent: the parent.
+        offered: the candidates that there will be.
+        devices: profiles by the names of their devices.
+        order: what to choose for.
+        formats: that each layer may be stored in; see `search/offered.py`.
 
     Raises:
         InputError: none is; the error says which budgets clash, what can be reached and what would fit.
     """
     check_pool(order, parent)
     nothing = Estimate(value=0.0, low=0.0, high=0.0, num_values=1)
-    formats = [parse_format(text) for text in order.formats]
+    asked = full_order(order, devices)
     scores = tuple(
         Score(candidate=candidate, metric=order.metric, estimate=nothing)
-        for candidate in dict.fromkeys(
-            replace(c, variant=stored_as(c.variant, weights)) for c in offered for weights in formats
-        )
+        for candidate in in_formats(offered, asked.formats, formats)
     )
-    asked = full_order(order, devices)
-    table = ScoreTable(parent=parent, scores=scores)
+    table = ScoreTable(parent=parent, scores=scores, formats=formats)
     problem = build_problem(table, asked)
     checked(fits(problem, order.time_limit_s), problem, asked, table)
 

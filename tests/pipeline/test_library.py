@@ -1,0 +1,100 @@
+"""The library's files: the formats that its space allows, and what of a candidate's training is kept."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from blockwright.errors import InputError
+from blockwright.files import read_json
+from blockwright.library import CURVES, Library, read_library
+from blockwright.model.parent import Parent, open_parent
+from blockwright.pipeline.candidates import candidates_in
+from blockwright.pipeline.library import LibraryOrder, build_library
+from blockwright.pipeline.score import ScoreOrder, score_library
+from blockwright.search.scores import read_scores
+from blockwright.search.space import LayerSpace, SpaceSettings
+from blockwright.spec import FP32, NoOp, parse_format
+from blockwright.train.initialise import AS_PUBLISHED
+
+INT4 = parse_format("int4")
+SPACE = SpaceSettings(
+    kv_head_shares=(),
+    ffn_width_shares=(0.5,),
+    has_linear=False,
+    formats=("fp32",),
+    overrides=(LayerSpace(layers=0, formats=("int4",)), LayerSpace(layers=1, formats=("fp32", "int4"))),
+)
+
+
+@pytest.fixture(scope="module")
+def parent(small_parent: Path) -> Parent:
+    return open_parent(str(small_parent))
+
+
+@pytest.fixture(scope="module")
+def order(small_text: Path) -> LibraryOrder:
+    return LibraryOrder(
+        space=SPACE, text=str(small_text), window_tokens=32, seed=0, tokens=256, batch_windows=4, learning_rate=1e-3
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, parent: Parent, order: LibraryOrder) -> Path:
+    folder = tmp_path_factory.mktemp("library") / "library"
+    build_library(parent, order, folder)
+    return folder
+
+
+def _formats(library: Library, *asked: str) -> list[set[str]]:
+    """What each layer is offered in."""
+    found = candidates_in(library, [parse_format(text) for text in asked])
+    return [
+        {str(c.variant.weights) for c in found if c.layer == layer and not isinstance(c.variant, NoOp)}
+        for layer in range(len(library.parent.layers))
+    ]
+
+
+def test_candidates_come_in_the_formats_that_the_space_allows(folder: Path, parent: Parent) -> None:
+    library = read_library(folder)
+    num_layers = len(parent.spec.layers)
+    assert library.formats == ((INT4,), (FP32, INT4), *((FP32,),) * (num_layers - 2))
+    every = [{"int4-g32"}, {"fp32", "int4-g32"}, *[{"fp32"}] * (num_layers - 2)]
+    assert _formats(library, "fp32", "int4") == _formats(library, "int4", "int8", "fp32") == every
+    with pytest.raises(InputError, match="formats: got fp32; expected one at least that the space allows in layer 0"):
+        candidates_in(library, [FP32])
+    unbound = replace(library, formats=())
+    assert _formats(unbound, "fp32", "int4") == [{"fp32", "int4-g32"}] * num_layers
+
+
+def test_only_what_the_space_allows_is_scored(folder: Path, parent: Parent, small_text: Path, tmp_path: Path) -> None:
+    asked = ScoreOrder(text=str(small_text), window_tokens=16, tokens=8 * 16, seed=0, formats=("fp32", "int4"))
+    score_library(parent, folder, asked, tmp_path / "scores.parquet")
+    table, library = read_scores(tmp_path / "scores.parquet"), read_library(folder)
+    assert {score.candidate for score in table.scores} == set(candidates_in(library, [FP32, INT4]))
+    assert table.formats == library.formats
+
+
+def test_a_library_taken_over_keeps_its_formats_unless_others_are_asked_for(
+    folder: Path, parent: Parent, order: LibraryOrder, tmp_path: Path
+) -> None:
+    plain = replace(order, start=str(folder), space=replace(SPACE, formats=(), overrides=()))
+    assert build_library(parent, plain, tmp_path / "plain").formats == read_library(folder).formats
+    other = replace(plain, space=replace(plain.space, formats=("int8",)))
+    assert set(build_library(parent, other, tmp_path / "other").formats) == {(parse_format("int8"),)}
+
+
+def test_index_and_curves_say_which_weights_are_kept(
+    parent: Parent, order: LibraryOrder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, rate, kept in (("good", 1e-3, "trained"), ("bad", 1.0, "initial")):
+        asked = replace(order, learning_rate=rate, init=AS_PUBLISHED)
+        library, said = build_library(parent, asked, tmp_path / name), capsys.readouterr().err
+        curves = read_json(tmp_path / name / CURVES)
+        assert {entry.kept for entry in library.entries} == {kept}
+        for entry in library.entries:
+            curve = curves[entry.candidate.name]
+            assert curve["held_out_nmse"] == {"initial": entry.initial_nmse, "trained": entry.trained_nmse}
+            assert curve["kept"] == kept
+            told = f"{entry.file}: training made it worse on held-out text" in said
+            assert told == (kept == "initial")
