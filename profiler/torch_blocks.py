@@ -57,7 +57,8 @@ def build_random(model: Model) -> PreTrainedModel:
 def hf_config(model: Model) -> PreTrainedConfig:
     """A configuration of the model's family with what its layers share: what `build_child` takes for the parent's.
 
-    `spec_of` reads the same model from it, where all layers are alike.
+    `spec_of` reads the same model from it, where all layers are alike. Families have one window at most, and without
+    layer types it is that of all layers: the widest goes in where it suits, and `build_child` narrows the others.
     """
     mixers = [block.mixer for block in model.layers if isinstance(block.mixer, Attention)]
     widths = [block.ffn.width for block in model.layers if isinstance(block.ffn, GatedFFN)]
@@ -79,11 +80,11 @@ def hf_config(model: Model) -> PreTrainedConfig:
         "mlp_bias": model.has_ffn_bias,
         "sliding_window": None,
     }
-    windows = {mixer.reach.num_tokens for mixer in mixers if isinstance(mixer.reach, Window)}
-    assert len(windows) <= 1, "these families have one window for all layers that have any"
-    if windows:
-        settings |= {"sliding_window": windows.pop(), "use_sliding_window": True}
-        if model.family in ("qwen2", "qwen3"):
+    windows = [mixer.reach.num_tokens for mixer in mixers if isinstance(mixer.reach, Window)]
+    has_layer_types = model.family in ("qwen2", "qwen3")
+    if windows and (has_layer_types or len(windows) == len(mixers)):
+        settings |= {"sliding_window": max(windows), "use_sliding_window": True}
+        if has_layer_types:
             settings["layer_types"] = [_layer_type(block.mixer) for block in model.layers]
     return _CONFIGS[model.family](**settings)
 

@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from blockwright.compile.engine import SessionSettings
 from blockwright.cost import Load, Quantity
 from blockwright.hw_profiles.folder import read_profile, shipped_profiles
 from blockwright.hw_profiles.profile import MemoryRow, Point, Profile, TimeRow, WholeRow
+from blockwright.model.child import build_child, load_weights
 from blockwright.model.parent import spec_of
 from blockwright.profiler.bench import Bench
 from blockwright.profiler.clock import Effort, timing_of
@@ -30,6 +32,7 @@ from blockwright.spec import (
     NoOp,
     Rope,
     Window,
+    variant_name,
 )
 
 MIXERS = (Attention(num_kv_heads=2), LinearMixer(), NoOp())
@@ -125,6 +128,45 @@ def test_a_step_is_timed_over_the_same_cache_every_time(monkeypatch: pytest.Monk
         at_once = build_random(model)(torch.arange(64).expand(2, -1)).logits[:, -1:].argmax(-1)
     assert len(chosen) == 4
     assert all(torch.equal(ids, at_once) for ids in chosen)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("reaches", [(4, 9), (9, None, 4), (None, 6)])
+def test_layers_of_one_model_have_windows_of_their_own(family: Family, reaches: Sequence[int | None]) -> None:
+    full = _model(family)
+    own, layers = full.layers[0], []
+    for num_tokens in reaches:
+        reach = Full() if num_tokens is None else Window(num_tokens=num_tokens)
+        layers.append(replace(own, mixer=replace(own.mixer, reach=reach)))
+    model = replace(full, layers=tuple(layers))
+    child = build_random(model)
+    naive = build_child(model, hf_config(replace(full, layers=(own,) * len(layers))))  # each narrowed by itself
+    naive = load_weights(naive, child.state_dict())
+    ids_BT, cache = torch.arange(40).expand(2, -1), DynamicCache(config=child.config)
+    with torch.inference_mode():
+        expected = naive(ids_BT).logits
+        torch.testing.assert_close(child(ids_BT).logits, expected)
+        child(ids_BT[:, :-1], past_key_values=cache)
+        torch.testing.assert_close(child(ids_BT[:, -1:], past_key_values=cache).logits[:, -1], expected[:, -1])
+        unlimited = build_random(replace(full, layers=(own,) * len(layers)))
+        assert not torch.allclose(unlimited(ids_BT).logits[:, -1], expected[:, -1])
+
+
+def test_variants_with_different_windows_are_measured_together() -> None:
+    own = Attention(num_kv_heads=2)
+    variants = [replace(own, reach=reach) for reach in (Full(), Window(num_tokens=8), Window(num_tokens=16))]
+    request = Request(
+        parent=_model(),
+        mixers=tuple(variants),
+        ffns=FFNS,
+        formats=(FP32,),
+        loads=(LOAD,),
+        session=SESSION,
+        effort=Effort(seconds=0.0, min_turns=1),
+        backends=("torch",),
+    )
+    times = [row for case in cases(request) for row in measure(case) if isinstance(row, TimeRow)]
+    assert {variant_name(variant) for variant in variants} <= {row.variant for row in times}
 
 
 def test_measuring_leaves_the_number_of_threads_as_it_was() -> None:
