@@ -15,8 +15,6 @@ from blockwright.units import parse_quantity
 
 if TYPE_CHECKING:
     from blockwright.search.build import Rules
-    from blockwright.search.space import SpaceSettings
-    from blockwright.spec import Model
 
 _LOAD = re.compile(r"([\w.-]+)=(\d+)x(\d+)\+(\d+)")
 DEFAULT_LOAD = "chat=1x128+128"
@@ -96,29 +94,6 @@ def add_packing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mask-documents", action="store_true", help="no token sees another document of its window (default: it does)"
     )
-
-
-def add_space(parser: argparse.ArgumentParser) -> None:
-    """The flag for what candidates there are; `read_space_of` reads it."""
-    parser.add_argument(
-        "--space",
-        type=Path,
-        metavar="FILE",
-        help="what to offer in each layer, in YAML (default: half and a quarter of the KV heads, three widths of the "
-        "ffn, linear and nothing); `blockwright space` shows what a file comes to",
-    )
-
-
-def read_space_of(arguments: argparse.Namespace, parent: "Model") -> "SpaceSettings":
-    """Reads ``--space`` for a parent; without the flag, the default.
-
-    Raises:
-        InputError: the file is missing, or holds what no layer of the parent could have.
-    """
-    from blockwright.search.space import SpaceSettings
-    from blockwright.search.space_file import read_space
-
-    return SpaceSettings() if arguments.space is None else read_space(arguments.space, parent)
 
 
 def add_loads(parser: argparse.ArgumentParser) -> None:

@@ -20,8 +20,9 @@ import argparse
 import json
 
 from blockwright.cli.cluster import add_ray
-from blockwright.cli.flags import add_out, add_packing, add_space, add_text, read_space_of, read_tokens
+from blockwright.cli.flags import add_out, add_packing, add_text, read_tokens
 from blockwright.cli.init_flags import add_init, read_init
+from blockwright.cli.space_flags import add_space, read_space_of
 from blockwright.units import parse_quantity
 
 

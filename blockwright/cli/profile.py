@@ -2,14 +2,15 @@
 
 Writes a hardware profile, a folder. Without a parent: what the machine is, its ceilings, and times of operators of
 sizes that models are made of, in at most five minutes. With one: times of every mixer and ffn that the search may
-choose, at every load, whole models to fit and check the sums, and memory. What matters most for whole models is
-measured again until they are known to --precision. Each row carries its spread and origin.
+choose (--space), at every load, whole models to fit and check the sums, and memory. What matters most for whole models
+is measured again until they are known to --precision. Each row carries its spread and origin.
 
 With --device cuda the same of the first NVIDIA GPU, by torch in bf16 and at one load (default: 8x512+512): ceilings,
 operators, blocks, whole models, memory and power; without a parent, blocks of a Llama of 8 billion parameters.
 
   blockwright profile
   blockwright profile --for path/to/parent --out profile
+  blockwright profile --for path/to/parent --space space.yaml --out profile
   blockwright profile --device cuda --for path/to/parent --load chat=8x512+512
 """
 
@@ -19,12 +20,13 @@ from pathlib import Path
 
 from blockwright.cli import profile_import, profile_pack, profile_show, profile_validate
 from blockwright.cli.flags import Command, add_command, add_loads, read_loads
+from blockwright.cli.space_flags import add_space, read_space_of
 from blockwright.errors import InputError
 
 _ACTIONS: tuple[Command, ...] = (profile_pack, profile_import, profile_show, profile_validate)
-_OF_A_PARENT = ("load", "format", "backend", "precision", "time_limit")
+_OF_A_PARENT = ("space", "load", "format", "backend", "precision", "time_limit")
 """Flags that mean nothing without one; None where they were not given."""
-_OF_A_PROCESSOR = ("format", "backend", "threads", "seconds", "precision", "time_limit")
+_OF_A_PROCESSOR = ("space", "format", "backend", "threads", "seconds", "precision", "time_limit")
 """Flags that mean nothing on a GPU."""
 _THREADS, _SECONDS, _PRECISION_PERCENT, _TIME_LIMIT_S = 1, 0.25, 1.0, 600.0
 
@@ -38,6 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="the processor, or the first NVIDIA GPU (default: cpu)"
     )
+    add_space(parser)
     add_loads(parser)
     parser.add_argument("--format", action="append", help="weight format; repeatable (default: fp32)")
     parser.add_argument(
@@ -96,7 +99,6 @@ def _profile_processor(arguments: argparse.Namespace) -> None:
     from blockwright.pipeline.profile import ProfileOrder, profile_machine
     from blockwright.pipeline.recipe import check_above_zero, check_at_least, check_distinct, check_formats
     from blockwright.pipeline.tables import print_profile
-    from blockwright.search.space import SpaceSettings
 
     loads = read_loads(arguments.load)
     formats = tuple(arguments.format or ["fp32"])
@@ -115,9 +117,10 @@ def _profile_processor(arguments: argparse.Namespace) -> None:
         device_order = DeviceOrder(threads=threads, seconds_per_measurement=seconds)
         print_profile(profile_device(device_order, arguments.out or default_folder()))
         return
+    parent = open_parent(arguments.parent).spec
     order = ProfileOrder(
-        parent=open_parent(arguments.parent).spec,
-        space=SpaceSettings(),
+        parent=parent,
+        space=read_space_of(arguments, parent),
         loads=loads,
         formats=formats,
         threads=threads,

@@ -9,11 +9,13 @@ Bring its folder results/ back for `profile import`.
 import argparse
 
 from blockwright.cli.flags import add_loads, add_out, read_loads
+from blockwright.cli.space_flags import add_space, read_space_of
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the sub-command's flags."""
     parser.add_argument("--for", dest="parent", required=True, help="the parent whose blocks are measured")
+    add_space(parser)
     add_loads(parser)
     parser.add_argument("--format", action="append", help="weight format; repeatable (default: fp32)")
     add_out(parser, "kit.zip", "the kit")
@@ -24,9 +26,9 @@ def run(arguments: argparse.Namespace) -> None:
     from blockwright.model.parent import open_parent
     from blockwright.pipeline.checks import check_formats
     from blockwright.pipeline.kit import pack
-    from blockwright.search.space import SpaceSettings
 
     formats = tuple(arguments.format or ["fp32"])
     check_formats("--format", formats)
     loads = read_loads(arguments.load)
-    pack(open_parent(arguments.parent).spec, SpaceSettings(), tuple(loads.values()), formats, arguments.out)
+    parent = open_parent(arguments.parent).spec
+    pack(parent, read_space_of(arguments, parent), tuple(loads.values()), formats, arguments.out)

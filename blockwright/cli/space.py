@@ -17,7 +17,7 @@ part, and what ranges of layers are offered instead:
 
 import argparse
 
-from blockwright.cli.flags import add_space, read_space_of
+from blockwright.cli.space_flags import add_space, read_space_of
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
