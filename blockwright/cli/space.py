@@ -8,7 +8,7 @@ part, and what ranges of layers are offered instead:
   ffn_width_shares: [0.75, 0.5]     or ffn_widths: [512, 256]
   has_linear: true
   has_no_op: true
-  formats: [fp32, int4-g32]         that may be chosen; left out, all that are scored
+  formats: [fp32, int4-g32]         of those scored and searched with --format, the ones allowed here; left out, all
   overrides:
     - {layers: 0-1, has_no_op: false, ffn_widths: []}
 
