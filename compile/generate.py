@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from blockwright.compile.engine import TOKENIZER_FILE
-from blockwright.compile.sampling import Sampling, choose
+from blockwright.compile.sampling import Sampling, choose, penalised
 from blockwright.compile.session import Decoder
 from blockwright.errors import InputError
 
@@ -34,8 +34,12 @@ def generate_ids(
     generator = np.random.default_rng(sampling.seed)
     logits_BV = sequences.prefill(prompts)
     is_finished_B = np.zeros(len(prompts), dtype=bool)
+    is_seen_BV = _seen(prompts, logits_BV.shape[1])
     for index in range(max_new_tokens):
+        if sampling.repetition_penalty != 1:
+            logits_BV = penalised(logits_BV, is_seen_BV, sampling)
         ids_B = choose(logits_BV, sampling, generator)
+        is_seen_BV[np.arange(len(prompts)), ids_B] = True
         is_finished_B |= np.isin(ids_B, decoder.engine.stop_ids)
         yield np.where(is_finished_B, FINISHED, ids_B)
         if is_finished_B.all() or index + 1 == max_new_tokens:
@@ -43,10 +47,53 @@ def generate_ids(
         logits_BV = sequences.step(ids_B)
 
 
+def _seen(prompts: Sequence[Sequence[int]], vocab_size: int) -> np.ndarray:
+    is_seen_BV = np.zeros((len(prompts), vocab_size), dtype=bool)
+    for row, prompt in zip(is_seen_BV, prompts, strict=True):
+        row[list(prompt)] = True
+    return is_seen_BV
+
+
 def generate_text(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    prompt: str,
+    max_new_tokens: int,
+    sampling: Sampling,
+    stops: Sequence[str] = (),
+) -> Iterator[str]:
+    """Continues one prompt up to the first of the stop strings, and gives the new text in pieces.
+
+    A piece never ends within a character, nor within what may become a stop string.
+    """
+    yield from until_stop(_pieces(decoder, tokenizer, prompt, max_new_tokens, sampling), stops)
+
+
+def until_stop(pieces: Iterator[str], stops: Sequence[str]) -> Iterator[str]:
+    """The text of pieces up to the first stop string; what may be the beginning of one is held back."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        places = [place for stop in stops if (place := held.find(stop)) >= 0]
+        if places:
+            held = held[: min(places)]
+            break
+        sure = len(held) - max((_overlap(held, stop) for stop in stops), default=0)
+        if sure:
+            yield held[:sure]
+            held = held[sure:]
+    if held:
+        yield held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of the text are the beginning of a stop string."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def _pieces(
     decoder: Decoder, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, sampling: Sampling
 ) -> Iterator[str]:
-    """Continues one prompt and gives the new text in pieces; a piece never ends within a character."""
     prompt_ids = tokenizer.encode(prompt).ids
     if not prompt_ids and decoder.engine.start_id is not None:
         prompt_ids = [decoder.engine.start_id]

@@ -1,7 +1,7 @@
 """Write text with an engine, as it comes.
 
 Example:
-  blockwright generate engine --prompt 'def main(' --tokens 100 --temperature 0.7
+  blockwright generate engine --prompt 'def main(' --tokens 100 --temperature 0.7 --stop 'def '
 """
 
 import argparse
@@ -19,6 +19,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
     parser.add_argument("--top-k", type=int, default=0, help="draw among so many tokens; 0 for all (default: 0)")
     parser.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest share (default: 1)")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="of tokens seen before (default: 1)")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this; may come again")
+    parser.add_argument(
+        "--stream", action=argparse.BooleanOptionalAction, default=True, help="write text as it comes, or whole at last"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
 
 
@@ -35,22 +40,30 @@ def run(arguments: argparse.Namespace) -> None:
     check_seed("--seed", arguments.seed)
     try:
         sampling = Sampling(
-            temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p, seed=arguments.seed
+            temperature=arguments.temperature,
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+            repetition_penalty=arguments.repetition_penalty,
+            seed=arguments.seed,
         )
     except ValueError as error:
-        given = f"{arguments.temperature}, {arguments.top_k}, {arguments.top_p}"
-        raise InputError(
-            "--temperature, --top-k, --top-p", got=given, expected=str(error), remedy="Correct the value."
-        ) from error
+        given = ", ".join(
+            map(str, (arguments.temperature, arguments.top_k, arguments.top_p, arguments.repetition_penalty))
+        )
+        flags = "--temperature, --top-k, --top-p, --repetition-penalty"
+        raise InputError(flags, got=given, expected=str(error), remedy="Correct the value.") from error
+    if "" in arguments.stop:
+        raise InputError("--stop", got="no text", expected="a text to end before", remedy="Write one, or leave it out.")
     decoder, tokenizer = Decoder.open(arguments.engine), open_tokenizer(arguments.engine)
     prompt = sys.stdin.buffer.read().decode(errors="surrogateescape") if arguments.prompt == "-" else arguments.prompt
     check_is_text("--prompt", prompt)
     room = decoder.engine.num_positions - len(tokenizer.encode(prompt).ids)
-    pieces = generate_text(decoder, tokenizer, prompt, max(1, min(arguments.tokens, room)), sampling)
+    pieces = generate_text(decoder, tokenizer, prompt, max(1, min(arguments.tokens, room)), sampling, arguments.stop)
     first = next(pieces, "")  # refuses what cannot be gone on with, before anything is written
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may lack a character
-    for piece in itertools.chain((prompt, first), pieces):
+    whole = itertools.chain((prompt, first), pieces)
+    for piece in whole if arguments.stream else ("".join(whole),):
         print(piece, end="", flush=True)
     print()
 

@@ -334,6 +334,8 @@ _COMMANDS = {
         ("generate", "--tokens", ["0", "-1"]),
         ("generate", "--temperature", ["-1", "nan", "inf"]),
         ("generate", "--top-k", ["-1"]),
+        ("generate", "--repetition-penalty", ["0", "-1", "nan", "inf"]),
+        ("generate", "--stop", [""]),
         ("generate", "--top-p", ["0", "-1", "nan", "2"]),
         *((command, "--seconds", ["0", "-1", "nan", "inf"]) for command in ("measure", "profile")),
         *((command, "--load", ["chat=0x1+1", "chat=1x00+1", "chat=-1x1+1"]) for command in ("measure", "profile")),

@@ -185,7 +185,18 @@ FLAGS = {
     ],
     "compile": ["--context", "--format", "--out", "--plan", "--target", "--threads", "-o"],
     "measure": ["--against", "--json", "--load", "--plan", "--seconds"],
-    "generate": ["--prompt", "--seed", "--temperature", "--tokens", "--top-k", "--top-p"],
+    "generate": [
+        "--no-stream",
+        "--prompt",
+        "--repetition-penalty",
+        "--seed",
+        "--stop",
+        "--stream",
+        "--temperature",
+        "--tokens",
+        "--top-k",
+        "--top-p",
+    ],
     "report": ["--out", "-o"],
 }
 """Written out, so that a new flag is a decision: what a run is belongs in its recipe."""

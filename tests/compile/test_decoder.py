@@ -67,6 +67,8 @@ LLAMA3 = (
     ("original_max_position_embeddings", 32.0),
 )
 
+YARN = (("factor", 8.0), ("original_max_position_embeddings", 32.0))
+
 
 def _model(**changes: object) -> Model:
     model = Model(
@@ -117,6 +119,10 @@ MODELS = {
     "nothing at all": _model(layers=()),
     "linear rope": _model(rope=Rope(theta=1e4, scaling="linear", parameters=(("factor", 4.0),))),
     "llama3 rope": _model(rope=Rope(theta=5e5, scaling="llama3", parameters=LLAMA3)),
+    "yarn rope": _model(rope=Rope(theta=1e4, scaling="yarn", parameters=YARN)),
+    "yarn rope with its own length": _model(
+        rope=Rope(theta=5e5, scaling="yarn", parameters=(*YARN, ("attention_factor", 0.7), ("truncate", 0.0)))
+    ),
     "mistral": _model(family="mistral"),
     "mistral window": _model(family="mistral", layers=_reaching(HETEROGENEOUS, Window(num_tokens=6))),
     "qwen2": _model(family="qwen2", has_qkv_bias=True),
@@ -434,6 +440,6 @@ def test_what_is_nothing_leaves_no_node_and_no_cache() -> None:
 
 
 def test_positions_scaled_in_an_unknown_way_are_refused() -> None:
-    model = _model(rope=Rope(theta=1e4, scaling="yarn", parameters=(("factor", 4.0),)))
-    with pytest.raises(InputError, match="yarn"):
+    model = _model(rope=Rope(theta=1e4, scaling="dynamic", parameters=(("factor", 4.0),)))
+    with pytest.raises(InputError, match="dynamic"):
         decoder_graph(model, random_weights(model), num_positions=64)

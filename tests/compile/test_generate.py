@@ -1,8 +1,10 @@
 """Text from an engine: Hugging Face's own tokens, whole characters, and an end where the text ends."""
 
+import itertools
 import json
+import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
 from blockwright.compile.engine import TOKENIZER_FILE, SessionSettings
-from blockwright.compile.generate import FINISHED, generate_ids, generate_text, open_tokenizer
+from blockwright.compile.generate import FINISHED, generate_ids, generate_text, open_tokenizer, until_stop
 from blockwright.compile.sampling import Sampling
 from blockwright.compile.session import Decoder
 from blockwright.errors import InputError
@@ -84,13 +86,16 @@ def reciting_decoder(reciting: Path) -> Decoder:
     return _opened(reciting)
 
 
-def _hugging_face_ids(parent: Path, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
+def _hugging_face_ids(
+    parent: Path, prompt_ids: list[int], max_new_tokens: int, repetition_penalty: float = 1.0
+) -> list[int]:
     prompt_BT = torch.tensor([prompt_ids])
     model = LlamaForCausalLM.from_pretrained(parent)
     written_BT = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
         prompt_BT,
         attention_mask=torch.ones_like(prompt_BT),
         do_sample=False,
+        repetition_penalty=repetition_penalty,
         max_new_tokens=max_new_tokens,
         eos_token_id=END,
         pad_token_id=END,
@@ -114,6 +119,17 @@ def test_greedy_tokens_are_those_of_hugging_face(
     expected = _hugging_face_ids(lively, prompt_ids, 24)
     assert len(set(expected)) > 8, "a text that repeats itself tells little"
     assert _ids(lively_decoder, [prompt_ids], 24) == [expected]
+
+
+@pytest.mark.parametrize("penalty", [0.8, 1.2, 3.0])
+def test_penalised_tokens_are_those_of_hugging_face(
+    penalty: float, lively: Path, lively_decoder: Decoder, tokenizer: Tokenizer
+) -> None:
+    prompt_ids = tokenizer.encode("the cat sat on").ids
+    sampling = Sampling(repetition_penalty=penalty)
+    expected = _hugging_face_ids(lively, prompt_ids, 24, penalty)
+    assert _ids(lively_decoder, [prompt_ids], 24, sampling) == [expected]
+    assert expected != _hugging_face_ids(lively, prompt_ids, 24)
 
 
 def test_greedy_text_is_that_of_hugging_face_up_to_a_last_unfinished_character(
@@ -165,6 +181,47 @@ def test_a_character_that_is_never_finished_is_left_out(reciting_decoder: Decode
     first = tokenizer.decode(poem[:1])
     written = "".join(generate_text(reciting_decoder, tokenizer, first, num_tokens - 1, GREEDY))
     assert first + written == tokenizer.decode(poem[:num_tokens]).rstrip("\ufffd")
+
+
+@pytest.mark.parametrize("stop", ["owl", "🦉", "и, é", "é", ":ok", "ok\n", "th", "not in it"])
+def test_text_ends_before_a_stop_string(stop: str, reciting_decoder: Decoder, tokenizer: Tokenizer) -> None:
+    first = tokenizer.decode(tokenizer.encode(POEM).ids[:1])
+    rest = POEM.removeprefix(first)
+    written = "".join(generate_text(reciting_decoder, tokenizer, first, 60, GREEDY, [stop, "never"]))
+    assert written == rest.split(stop)[0]
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_piece_ends_within_a_stop_string(seed: int) -> None:
+    chance = random.Random(seed)
+    pieces = ["".join(chance.choices("ab🦉", k=chance.randint(0, 3))) for _ in range(12)]
+    stops = ["".join(chance.choices("ab🦉", k=chance.randint(1, 4))) for _ in range(chance.randint(0, 3))]
+    assert list(itertools.accumulate(until_stop(iter(pieces), stops))) == _shown(pieces, stops)
+
+
+def _shown(pieces: list[str], stops: list[str]) -> list[str]:
+    """What may be shown after each piece that adds to it: the text up to the first place where a stop may begin."""
+    text, shown = "", [""]
+    for piece in pieces:
+        text += piece
+        if any(stop in text for stop in stops):
+            text = min((text.split(stop)[0] for stop in stops if stop in text), key=len)
+            break
+        places = [i for i in range(len(text)) if any(stop.startswith(text[i:]) for stop in stops)]
+        shown.append(text[: min(places, default=len(text))])
+    return [after for before, after in itertools.pairwise([*shown, text]) if after != before]
+
+
+def test_generation_ends_with_the_stop_string() -> None:
+    taken: list[str] = []
+
+    def pieces() -> Iterator[str]:
+        for piece in ("a", "b", "c"):
+            taken.append(piece)
+            yield piece
+
+    assert list(until_stop(pieces(), ["b"])) == ["a"]
+    assert taken == ["a", "b"]
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -4,8 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import RepetitionPenaltyLogitsProcessor
 
-from blockwright.compile.sampling import Sampling, choose
+from blockwright.compile.sampling import Sampling, choose, penalised
 
 NUM_DRAWS = 4000
 
@@ -82,14 +84,29 @@ def test_logits_may_be_large_or_barred() -> None:
     assert set(_draws(logits_V, Sampling(temperature=1.0)).tolist()) == {0, 1}
 
 
+@pytest.mark.parametrize("penalty", [0.5, 1.0, 1.7])
+def test_tokens_seen_before_are_as_likely_as_hugging_face_makes_them(penalty: float) -> None:
+    generator = np.random.default_rng(0)
+    logits_BV, prompts_BT = generator.standard_normal((3, 12), dtype=np.float32), generator.integers(0, 12, (3, 5))
+    is_seen_BV = np.zeros((3, 12), dtype=bool)
+    np.put_along_axis(is_seen_BV, prompts_BT, True, axis=1)
+    theirs = RepetitionPenaltyLogitsProcessor(penalty)(
+        torch.LongTensor(prompts_BT), torch.FloatTensor(logits_BV.copy())
+    )
+    ours = penalised(logits_BV, is_seen_BV, Sampling(repetition_penalty=penalty))
+    assert np.allclose(ours, theirs.numpy(), rtol=1e-6)
+    assert (penalty == 1) == np.array_equal(ours, logits_BV)
+
+
 @pytest.mark.parametrize(
     "bad",
     [
         *({"temperature": value} for value in (-1.0, float("nan"), float("inf"))),
         {"top_k": -1},
+        *({"repetition_penalty": value} for value in (0.0, -1.0, float("nan"), float("inf"))),
         *({"top_p": value} for value in (0.0, 1.5, float("nan"))),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(bad: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="temperature >= 0"):
+    with pytest.raises(ValueError, match="finite"):
         Sampling(**bad)
