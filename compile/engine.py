@@ -33,6 +33,8 @@ class SessionSettings:
     num_threads: int
     accuracy_level: Literal[0, 4] = 4
     """For integer weights: 4 rounds activations to int8 as well, which is faster; 0 computes in fp32."""
+    spins: bool = False
+    """Threads wait for work without sleeping: faster with several on a quiet machine, slower on a busy one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,7 +40,7 @@ def make_session(
 def session_entries(settings: SessionSettings) -> dict[str, str]:
     """What a session is configured with beside its threads."""
     return {
-        "session.intra_op.allow_spinning": "0",  # waiting threads would take the core
+        "session.intra_op.allow_spinning": str(int(settings.spins)),
         "session.set_denormal_as_zero": "1",  # denormals are several times as slow
         "session.qdq_matmulnbits_accuracy_level": str(settings.accuracy_level),
     }
