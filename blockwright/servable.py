@@ -1,8 +1,10 @@
 """Which engines can load a child as it is, and what stands in the way where they can't.
 
 From the loaders' own code: vLLM 0.33 ``nemotron_nas.py``, SGLang ``nemotron_nas.py``, TensorRT-LLM
-``modeling_nemotron_nas.py``, llama.cpp's ``deci`` architecture and its converter (read 2026-08), and the code that
-these make rotary embeddings with (read 2026-11). ``ours`` is what `compile/` builds for ONNX Runtime.
+``modeling_nemotron_nas.py`` (read 2026-08), and the code that these make rotary embeddings with (read 2026-11). They
+load the checkpoint itself. llama.cpp loads the GGUF file that `compile/export_gguf.py` writes of it; what stands in its
+way was found by loading such files (2026-11, build of October). Its own converter reads less: it loses the scaling of
+positions, and tokenizers that are not Llama's. ``ours`` is what `compile/` builds for ONNX Runtime.
 
 A rotary embedding counts as read only where it comes out as transformers computes it: the frequencies of ``dynamic``
 grow with the text there and stay fixed everywhere else.
@@ -19,16 +21,20 @@ Engine = Literal["transformers", "vllm", "sglang", "tensorrt-llm", "llama.cpp", 
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 READERS: tuple[Engine, ...] = tuple(engine for engine in ENGINES if engine != "ours")
-"""Engines that load the checkpoint itself."""
+"""Engines that load the checkpoint, or what is written of it."""
+
+NEMOTRON_NAS: frozenset[Engine] = frozenset({"vllm", "sglang", "tensorrt-llm"})
+"""Engines that load a child's checkpoint as it is, by the name `DeciLMForCausalLM`."""
 
 NEED_ATTENTION: frozenset[Engine] = frozenset({"vllm", "sglang", "tensorrt-llm", "llama.cpp"})
 """Engines that load no model without any attention."""
 
-ATTENTION_FIRST: frozenset[Engine] = frozenset({"vllm", "sglang"})
+ATTENTION_FIRST: frozenset[Engine] = frozenset({"vllm", "sglang", "llama.cpp"})
 """Engines in which no ffn may come before the first attention.
 
-Layers hand on the residual beside the hidden states; it is None at first, and only attention sets it. A norm without a
-residual returns one tensor, where that of the ffn expects two. Layers with neither mixer nor ffn hand None on.
+In vLLM and SGLang layers hand on the residual beside the hidden states; it is None at first, and only attention sets
+it. A norm without a residual returns one tensor, where that of the ffn expects two. Layers with neither mixer nor ffn
+hand None on. llama.cpp reads no size of a head where the first layer of the file has none.
 """
 
 BUILDABLE: tuple[FormatName, ...] = ("fp32", "int8", "int4")
@@ -38,20 +44,24 @@ _ROPES: dict[Engine, tuple[str, ...]] = {
     "vllm": ("default", "linear", "llama3", "yarn"),
     "sglang": ("default", "linear", "llama3", "yarn"),
     "tensorrt-llm": ("default", "linear", "llama3", "yarn"),
-    "llama.cpp": ("default",),
+    "llama.cpp": ("default", "linear", "llama3", "yarn"),
     "ours": ("default", "linear", "llama3"),
 }
-"""Ways to scale positions that each engine reads from ``rope_parameters``, where transformers 5 writes them."""
+"""Ways to scale positions that each engine reads: from ``rope_parameters``, where transformers 5 writes them, or GGUF."""
+
+_FFN_FIRST: dict[Engine, str] = {
+    "vllm": "an ffn before the first attention breaks the residual",
+    "sglang": "an ffn before the first attention breaks the residual",
+    "llama.cpp": "an ffn before the first attention leaves it without the size of a head",
+}
 
 _UNREAD_BY_YARN: dict[Engine, tuple[str, ...]] = {
     "vllm": ("attention_factor", "mscale", "mscale_all_dim"),
     "sglang": ("attention_factor",),
     "tensorrt-llm": ("attention_factor", "mscale", "mscale_all_dim", "truncate"),
+    "llama.cpp": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
 }
 """What transformers' ``yarn`` goes by and theirs does not."""
-
-_LLAMA_CPP_THETA = 1e4
-"""The rotary base where a GGUF file names none: the converter looks for ``rope_theta`` outside ``rope_parameters``."""
 
 FFN_MULTIPLE = 256
 """nemotron-nas readers round ffn widths up to a multiple of this."""
@@ -100,7 +110,7 @@ def obstacles(model: Model, engine: Engine) -> list[str]:
         has_attention = has_attention or isinstance(block.mixer, Attention)
         reasons = layer_obstacles(model, index, engine)
         if engine in ATTENTION_FIRST and not has_attention and not isinstance(block.ffn, NoOp):
-            reasons.append("an ffn before the first attention breaks the residual")
+            reasons.append(_FFN_FIRST[engine])
         found += [f"layer {index}: {reason}" for reason in reasons]
     return found
 
@@ -116,6 +126,8 @@ def shape_obstacles(model: Model, engine: Engine) -> list[str]:
         return found + _format_obstacles("the embedding", model.embedding_weights)
     if model.has_qk_norm:
         found.append("its loader has no norms on queries and keys")
+    if engine == "llama.cpp":
+        return found + _rope_obstacles(model, engine)
     if model.has_qkv_bias or model.has_output_bias or model.has_ffn_bias:
         found.append("its loader expects projections without biases")
     if model.head_dim * model.num_heads != model.hidden_size:
@@ -135,8 +147,6 @@ def _rope_obstacles(model: Model, engine: Engine) -> list[str]:
     unread = [name for name, _ in rope.parameters if name in _UNREAD_BY_YARN.get(engine, ())]
     if rope.scaling == "yarn" and unread:
         return [f"its rotary embedding does not read {', '.join(unread)} of yarn"]
-    if engine == "llama.cpp" and rope.theta != _LLAMA_CPP_THETA:
-        return [f"its converter does not find the rotary base of {rope.theta:g} and takes {_LLAMA_CPP_THETA:g}"]
     return []
 
 
@@ -165,6 +175,8 @@ def _llama_cpp_obstacles(model: Model, index: int) -> list[str]:
         return ["a linear ffn is not read"]
     if isinstance(block.ffn, NoOp) and not isinstance(block.mixer, NoOp):
         return ["the attention of a layer with a no-op ffn is dropped"]
+    if isinstance(block.mixer, LinearMixer) and (model.has_qkv_bias or model.has_output_bias):
+        return ["the bias of a linear mixer is dropped"]
     return []
 
 
@@ -186,6 +198,6 @@ _LAYER_RULES: dict[Engine, tuple[Callable[[Model, int], list[str]], ...]] = {
     "vllm": (_reach_obstacles, _vllm_obstacles),
     "sglang": (_reach_obstacles, _vllm_obstacles, _width_obstacles),
     "tensorrt-llm": (_reach_obstacles, _width_obstacles),
-    "llama.cpp": (_reach_obstacles, _width_obstacles, _llama_cpp_obstacles),
+    "llama.cpp": (_reach_obstacles, _llama_cpp_obstacles),
     "ours": (_our_obstacles,),
 }

@@ -15,7 +15,7 @@ from blockwright.errors import InputError
 from blockwright.files import read_json
 from blockwright.model import modeling_decilm
 from blockwright.model.parent import reach_of
-from blockwright.servable import engine_obstacles, ffn_mult_of
+from blockwright.servable import NEMOTRON_NAS, engine_obstacles, ffn_mult_of
 from blockwright.spec import (
     FFN,
     Attention,
@@ -49,7 +49,7 @@ _PREFIXES: dict[Part, tuple[str, ...]] = {
 }
 
 STOCK_ARCHITECTURE = "DeciLMForCausalLM"
-"""The name under which vLLM, SGLang, TensorRT-LLM and llama.cpp load nemotron-nas checkpoints."""
+"""The name under which vLLM, SGLang and TensorRT-LLM load nemotron-nas checkpoints."""
 
 
 def child_config(spec: Model, parent_config: PreTrainedConfig) -> PreTrainedConfig:
@@ -154,8 +154,9 @@ def save_child(
     shutil.copyfile(source, folder / source.name)
     config_class, model_class = _CLASSES[spec.family]
     obstacles = engine_obstacles(spec)
-    is_stock = any(not reasons for engine, reasons in obstacles.items() if engine != "transformers")
+    is_stock = any(not obstacles[engine] for engine in NEMOTRON_NAS)
     config = json.loads((folder / "config.json").read_text())
+    config |= _rope_for_older_readers(config["rope_parameters"])
     config["architectures"] = [STOCK_ARCHITECTURE if is_stock else model_class.__name__]
     config["auto_map"] = {
         "AutoConfig": f"{source.stem}.{config_class.__name__}",
@@ -182,7 +183,6 @@ def load_child(folder: Path, spec: Model) -> PreTrainedModel:
     Raises:
         InputError: its weights are missing, broken or those of other blocks.
     """
-    config_class, _ = _CLASSES[spec.family]
     weights: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         try:
@@ -191,7 +191,20 @@ def load_child(folder: Path, spec: Model) -> PreTrainedModel:
             raise InputError(
                 str(file), got=str(error), expected="a whole safetensors file", remedy="Realise the plan again."
             ) from error
-    return load_weights(build_child(spec, config_class.from_pretrained(folder)), weights)
+    return load_weights(empty_child(folder, spec), weights)
+
+
+def empty_child(folder: Path, spec: Model) -> PreTrainedModel:
+    """The child of a folder with no memory behind its weights, as `build_child`."""
+    config_class, _ = _CLASSES[spec.family]
+    return build_child(spec, config_class.from_pretrained(folder))
+
+
+def _rope_for_older_readers(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The rotary embedding where transformers 4 wrote it; newer readers go by ``rope_parameters``."""
+    scaling = {name: value for name, value in parameters.items() if name != "rope_theta"}
+    is_scaled = scaling.get("rope_type", "default") != "default"
+    return {"rope_theta": parameters["rope_theta"], "rope_scaling": scaling if is_scaled else None}
 
 
 def _attention_config(spec: Model, mixer: Mixer) -> dict[str, Any]:

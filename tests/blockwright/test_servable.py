@@ -77,10 +77,6 @@ def test_every_engine_loads_plain_layers_of_different_shape() -> None:
     "model",
     [
         replace(PLAIN, has_qk_norm=True),
-        replace(PLAIN, has_qkv_bias=True),
-        replace(PLAIN, has_output_bias=True),
-        replace(PLAIN, has_ffn_bias=True),
-        replace(PLAIN, head_dim=32),
         replace(PLAIN, layers=(Block(mixer=NoOp(), ffn=GatedFFN(width=256)),)),
         _with_block(2, Attention(num_kv_heads=2, reach=Window(num_tokens=8)), GatedFFN(width=256)),
     ],
@@ -90,13 +86,26 @@ def test_a_shape_that_nemotron_nas_has_no_words_for_blocks_all_others(model: Mod
 
 
 @pytest.mark.parametrize(
+    "changes", [{"has_qkv_bias": True}, {"has_output_bias": True}, {"has_ffn_bias": True}, {"head_dim": 32}]
+)
+def test_gguf_has_words_for_biases_and_sizes_of_heads(changes: dict) -> None:
+    assert _blocked(replace(PLAIN, **changes)) == OTHERS - {"llama.cpp"}
+
+
+def test_a_linear_mixer_loses_its_bias_in_llama_cpp() -> None:
+    for changes, found in (({}, []), ({"has_output_bias": True}, ["layer 1: the bias of a linear mixer is dropped"])):
+        model = replace(_with_block(1, LinearMixer(), GatedFFN(width=256)), **changes)
+        assert obstacles(model, "llama.cpp") == found
+
+
+@pytest.mark.parametrize(
     ("mixer", "ffn", "index", "engines"),
     [
         (LinearMixer(), GatedFFN(width=256), 1, {"vllm", "sglang"}),
         (Attention(num_kv_heads=2), LinearFFN(), 1, {"vllm", "sglang", "llama.cpp"}),
-        (NoOp(), GatedFFN(width=256), 0, {"vllm", "sglang"}),
+        (NoOp(), GatedFFN(width=256), 0, {"vllm", "sglang", "llama.cpp"}),
         (NoOp(), NoOp(), 0, set()),
-        (Attention(num_kv_heads=2), GatedFFN(width=250), 1, {"sglang", "tensorrt-llm", "llama.cpp"}),
+        (Attention(num_kv_heads=2), GatedFFN(width=250), 1, {"sglang", "tensorrt-llm"}),
         (Attention(num_kv_heads=2), NoOp(), 1, {"llama.cpp"}),
     ],
 )
@@ -156,7 +165,7 @@ def test_each_ffn_before_the_first_attention_is_named() -> None:
     model = replace(PLAIN, layers=(nothing, alone, nothing, alone, PLAIN.layers[0], alone))
     words = "an ffn before the first attention breaks the residual"
     assert engine_obstacles(model)["vllm"] == [f"layer 1: {words}", f"layer 3: {words}"]
-    assert _blocked(model) == {"vllm", "sglang"}
+    assert _blocked(model) == {"vllm", "sglang", "llama.cpp"}
 
 
 YARN = (("factor", 4.0), ("original_max_position_embeddings", 32.0))
@@ -166,10 +175,10 @@ YARN = (("factor", 4.0), ("original_max_position_embeddings", 32.0))
     ("rope", "engines"),
     [
         (Rope(theta=1e4), set()),
-        (Rope(theta=5e5), {"llama.cpp"}),
-        (Rope(theta=1e4, scaling="linear", parameters=(("factor", 2.0),)), {"llama.cpp"}),
-        (Rope(theta=5e5, scaling="llama3", parameters=(("factor", 8.0),)), {"llama.cpp"}),
-        (Rope(theta=1e4, scaling="yarn", parameters=YARN), {"llama.cpp"}),
+        (Rope(theta=5e5), set()),
+        (Rope(theta=1e4, scaling="linear", parameters=(("factor", 2.0),)), set()),
+        (Rope(theta=5e5, scaling="llama3", parameters=(("factor", 8.0),)), set()),
+        (Rope(theta=1e4, scaling="yarn", parameters=YARN), set()),
         (Rope(theta=1e4, scaling="yarn", parameters=(("beta_fast", 16.0), *YARN)), {"llama.cpp"}),
         (Rope(theta=1e4, scaling="yarn", parameters=(("truncate", 0.0), *YARN)), {"llama.cpp", "tensorrt-llm"}),
         (Rope(theta=1e4, scaling="yarn", parameters=(("mscale", 1.0), *YARN)), OTHERS - {"sglang"}),
@@ -192,8 +201,8 @@ def test_what_is_wrong_with_a_rotary_embedding_is_said() -> None:
     assert said(Rope(theta=1e4, scaling="yarn", parameters=(("attention_factor", 1.0),)), "sglang") == [
         "its rotary embedding does not read attention_factor of yarn"
     ]
-    assert said(Rope(theta=5e5), "llama.cpp") == [
-        "its converter does not find the rotary base of 500000 and takes 10000"
+    assert said(Rope(theta=1e4, scaling="yarn", parameters=(("beta_fast", 16.0),)), "llama.cpp") == [
+        "its rotary embedding does not read beta_fast of yarn"
     ]
 
 

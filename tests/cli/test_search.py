@@ -229,7 +229,7 @@ def test_a_load_beyond_the_profile_needs_leave_to_be_guessed(search: Run, tmp_pa
         (["--budget", "memory@phone:chat <= 1GB"], "budget", "one of the devices server"),
         (["--servable-by", "vllm,onnx"], "--servable-by", "transformers, vllm, sglang, tensorrt-llm, llama.cpp"),
         (
-            ["--servable-by", "llama.cpp", "--forbid", "layer-01-mixer-none"],
+            ["--servable-by", "llama.cpp", "--forbid", "layer-01-mixer-none", "--forbid", "layer-01-ffn-ffn-*"],
             "--servable-by llama.cpp: layer 1",
             "no block of this library that can be loaded",
         ),
