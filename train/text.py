@@ -1,7 +1,11 @@
 """Text as documents, and which part of them no training ever sees.
 
-The held-out part is fixed by a hash of names, so it is the same on every machine and for every stage, whatever order
-files are read in, and whatever other sources are read beside them (`sources.py` says what a source is).
+The held-out part is fixed by a hash of each document's text, so it is the same on every machine and for every stage,
+whatever folder is named, how many files it has, and what is read beside it; equal texts land on one side
+(`sources.py` says what a source is).
+
+The source `python` is the exception: its files are parted by their names in the standard library, as they were when
+recipes/demo-parent was trained on it. The same files named as a folder are parted by their text.
 """
 
 import hashlib
@@ -18,7 +22,6 @@ from blockwright.train.sources import PYTHON_SOURCES, Source, files_of, parse_so
 HELD_OUT_ONE_IN = 20
 """One document in so many is held out."""
 
-_MIN_FILES_TO_SPLIT_BY_FILE = 20
 _PIECE_CHARS = 8192
 _END_OF_TEXT = "<|endoftext|>"
 _MOST_BROKEN = 0.1
@@ -32,6 +35,8 @@ class Document:
 
     name: str
     text: str
+    is_parted_by_name: bool = False
+    """Whether its name says which part it belongs to; failing that its text does."""
 
 
 def read_documents(text: str) -> list[Document]:
@@ -49,9 +54,10 @@ def read_documents(text: str) -> list[Document]:
 def stream_documents(text: str) -> Iterator[Document]:
     """Reads the documents of the sources one by one: always the same ones, in the same order.
 
-    A source's text files are read by name. At least 20 of them are a document each; fewer are cut into pieces: at
-    ``<|endoftext|>`` where they have it, else about every 8,192 characters, at a blank line. Each record of JSONL,
-    Parquet or a Hugging Face dataset is a document, named by its place.
+    A source's text files are read by name, and cut into pieces, a document each: at ``<|endoftext|>`` where they have
+    it, else about every 8,192 characters, at a blank line. Pieces of one long file may land in both parts. Files of the
+    standard library stay whole. Each record of JSONL, Parquet or a Hugging Face dataset is a document, named by its
+    place.
 
     Raises:
         InputError: a source is not there, or is broken, where it is.
@@ -70,9 +76,10 @@ def no_text(text: str) -> InputError:
     )
 
 
-def is_held_out(name: str) -> bool:
-    """Whether the document of that name belongs to the held-out part."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % HELD_OUT_ONE_IN == 0
+def is_held_out(document: Document) -> bool:
+    """Whether a document belongs to the held-out part; blanks round its text do not count."""
+    key = document.name if document.is_parted_by_name else document.text.strip()
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) % HELD_OUT_ONE_IN == 0
 
 
 def split(documents: Iterable[Document]) -> tuple[list[Document], list[Document]]:
@@ -84,7 +91,7 @@ def split(documents: Iterable[Document]) -> tuple[list[Document], list[Document]
     training: list[Document] = []
     held_out: list[Document] = []
     for document in documents:
-        (held_out if is_held_out(document.name) else training).append(document)
+        (held_out if is_held_out(document) else training).append(document)
     if not training or not held_out:
         raise InputError(
             "text",
@@ -114,13 +121,16 @@ def _of_dataset(source: Source) -> Iterator[Document]:
 
 def _of_files(source: Source) -> Iterator[Document]:
     files = files_of(source.place)
+    is_python = source.place == PYTHON_SOURCES
     for name, path in files.texts:
-        whole = Document(name=name, text=path.read_text(encoding="utf-8", errors="replace"))
+        whole = Document(
+            name=name, text=path.read_text(encoding="utf-8", errors="replace"), is_parted_by_name=is_python
+        )
         if not whole.text.strip():
             continue
-        if source.place != PYTHON_SOURCES:
+        if not is_python:
             _check_is_text(source.place, whole)
-        yield from [whole] if len(files.texts) >= _MIN_FILES_TO_SPLIT_BY_FILE else _pieces(whole)
+        yield from [whole] if is_python else _pieces(whole)
     for name, path in files.records:
         for place, text in read_records(path, source.field):
             yield Document(name=f"{name}#{place}", text=text)

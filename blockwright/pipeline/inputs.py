@@ -38,7 +38,7 @@ class Text:
     training: list[Document]
     held_out: list[Document]
     digest: str
-    """Of all of the sources, also where they are larger than what is held here."""
+    """Of both parts, and of all of the sources where they are larger than what is held here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +120,8 @@ def read_text(sources: str, *, most_chars: int = _MOST_CHARS_IN_MEMORY) -> Text:
     if not documents:
         raise no_text(sources)
     training, held_out = split(documents)
-    found = digest(documents) if is_whole else digest_of([digest(documents), digest_of_sources(sources)])
-    return Text(sources=sources, training=training, held_out=held_out, digest=found)
+    digests = [digest(training), digest(held_out), *([] if is_whole else [digest_of_sources(sources)])]
+    return Text(sources=sources, training=training, held_out=held_out, digest=digest_of(digests))
 
 
 def checkpoint_digest(folder: Path) -> str:
@@ -243,4 +243,4 @@ def _check_length(parent: Parent, length: int) -> None:
 
 
 def _training_part(sources: str) -> Iterator[Document]:
-    return (document for document in stream_documents(sources) if not is_held_out(document.name))
+    return (document for document in stream_documents(sources) if not is_held_out(document))
