@@ -1,10 +1,12 @@
 """The library's files: the formats that its space allows, and what of a candidate's training is kept."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from blockwright.cli.main import main
 from blockwright.errors import InputError
 from blockwright.files import read_json
 from blockwright.library import CURVES, Library, read_library
@@ -98,3 +100,13 @@ def test_index_and_curves_say_which_weights_are_kept(
             assert curve["kept"] == kept
             told = f"{entry.file}: training made it worse on held-out text" in said
             assert told == (kept == "initial")
+
+
+def test_a_recipe_whose_formats_its_space_forbids_is_refused_before_any_work(
+    write_recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(space={"overrides": [{"layers": 1, "formats": ["int8"]}]})
+    assert main(["run", str(recipe), "--out", str(tmp_path / "run")]) == 2
+    message = capsys.readouterr().err
+    assert "error in formats" in message and "in layer 1: int8-g32" in message
+    assert not (tmp_path / "run").exists()
