@@ -47,7 +47,7 @@ _ROPES: dict[Engine, tuple[str, ...]] = {
     "llama.cpp": ("default", "linear", "llama3", "yarn"),
     "ours": ("default", "linear", "llama3"),
 }
-"""Ways to scale positions that each engine reads: from ``rope_parameters``, where transformers 5 writes them, or GGUF."""
+"""Ways to scale positions that each engine reads: from GGUF, or transformers 5's ``rope_parameters``."""
 
 _FFN_FIRST: dict[Engine, str] = {
     "vllm": "an ffn before the first attention breaks the residual",

@@ -1,33 +1,43 @@
-"""Compile a checkpoint, a child's or a parent's, into an engine.
+"""Compile a checkpoint, a child's or a parent's: into an engine, or into what another engine loads.
 
-Writes a folder with the ONNX graph, its weights, the tokenizer and engine.json.
+Writes a folder. For onnxruntime: the graph, its weights, the tokenizer and engine.json. For vllm, sglang, tensorrt-llm
+and transformers: a checkpoint, integers in it as compressed-tensors. For llama.cpp: model.gguf, with integers as Q8_0
+and Q4_0. What the target cannot load is refused before anything is written, layer by layer.
 
   blockwright compile child --format int4 --out engine
   blockwright compile child --plan plan.json --out engine      # each layer in the format that the plan gives it
+  blockwright compile child --target llama.cpp --format int4 --out gguf
+  blockwright compile child --target vllm --format int4-g128 --out vllm
 """
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from blockwright.cli.flags import add_out
 from blockwright.errors import InputError
+
+if TYPE_CHECKING:
+    from blockwright.search.plan import Plan
+
+TARGETS = ("onnxruntime", "vllm", "sglang", "tensorrt-llm", "transformers", "llama.cpp")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the sub-command's flags."""
     parser.add_argument("checkpoint", help="a checkpoint's folder, or a repository of the Hugging Face hub")
-    parser.add_argument("--target", default="onnxruntime", choices=("onnxruntime",), help="the runtime")
-    parser.add_argument("--format", help="of all layers: fp32, int8-g32, int4-g32, int4-g128 (default: fp32)")
+    parser.add_argument("--target", default="onnxruntime", choices=TARGETS, help="who runs it (default: onnxruntime)")
+    parser.add_argument(
+        "--format", help="of all layers: fp32, int8-g32, int4-g32, int4-g128, for others fp16 too (default: fp32)"
+    )
     parser.add_argument("--plan", type=Path, help="store each layer as this plan of the checkpoint says")
-    parser.add_argument("--threads", type=int, default=1, help="threads of the runtime (default: 1)")
+    parser.add_argument("--threads", type=int, help="threads of onnxruntime (default: 1)")
     parser.add_argument("--context", type=int, metavar="TOKENS", help="longest sequence (default: the checkpoint's)")
-    add_out(parser, "engine", "the engine's folder")
+    add_out(parser, "engine", "the folder to write")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
-    from blockwright.pipeline.compile import CompileOrder, compile_checkpoint
-    from blockwright.pipeline.recipe import check_at_least, check_formats
     from blockwright.search.plan import read_plan
 
     plan = None if arguments.plan is None else read_plan(arguments.plan)
@@ -39,12 +49,40 @@ def run(arguments: argparse.Namespace) -> None:
             remedy="Leave one out.",
         )
     weights = None if plan is not None else "fp32" if arguments.format is None else arguments.format
+    if arguments.target == "onnxruntime":
+        _build(arguments, weights, plan)
+    else:
+        _export(arguments, weights, plan)
+
+
+def _build(arguments: argparse.Namespace, weights: str | None, plan: "Plan | None") -> None:
+    from blockwright.pipeline.compile import CompileOrder, compile_checkpoint
+    from blockwright.pipeline.recipe import check_at_least, check_formats
+
     if weights is not None:
         check_formats("--format", [weights])
-    check_at_least("--threads", arguments.threads, 1)
+    threads = 1 if arguments.threads is None else arguments.threads
+    check_at_least("--threads", threads, 1)
     if arguments.context is not None:
         check_at_least("--context", arguments.context, 1)
-    order = CompileOrder(format=weights, threads=arguments.threads, num_positions=arguments.context)
+    order = CompileOrder(format=weights, threads=threads, num_positions=arguments.context)
     engine = compile_checkpoint(arguments.checkpoint, order, arguments.out, plan=plan)
     print(f"{arguments.out}: {engine.format}, {engine.graph_bytes / 1e6:.2f} MB")
     print(f"next, blockwright generate {arguments.out} --prompt …")
+
+
+def _export(arguments: argparse.Namespace, weights: str | None, plan: "Plan | None") -> None:
+    from blockwright.pipeline.compile import export_checkpoint
+
+    for flag, given in (("--threads", arguments.threads), ("--context", arguments.context)):
+        if given is not None:
+            raise InputError(
+                flag,
+                got=f"{given} for {arguments.target}",
+                expected="no such setting in what it loads",
+                remedy=f"Leave it out, and tell {arguments.target} itself.",
+            )
+    export = export_checkpoint(arguments.checkpoint, arguments.target, weights, arguments.out, plan=plan)
+    print(f"{arguments.out}: {export.format} for {export.target}, {sum(export.files.values()) / 1e6:.2f} MB")
+    if export.scale_error:
+        print(f"scales in fp16 change no matrix by more than {export.scale_error:.2%} of its root mean square")

@@ -204,7 +204,7 @@ def _rope_for_older_readers(parameters: dict[str, Any]) -> dict[str, Any]:
     """The rotary embedding where transformers 4 wrote it; newer readers go by ``rope_parameters``."""
     scaling = {name: value for name, value in parameters.items() if name != "rope_theta"}
     is_scaled = scaling.get("rope_type", "default") != "default"
-    return {"rope_theta": parameters["rope_theta"], "rope_scaling": scaling if is_scaled else None}
+    return {"rope_theta": parameters["rope_theta"]} | ({"rope_scaling": scaling} if is_scaled else {})
 
 
 def _attention_config(spec: Model, mixer: Mixer) -> dict[str, Any]:

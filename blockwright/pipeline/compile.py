@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blockwright.compile.engine import Engine, EngineOrder, SessionSettings, build_engine, read_engine
+from blockwright.compile.export import Export, ExportOrder, Target, read_export, write_export
 from blockwright.errors import InputError
 from blockwright.files import digest_of
 from blockwright.pipeline.console import progress
@@ -71,6 +72,43 @@ def compile_checkpoint(
         engine = build_engine(built, source.folder, output)
         advance()
     return engine
+
+
+def export_checkpoint(
+    checkpoint: str, target: Target, weights: str | None, output: Path, plan: Plan | None = None
+) -> Export:
+    """Writes what another engine loads, or reads what was written before from the same inputs.
+
+    Args:
+        checkpoint: a child's or a parent's folder, or a repository of the Hugging Face hub.
+        target: who is to load it.
+        weights: the format of all layers; None where a plan says how each is stored.
+        output: the folder to write.
+        plan: says it, where no format is given.
+
+    Raises:
+        InputError: the checkpoint is broken, the target cannot load it, or the plan is not of its blocks.
+    """
+    source = open_checkpoint(checkpoint)
+    if plan is None:
+        assert weights is not None, "a format, or a plan that says it"
+        model = with_format(source.spec, parse_format(weights))
+    else:
+        _check_is_of(source, plan)
+        model = plan.child
+    order = ExportOrder(model=model, target=target, is_child=source.parent is None, built_from=source.digest)
+    stage = Stage(
+        name=f"compile-{output.name}",
+        output=output,
+        inputs={"target": target, "checkpoint": source.digest, "stored": digest_of(to_data(model))},
+        reads=whole(source.folder),
+    )
+    if (before := stage.reuse(lambda: read_export(output))) is not None:
+        return before
+    with running(stage), progress(f"compile {output.name}", 1) as advance:
+        export = write_export(order, source.folder, output)
+        advance()
+    return export
 
 
 def _stored(source: Checkpoint, order: CompileOrder, plan: Plan | None) -> tuple[Format | None, Model]:
