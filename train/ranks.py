@@ -6,6 +6,7 @@ Every sum is one that all ranks get to the same bits, so that what they decide b
 import os
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -50,6 +51,12 @@ class Ranks:
         total = tensor.detach().clone()
         dist.all_reduce(total)
         return total
+
+    def most(self, number: int) -> int:
+        """The largest of a number that each rank has its own of."""
+        numbers = torch.zeros(self.world_size, dtype=torch.int64)
+        numbers[self.rank] = number
+        return int(self.sum(numbers).max())
 
     def shard(self, batch: Tensor) -> Tensor:
         """This rank's rows of a global batch: every `world_size`-th, from `rank` on."""

@@ -6,7 +6,8 @@ those of one process that saw the whole batch, to the last bits of a sum in anot
 else by gloo.
 
 A step is any function of the two models, called through `Sharded`, for embeddings, norms and heads are there only
-inside; its loss is this rank's share: summed over its tokens, divided by the valid tokens of all ranks.
+inside; its loss is this rank's share: summed over its tokens, divided by the valid tokens of all ranks. All ranks must
+call as often, for each call gathers. Models too large for one rank are loaded as shares (`loading.py`).
 """
 
 import contextlib
@@ -14,12 +15,13 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
@@ -33,26 +35,42 @@ _LOST = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "t
 Result = TypeVar("Result")
 
 
-class Sharded(nn.Module):
+class Sharded:
     """Child and parent; call it with a function of them to have their weights there.
 
     Args:
-        child: trained; its parameters become shares.
+        child: trained; its parameters become shares, unless they are already.
         parent: frozen; likewise. None where nothing of it is needed.
         ranks: among whom; alone, everything stays as it is.
     """
 
     def __init__(self, child: PreTrainedModel, parent: PreTrainedModel | None, ranks: Ranks) -> None:
-        super().__init__()
-        self.models = nn.ModuleList([child] if parent is None else [child, parent])
+        self.models = [child] if parent is None else [child, parent]
         if ranks.world_size > 1:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            mesh = init_device_mesh(device, (ranks.world_size,))  # shares go to the GPU as they are made
-            _shard(self, mesh)
+            for model in self.models:
+                if not isinstance(model, FSDPModule):
+                    shard(model, ranks, "cuda" if torch.cuda.is_available() else "cpu")
 
-    def forward(self, compute: Callable[..., Result], *arguments: Any) -> Result:
+    def __call__(self, compute: Callable[..., Result], *arguments: Any) -> Result:
         """Runs a function with embeddings, norms and heads gathered; layers come as they run."""
-        return compute(*arguments)
+        run = partial(compute, *arguments)
+        for model in self.models:
+            if isinstance(model, FSDPModule):
+                run = partial(_within, model, run)
+        return run()
+
+
+def shard(model: PreTrainedModel, ranks: Ranks, device_type: str) -> None:
+    """Leaves each rank its share of a model's weights; those on device meta stay there."""
+    mesh = init_device_mesh(device_type, (ranks.world_size,))  # shares go to the GPU as they are made
+    for layer in model.get_submodule("model.layers").children():
+        if any(True for _ in layer.parameters()):
+            fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)  # so that outside of calls all weights are shares
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)  # losses are shares of a sum already
+            module.set_force_sum_reduction_for_comms(True)  # all that gloo can
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -66,6 +84,25 @@ def share_like(tensor: Tensor, like: Tensor) -> Tensor:
     if not isinstance(like, DTensor):
         return tensor.clone()
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def read_share(stored: Any, like: Tensor) -> Tensor:
+    """This rank's share of a tensor in a file, of which no more is read.
+
+    Args:
+        stored: a slice of safetensors (`get_slice`).
+        like: a parameter, as it is shared; where that is not, all is read.
+    """
+    if not isinstance(like, DTensor):
+        return stored[:]
+    length, ranks = like.shape[0], like.device_mesh.size()
+    start = min(length, -(-length // ranks) * like.device_mesh.get_local_rank())  # as torch.chunk cuts
+    return stored[start : start + len(like.to_local())]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank has of a tensor, to read or write in place."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def clip(parameters: list[nn.Parameter], most: float) -> Tensor:
@@ -101,16 +138,18 @@ def joined() -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def _shard(root: Sharded, mesh: DeviceMesh) -> None:
-    for model in root.models:
-        for layer in model.get_submodule("model.layers").children():
-            if any(True for _ in layer.parameters()):
-                fully_shard(layer, mesh=mesh)
-    fully_shard(root, mesh=mesh)
-    for module in root.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)  # losses are shares of a sum already
-            module.set_force_sum_reduction_for_comms(True)  # all that gloo can
+def _within(model: Any, run: Callable[[], Result]) -> Result:
+    """Runs a function in the place of a model's forward, round which torch gathers and gives up what is its own."""
+
+    def once() -> Result:
+        del model.forward
+        return run()
+
+    model.forward = once
+    try:
+        return model()
+    finally:
+        model.__dict__.pop("forward", None)
 
 
 def _stopped(number: int, frame: Any) -> None:

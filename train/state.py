@@ -1,10 +1,12 @@
 """The state of a training as one file, so that no kill leaves weights, optimisers and history out of step."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -14,32 +16,26 @@ from blockwright.errors import InputError
 from blockwright.files import new_file
 from blockwright.tensors import writing_tensors
 from blockwright.train.ranks import Ranks
-from blockwright.train.sharded import share_like, whole
+from blockwright.train.sharded import local, read_share, whole
 
 _WEIGHT, _OPTIMISER = "weight.", "optimiser."
 
 
 def save_weights(path: Path, model: nn.Module, ranks: Ranks) -> None:
     """Writes a model's weights alone; all ranks must call it, the first writes."""
-    _write(path, _weights(model), None, ranks)
+    _write(path, _gathered(_weights(model), ranks), None, ranks)
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
     """Reads what `save_weights` or `save_state` wrote into a model."""
     with _opened(path) as state:
         for name, parameter in model.named_parameters():
-            parameter.data.copy_(share_like(state.get_tensor(_WEIGHT + name), parameter.data))
+            local(parameter.data).copy_(read_share(state.get_slice(_WEIGHT + name), parameter.data))
 
 
 def save_state(path: Path, model: nn.Module, optimizers: Sequence[Optimizer], data: Any, ranks: Ranks) -> None:
     """Writes weights, what the optimisers know of each, and plain data; as `save_weights`."""
-    tensors = _weights(model)
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    for optimizer in optimizers:
-        for parameter, known in optimizer.state.items():
-            for key, value in known.items():
-                tensors[f"{_OPTIMISER}{key}.{names[parameter]}"] = whole(value)
-    _write(path, tensors, data, ranks)
+    _write(path, _gathered(chain(_weights(model), _known(model, optimizers)), ranks), data, ranks)
 
 
 def load_state(path: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> Any:
@@ -55,22 +51,45 @@ def load_state(path: Path, model: nn.Module, optimizers: Sequence[Optimizer]) ->
         for stored in state.keys():  # noqa: SIM118 (it is no mapping)
             if stored.startswith(_OPTIMISER):
                 key, _, name = stored.removeprefix(_OPTIMISER).partition(".")
-                parameter, value = parameters[name], state.get_tensor(stored)
-                alike = value.shape == parameter.shape
+                parameter, value = parameters[name], state.get_slice(stored)
                 known = owners[parameter].state.setdefault(parameter, {})
-                known[key] = share_like(value, parameter.data) if alike else value.to(parameter.device)
+                if tuple(value.get_shape()) == parameter.shape:
+                    known[key] = torch.empty_like(parameter.data)
+                    local(known[key]).copy_(read_share(value, parameter.data))
+                else:
+                    known[key] = state.get_tensor(stored).to(parameter.device)
         return json.loads(state.metadata()["data"])
 
 
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {_WEIGHT + name: whole(parameter.detach()) for name, parameter in model.named_parameters()}
+def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in model.named_parameters():
+        yield _WEIGHT + name, parameter.detach()
+
+
+def _known(model: nn.Module, optimizers: Sequence[Optimizer]) -> Iterator[tuple[str, Tensor]]:
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    for optimizer in optimizers:
+        for parameter, known in optimizer.state.items():
+            for key, value in known.items():
+                yield f"{_OPTIMISER}{key}.{names[parameter]}", value
+
+
+def _gathered(tensors: Iterable[tuple[str, Tensor]], ranks: Ranks) -> dict[str, Tensor]:
+    """All tensors whole, on the first rank's CPU; a device, and every other rank, has one of them at a time."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        gathered = whole(tensor)
+        if ranks.is_first:
+            found[name] = gathered.cpu().contiguous()
+        del gathered  # before the next one is there
+    return found
 
 
 def _write(path: Path, tensors: dict[str, Tensor], data: Any, ranks: Ranks) -> None:
     if not ranks.is_first:
         return
     with new_file(path) as temporary, writing_tensors(path):
-        save_file({key: value.contiguous() for key, value in tensors.items()}, temporary, {"data": json.dumps(data)})
+        save_file(tensors, temporary, {"data": json.dumps(data)})
 
 
 def _opened(path: Path) -> Any:
