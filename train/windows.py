@@ -35,7 +35,8 @@ class Windows:
 
     ids_NT: Tensor
     document_N: np.ndarray
-    """Which document each window begins in: windows of one document are not independent."""
+    """Which document each window begins in, by its place among those given, so that the same document has the same
+    number whatever the seed: windows of one document are not independent."""
     bytes_per_token: float
     """UTF-8 bytes of the windows' text per token, to turn nats per token into bits per byte."""
     segments_NT: Tensor | None = None
@@ -148,7 +149,8 @@ def cut_windows(
         InputError: the text is shorter than one window.
     """
     generator = np.random.default_rng(seed)
-    shuffled = [documents[int(index)] for index in generator.permutation(len(documents))]
+    order = generator.permutation(len(documents))
+    shuffled = [documents[int(index)] for index in order]
     phase = generator.random()
     num_chars = sum(len(document.text) for document in shuffled)
     if num_chars > num_windows * length * _CHARS_PER_TOKEN:
@@ -165,9 +167,9 @@ def cut_windows(
     num_bytes = sum(_num_bytes(shuffled, window) for window in windows)
     return Windows(
         ids_NT=torch.from_numpy(np.stack([window.ids for window in windows])),
-        document_N=np.array([window.document[0] for window in windows]),
+        document_N=order[[window.document[0] for window in windows]],
         bytes_per_token=num_bytes / (len(windows) * length),
-        segments_NT=torch.from_numpy(np.stack([window.document for window in windows]).astype(np.int32)),
+        segments_NT=torch.from_numpy(order[np.stack([window.document for window in windows])].astype(np.int32)),
     )
 
 

@@ -86,6 +86,17 @@ def test_sampled_bytes_are_counted_exactly(tokenizer: PreTrainedTokenizerFast) -
     assert windows.bytes_per_token == pytest.approx(num_bytes / windows.ids_NT.numel(), rel=2e-3)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_document_has_one_number_whatever_the_seed(seed: int, tokenizer: PreTrainedTokenizerFast) -> None:
+    windows = cut_windows(MUCH, tokenizer, length=32, num_windows=40, seed=seed)
+    assert windows.segments_NT is not None
+    for ids, document, segments in zip(windows.ids_NT, windows.document_N, windows.segments_NT, strict=True):
+        for segment in segments.unique().tolist():
+            text = _decode(tokenizer, [t for t in ids[segments == segment].tolist() if t != 0]).rstrip("\ufffd")
+            assert text in MUCH[segment].text
+        assert int(segments[0]) == document
+
+
 def test_windows_of_one_document_say_so(tokenizer: PreTrainedTokenizerFast) -> None:
     windows = cut_windows(MUCH[:1], tokenizer, length=16, num_windows=8, seed=0)
     assert windows.document_N.tolist() == [0] * 8
