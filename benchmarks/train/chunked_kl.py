@@ -7,6 +7,7 @@ largest difference between the gradients. Writes benchmarks/results/chunked_kl_<
 
 import argparse
 import json
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -42,6 +43,7 @@ def main() -> None:
     results = {
         "date": datetime.now(UTC).date().isoformat(),
         "command": f"python benchmarks/train/chunked_kl.py --device {arguments.device}",
+        "commit": commit(),
         "device": asdict(this_device()) | {"accelerator": name},
         "software": installed_software(),
         "threads": torch.get_num_threads(),
@@ -52,6 +54,12 @@ def main() -> None:
     stem.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
     stem.with_suffix(".md").write_text(as_text(results))
     print(as_text(results))
+
+
+def commit() -> str:
+    """The commit that is measured, marked where files differ from it."""
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def measure(loss: str, size: tuple[int, int, int], device: str) -> dict[str, Any]:
@@ -118,7 +126,7 @@ def as_text(results: dict[str, Any]) -> str:
     lines = [
         f"# Chunked losses beside naive ones, {results['device']['accelerator']}, {results['date']}",
         "",
-        f"`{results['command']}`, {results['threads']} threads; fp32; "
+        f"`{results['command']}` at {results['commit']}, {results['threads']} threads; fp32; "
         "value and gradients of the child's states and head; on a CPU, processor time.",
         "",
         "| loss | tokens × hidden × vocabulary | naive | chunked | ratio (middle half) | gradients differ by |",

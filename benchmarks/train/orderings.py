@@ -18,6 +18,7 @@ Writes benchmarks/results/orderings_<date>.json and .md.
 
 import argparse
 import json
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from orderings_page import as_text
 from transformers import PreTrainedModel
 
 from blockwright.files import new_folder
@@ -98,6 +100,7 @@ CLAIMS = (
     Claim(text="kl+cosine: less KL than kl", better="loss kl+cosine", worse="loss kl"),
     Claim(text="kl: less KL than kl+lm", better="loss kl", worse="loss kl+lm"),
     Claim(text="kl+cosine: less KL than kl+cosine+lm", better="loss kl+cosine", worse="loss kl+cosine+lm"),
+    Claim(text="kl: less KL than kl+cosine+lm", better="loss kl", worse="loss kl+cosine+lm"),
     Claim(text="kl: less KL than lm", better="loss kl", worse="loss lm"),
 )
 
@@ -206,7 +209,10 @@ class Bench:
 
 
 def judge(claim: Claim, benches: Sequence[Bench], found: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
-    """The paired difference, worse less better, pooled over seeds, and whether the claim held."""
+    """The paired difference, worse less better, pooled over seeds, and whether the claim held.
+
+    A document has one number in every seed, so its windows of all seeds are drawn together.
+    """
     differences, documents, means = [], [], []
     for bench, losses in zip(benches, found, strict=True):
         worse_N, better_N = losses[claim.worse], losses[claim.better]
@@ -214,7 +220,7 @@ def judge(claim: Claim, benches: Sequence[Bench], found: Sequence[dict[str, np.n
         differences.append(difference_N)
         documents.append(bench.windows.document_N)
         means.append(float(difference_N.mean()))
-    pooled = estimate_mean(np.concatenate(differences), _apart(documents))
+    pooled = estimate_mean(np.concatenate(differences), np.concatenate(documents))
     return {
         "claim": claim.text,
         "better_kl": float(np.mean([losses[claim.better].mean() for losses in found])),
@@ -223,11 +229,6 @@ def judge(claim: Claim, benches: Sequence[Bench], found: Sequence[dict[str, np.n
         "by_seed": means,
         "is_reproduced": bool(pooled.low > 0 and min(means) > 0),
     }
-
-
-def _apart(documents: Sequence[np.ndarray]) -> np.ndarray:
-    """Documents by number; the same document counts as the same in every seed."""
-    return np.concatenate(documents)
 
 
 def main() -> None:
@@ -240,7 +241,8 @@ def main() -> None:
     arguments = parser.parse_args()
     results: dict[str, Any] = {
         "date": datetime.now(UTC).date().isoformat(),
-        "command": "python benchmarks/train/orderings.py",
+        "command": told_command(arguments),
+        "commit": commit(),
         "device": asdict(this_device()),
         "software": installed_software(),
         "parents": [],
@@ -255,6 +257,18 @@ def main() -> None:
         stem.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
         stem.with_suffix(".md").write_text(as_text(results))
     print(as_text(results))
+
+
+def told_command(arguments: argparse.Namespace) -> str:
+    """The command without paths of this machine."""
+    data = "" if arguments.data is None else " --data DATA"
+    return f"python benchmarks/train/orderings.py{data} --seeds {arguments.seeds}"
+
+
+def commit() -> str:
+    """The commit that is measured, marked where files differ from it."""
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def settings(data: Path | None) -> list[Setting]:
@@ -278,30 +292,6 @@ def settings(data: Path | None) -> list[Setting]:
 def _told(setting: Setting) -> dict[str, Any]:
     """The setting without paths of this machine."""
     return asdict(setting) | {"parent": setting.name, "text": Path(setting.text).name}
-
-
-def as_text(results: dict[str, Any]) -> str:
-    """The results for people."""
-    lines = [f"# Published orderings, {results['date']}", "", f"`{results['command']}`", ""]
-    for one in results["parents"]:
-        lines += [
-            f"## {one['name']}: {one['seeds']} seeds, BLD {one['bld_tokens']:,} tokens, GKD {one['gkd_tokens']:,}, "
-            f"{one['budget']}",
-            "",
-            "| claim | KL of the better | of the other | difference (95 %), margin included | by seed | |",
-            "|---|---|---|---|---|---|",
-        ]
-        for row in one["claims"]:
-            ends = row["difference"]
-            verdict = "reproduced" if row["is_reproduced"] else "not reproduced at this scale"
-            lines.append(
-                f"| {row['claim']} | {row['better_kl']:.4f} | {row['worse_kl']:.4f} | {ends['value']:+.4f} "
-                f"({ends['low']:+.4f} to {ends['high']:+.4f}) | "
-                + ", ".join(f"{mean:+.4f}" for mean in row["by_seed"])
-                + f" | {verdict} |"
-            )
-        lines.append("")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
