@@ -134,11 +134,11 @@ def test_plain_transformers_loads_every_format_where_blockwright_is_not(
     spec: Model, child: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("compressed_tensors", reason="integers are read by compressed-tensors (the extra clients)")
-    formats = ("fp32", "fp16", "bf16", "int4", "int8")
+    formats: tuple[str, ...] = ("fp32", "fp16", "bf16", "int4", "int8")
     folders = [_export(spec, child, tmp_path / name, name) for name in formats]
     exact = [_dequantised(spec, child, name, tmp_path / f"exact-{name}") for name in ("int4", "int8")]
     own, *others = _logits(child, *folders, *exact)
-    found = dict(zip((*formats, "exact int4", "exact int8"), others, strict=True))
+    found: dict[str, np.ndarray] = dict(zip((*formats, "exact int4", "exact int8"), others, strict=True))
     spread = own.std()
     assert np.array_equal(found["fp32"], own)
     for name, most in (("fp16", 0.01), ("bf16", 0.1)):
@@ -276,7 +276,8 @@ def test_shards_hold_together_what_one_file_would(
     assert len(files) > 2
     held = {name: file.name for file in files for name in load_file(file)}
     assert held == index["weight_map"]
-    assert np.array_equal(*_logits(child, folder))
+    whole, parted = _logits(child, folder)
+    assert np.array_equal(whole, parted)
 
 
 def test_a_parent_is_written_under_its_own_name(small_parent: Path, tmp_path: Path) -> None:
