@@ -55,7 +55,10 @@ class LibraryJob:
     trainees: tuple[Trainee, ...]
     training: Sequence[Batch]
     """One for each step, all of one shape; the same for all that learns."""
+    reserved: Sequence[Batch]
+    """Of the training text too, but nothing learns from them: by them is chosen which weights are kept."""
     held_out: Sequence[Batch]
+    """To tell errors by, no more: a child will be judged by this text."""
     settings: BldSettings
     init: InitSettings = field(default_factory=InitSettings)
     """How candidates begin."""
@@ -126,7 +129,7 @@ def train_group(
     if missing:
         students = _open_students(model, job, missing, folder)
         _train(model, job, students, span, folder, on_step)
-        _judge(model, job, students, span, folder)
+        _judge(model, job, students, folder)
         for student in students:
             write_result(folder, student)
     return [read_trained(folder, trainee) for trainee in job.trainees]
@@ -138,12 +141,21 @@ def span_of(trainees: Sequence[Trainee]) -> Span:
     return Span(first=min(layers), end=max(layers) + 1)
 
 
+def _errors_of(model: PreTrainedModel, job: LibraryJob, students: Sequence[Student]) -> dict[Trainee, Errors]:
+    held_out = _errors_on(model, job, job.held_out, students)
+    reserved = _errors_on(model, job, job.reserved, students)
+    return {trainee: Errors(*errors, reserved=reserved[trainee][0]) for trainee, errors in held_out.items()}
+
+
 @torch.no_grad()
-def errors_of(model: PreTrainedModel, job: LibraryJob, students: Sequence[Student], end: int) -> dict[Trainee, Errors]:
-    """The normalised errors on held-out text, of the tokens that training counts; see `train/bld.py`."""
+def _errors_on(
+    model: PreTrainedModel, job: LibraryJob, batches: Sequence[Batch], students: Sequence[Student]
+) -> dict[Trainee, tuple[float, float]]:
+    """The normalised errors of output and delta, of the tokens that training counts; see `train/bld.py`."""
+    end = span_of([student.trainee for student in students]).end
     sums = {student.trainee: torch.zeros(3, dtype=torch.float64) for student in students}
-    for index in range(len(job.held_out)):
-        batch = on_device(job.held_out[index], model.device)
+    for given in batches:
+        batch = on_device(given, model.device)
         walk = Walk(model, batch.segments_BT)
         with precision_of(job.settings, batch.ids_BT.device):
             x_BTD = walk.embed(batch.ids_BT)
@@ -162,13 +174,14 @@ def errors_of(model: PreTrainedModel, job: LibraryJob, students: Sequence[Studen
     }
 
 
-def _judge(model: PreTrainedModel, job: LibraryJob, students: Sequence[Student], span: Span, folder: Path) -> None:
-    """Finds the held-out errors after training; who is worse than at first, or no number, gets its first weights back.
+def _judge(model: PreTrainedModel, job: LibraryJob, students: Sequence[Student], folder: Path) -> None:
+    """Finds the errors after training; who is worse than at first, or no number, gets its first weights back.
 
-    Output and delta differ in what the same error is divided by, so whichever is compared says the same.
+    Reserved text says who is worse. Output and delta differ in what the same error is divided by, so whichever is
+    compared says the same.
     """
     learnt = [student for student in students if student.step > 0]
-    found = errors_of(model, job, learnt, span.end) if learnt else {}
+    found = _errors_of(model, job, learnt) if learnt else {}
     for student in learnt:
         errors, initial = found[student.trainee], student.initial
         assert initial is not None
@@ -176,7 +189,7 @@ def _judge(model: PreTrainedModel, job: LibraryJob, students: Sequence[Student],
             student.trained = errors
         elif student.stopped_at is None:
             student.stopped_at = student.step
-        if student.trained is None or student.trained[0] > initial[0]:
+        if student.trained is None or student.trained.reserved > initial.reserved:
             student.reset(first_weights_of(model, job, student.trainee, folder))
 
 
@@ -197,7 +210,7 @@ def _open_students(model: PreTrainedModel, job: LibraryJob, trainees: Sequence[T
         students.append(student)
     fresh = [student for student in students if student.initial is None]
     if fresh:
-        initial = errors_of(model, job, fresh, span_of([student.trainee for student in fresh]).end)
+        initial = _errors_of(model, job, fresh)
         for student in fresh:
             student.initial = initial[student.trainee]
     return students

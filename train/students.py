@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -30,8 +31,16 @@ from blockwright.train.bld import (
 from blockwright.train.muon import Muon
 from blockwright.train.schedule import warm_up_then_cosine
 
-Errors = tuple[float, float]
-"""Of the layer's output, and of what the layer adds to its input; see `train/bld.py`."""
+
+class Errors(NamedTuple):
+    """Normalised errors; see `train/bld.py`."""
+
+    output: float
+    """Of the layer's output on held-out text."""
+    delta: float
+    """On held-out text, of what the layer adds to its input."""
+    reserved: float
+    """Of the output on training text that nothing learns from: this one says which weights are kept."""
 
 
 class Student:
@@ -53,9 +62,9 @@ class Student:
         self.stopped_at: int | None = None
         """The batch at which its loss was no number, where it had to stop."""
         self.initial: Errors | None = None
-        """On held-out text before training."""
+        """Before training."""
         self.trained: Errors | None = None
-        """On held-out text after it; None where nothing was learnt, or what was gives no numbers."""
+        """After it; None where nothing was learnt, or what was gives no numbers."""
         self.curve_S2 = torch.full((num_steps, 2), math.nan)
         """What each step saw: output and delta."""
         self._optimizers = optimizers_of(settings, list(self._weights().values()))
@@ -137,7 +146,7 @@ class Student:
                         }
             self.curve_S2 = file.get_tensor("curve")
         self.step, self.stopped_at = facts["step"], facts["stopped_at"]
-        self.initial = None if facts["initial"] is None else (facts["initial"][0], facts["initial"][1])
+        self.initial = None if facts["initial"] is None else Errors(*facts["initial"])
 
     def go_back(self, path: Path, first: dict[str, Tensor]) -> None:
         """Stops at the batch that could not be learnt, with the last state that was kept, or the first weights."""

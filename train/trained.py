@@ -26,7 +26,7 @@ _CURVE_POINTS = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What became of one trainee; errors as in `blockwright.library.Entry`."""
+    """What became of one trainee; errors on held-out text as in `blockwright.library.Entry`."""
 
     trainee: Trainee
     file: str
@@ -36,6 +36,9 @@ class Trained:
     delta_nmse: float
     trained_nmse: float | None
     trained_delta_nmse: float | None
+    initial_reserved_nmse: float
+    """On training text that nothing learns from, which says what is kept."""
+    trained_reserved_nmse: float | None
     kept: Kept
     stopped_at: int | None
     trained_steps: int
@@ -71,8 +74,8 @@ def write_result(folder: Path, student: Student) -> None:
     final = initial if trained is None or student.kept == "initial" else trained
     if not all(math.isfinite(value) for value in (*initial, *final)):
         raise InputError(
-            f"{trainee.name}: held-out error",
-            got=f"{initial[0]} before training and {final[0]} after",
+            f"{trainee.name}: error",
+            got=f"{initial.output} before training and {final.output} after",
             expected="numbers",
             remedy="The parent's own states are no numbers on this text: try --precision fp32, or mend its weights.",
         )
@@ -82,12 +85,14 @@ def write_result(folder: Path, student: Student) -> None:
     result = Trained(
         trainee=trainee,
         file=path.name,
-        initial_nmse=initial[0],
-        nmse=final[0],
-        initial_delta_nmse=initial[1],
-        delta_nmse=final[1],
-        trained_nmse=None if trained is None else trained[0],
-        trained_delta_nmse=None if trained is None else trained[1],
+        initial_nmse=initial.output,
+        nmse=final.output,
+        initial_delta_nmse=initial.delta,
+        delta_nmse=final.delta,
+        trained_nmse=None if trained is None else trained.output,
+        trained_delta_nmse=None if trained is None else trained.delta,
+        initial_reserved_nmse=initial.reserved,
+        trained_reserved_nmse=None if trained is None else trained.reserved,
         kept=student.kept,
         stopped_at=student.stopped_at,
         trained_steps=student.step,

@@ -131,6 +131,7 @@ def bench_of(num_steps: int, device: str) -> Bench:
         parent=parent,
         trainees=tuple(trainees),
         training=batches[:-1],
+        reserved=batches[-1:],
         held_out=batches[-1:],
         settings=SETTINGS,
         device=device,

@@ -1,8 +1,8 @@
 """Build and train the block library of a parent.
 
 Writes a folder with one safetensors file per trained candidate, index.json, which says how close each comes to the
-parent's own layer, and curves.json, its losses step by step. What training made worse on held-out text keeps the
-weights that it began with (--init), and both files say so. Every candidate learns from the same pass of the parent;
+parent's own layer, and curves.json, its losses step by step. What training made worse, on training text that
+nothing learns from, keeps the weights that it began with (--init), and both files say so. Every candidate learns from the same pass of the parent;
 where not all of them fit the memory, groups of layers are trained one after the other. What that takes is counted
 first: --dry-run prints it and trains nothing.
 

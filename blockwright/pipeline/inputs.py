@@ -45,7 +45,7 @@ class Text:
 class TrainingWindows:
     """What a stage trains on, in memory or in a file."""
 
-    store: Windows | TokenWindows
+    store: WindowStore
     masks_documents: bool
     digest: str
     """Of the text and of the tokens that were made of it; belongs into whatever is trained on them."""

@@ -1,6 +1,7 @@
 """Stage: build and train the block library."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,13 @@ from blockwright.search.space import candidates
 from blockwright.strict import to_data
 from blockwright.train.library import entries_of, train_library
 from blockwright.train.one_group import LibraryJob
+from blockwright.train.reserved import reserve
 from blockwright.train.trained import Trained
-from blockwright.train.windows import Batch
+from blockwright.train.windows import Batch, WindowStore
 
 _HELD_OUT_WINDOWS = 8
+_RESERVED_WINDOWS = 8
+"""Of the training text, beyond what is trained on: to choose between first and trained weights."""
 
 
 def build_library(parent: Parent, order: LibraryOrder, output: Path, means: LibraryMeans | None = None) -> Library:
@@ -69,14 +73,14 @@ def build_library(parent: Parent, order: LibraryOrder, output: Path, means: Libr
     memory_bytes = means.planned_bytes
     model = load_model(parent)
     with running(stage) as work:
-        windows = _windows(parent, order, text, work)
+        windows, reserved = _windows(parent, order, text, work)
         if (words := windows.shortage(order.tokens)) is not None:
             say(words)
         check_text_suits(model, windows.store)
         disk = float(shutil.disk_usage(work).free)
         count = count_library(model, parent, order, means, memory_bytes, disk)
         say(count_words(count))
-        job = _job(parent, order, means, windows, _held_out(parent, order, text))
+        job = _job(parent, order, means, windows, reserved, _held_out(parent, order, text))
         num_steps, num_groups = count.work.num_steps, len(count.plan.groups)
         if means.ray is None:
             with progress("library", num_groups * num_steps) as advance:
@@ -113,28 +117,40 @@ def _read_files(order: LibraryOrder) -> list[Path]:
     return plan + ([] if order.start is None else [Path(order.start)])
 
 
-def _windows(parent: Parent, order: LibraryOrder, text: Text, work: Path) -> TrainingWindows:
-    return training_windows(
+def _windows(parent: Parent, order: LibraryOrder, text: Text, work: Path) -> tuple[TrainingWindows, list[Batch]]:
+    """Windows to train on, and others of the same text to choose weights by."""
+    found = training_windows(
         parent,
         text,
         length=order.window_tokens,
-        num_tokens=order.tokens,
+        num_tokens=order.tokens + _RESERVED_WINDOWS * order.window_tokens,
         seed=order.seed,
         folder=work / "tokens",
         masks_documents=order.masks_documents,
     )
+    training, reserved = reserve(found.store, _RESERVED_WINDOWS, order.tokens // order.window_tokens)
+    return replace(found, store=training), _all_batches(reserved, order)
 
 
 def _held_out(parent: Parent, order: LibraryOrder, text: Text) -> list[Batch]:
     length = order.window_tokens
     num_tokens = _HELD_OUT_WINDOWS * length
     windows = windows_of(parent, text.held_out, length=length, num_tokens=num_tokens, seed=order.seed)
+    return _all_batches(windows, order)
+
+
+def _all_batches(windows: WindowStore, order: LibraryOrder) -> list[Batch]:
     found = [windows.read(rows) for rows in torch.arange(windows.num_windows).split(order.batch_windows)]
     return found if order.masks_documents else [Batch(ids_BT=batch.ids_BT) for batch in found]
 
 
 def _job(
-    parent: Parent, order: LibraryOrder, means: LibraryMeans, windows: TrainingWindows, held_out: list[Batch]
+    parent: Parent,
+    order: LibraryOrder,
+    means: LibraryMeans,
+    windows: TrainingWindows,
+    reserved: list[Batch],
+    held_out: list[Batch],
 ) -> LibraryJob:
     start = start_of(order, parent.spec)
     entries = () if start is None else start.entries
@@ -142,6 +158,7 @@ def _job(
         parent=parent.spec,
         trainees=trainees_of(order, parent.spec),
         training=windows.batches(order.batch_windows, order.work.num_steps, order.seed),
+        reserved=reserved,
         held_out=held_out,
         settings=order.settings,
         init=order.init,
@@ -164,13 +181,7 @@ def _library(parent: Parent, order: LibraryOrder, trained: list[Trained], digest
         blocks = (*(block for block in start.blocks if (block.layer, block.block) not in pairs), *blocks)
         offered = list(dict.fromkeys([*start.candidates, *offered]))
         formats = formats or start.formats
-    for entry in (*entries, *blocks):
-        if entry.stopped_at is not None:
-            words = f"its loss was no number at batch {entry.stopped_at}, its last good state is kept"
-            say(f"warning   {entry.file}: {words}")
-        elif entry.kept == "initial":
-            words = f"{entry.initial_nmse:.3g} became {entry.trained_nmse:.3g}, so its first weights are kept"
-            say(f"note      {entry.file}: training made it worse on held-out text, {words}")
+    _tell(trained)
     return Library(
         parent=parent.spec,
         parent_folder=str(parent.folder),
@@ -185,14 +196,28 @@ def _library(parent: Parent, order: LibraryOrder, trained: list[Trained], digest
     )
 
 
-def _held_out_of(result: Trained) -> dict[str, Any]:
-    """What a curve leaves open: whether held-out text bore it out, and which weights are kept."""
-    errors = {"initial": result.initial_nmse, "trained": result.trained_nmse}
-    return {"held_out_nmse": errors, "kept": result.kept}
+def _tell(trained: list[Trained]) -> None:
+    for result in trained:
+        if result.stopped_at is not None:
+            words = f"its loss was no number at batch {result.stopped_at}, its last good state is kept"
+            say(f"warning   {result.file}: {words}")
+        elif result.kept == "initial":
+            errors = f"{result.initial_reserved_nmse:.3g} became {result.trained_reserved_nmse:.3g}"
+            words = f"{errors} on reserved training text, so its first weights are kept"
+            say(f"note      {result.file}: training made it worse, {words}")
+
+
+def _judged(result: Trained) -> dict[str, Any]:
+    """What a curve leaves open: whether other text bore it out, and which weights are kept."""
+    return {
+        "held_out_nmse": {"initial": result.initial_nmse, "trained": result.trained_nmse},
+        "reserved_nmse": {"initial": result.initial_reserved_nmse, "trained": result.trained_reserved_nmse},
+        "kept": result.kept,
+    }
 
 
 def _write(library: Library, order: LibraryOrder, trained: list[Trained], work: Path, folder: Path) -> None:
-    curves: dict[str, Any] = {result.trainee.name: to_data(result.curve) | _held_out_of(result) for result in trained}
+    curves: dict[str, Any] = {result.trainee.name: to_data(result.curve) | _judged(result) for result in trained}
     ours = {result.file for result in trained}
     for file in library.files:
         shutil.copyfile((work if file in ours else Path(order.start or "")) / file, folder / file)

@@ -180,6 +180,7 @@ def count_library(
         parent=parent.spec,
         trainees=trainees,
         training=[Batch(ids_BT=ids_BT)],
+        reserved=[],
         held_out=[],
         settings=order.settings,
         device=means.device,

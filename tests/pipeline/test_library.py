@@ -97,8 +97,9 @@ def test_index_and_curves_say_which_weights_are_kept(
         for entry in library.entries:
             curve = curves[entry.candidate.name]
             assert curve["held_out_nmse"] == {"initial": entry.initial_nmse, "trained": entry.trained_nmse}
+            assert (curve["reserved_nmse"]["initial"] < curve["reserved_nmse"]["trained"]) == (kept == "initial")
             assert curve["kept"] == kept
-            told = f"{entry.file}: training made it worse on held-out text" in said
+            told = f"{entry.file}: training made it worse, " in said
             assert told == (kept == "initial")
 
 

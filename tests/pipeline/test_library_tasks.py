@@ -45,7 +45,8 @@ def job(small_parent: Path) -> LibraryJob:
         parent=spec,
         trainees=tuple(trainee_of(spec, c) for c in candidates(spec, space) if needs_training(spec, c)),
         training=[Batch(ids_BT=ids_BT) for ids_BT in ids_NT[:40]],
-        held_out=[Batch(ids_BT=ids_BT) for ids_BT in ids_NT[40:]],
+        reserved=[Batch(ids_BT=ids_BT) for ids_BT in ids_NT[40:42]],
+        held_out=[Batch(ids_BT=ids_BT) for ids_BT in ids_NT[42:]],
         settings=BldSettings(learning_rate=1e-3),
         checkpoint_steps=10,
     )

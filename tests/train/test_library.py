@@ -38,7 +38,7 @@ SETTINGS = BldSettings(learning_rate=3e-3)
 MIXERS = (Attention(num_kv_heads=2), Attention(num_kv_heads=1), LinearMixer(), NoOp())
 FFNS = (GatedFFN(width=48), GatedFFN(width=16), LinearFFN(), NoOp())
 STEPS = 12
-IDS_SBT = torch.randint(0, 64, (STEPS + 2, 4, 12), generator=torch.Generator().manual_seed(5))
+IDS_SBT = torch.randint(0, 64, (STEPS + 4, 4, 12), generator=torch.Generator().manual_seed(5))
 BATCHES = [Batch(ids_BT=ids_BT) for ids_BT in IDS_SBT]
 
 
@@ -59,7 +59,8 @@ def _job(parent: Model, trainees: Sequence[Trainee] | None = None, **changes: ob
         parent=parent,
         trainees=_trainees(parent) if trainees is None else tuple(trainees),
         training=BATCHES[:STEPS],
-        held_out=BATCHES[STEPS:],
+        reserved=BATCHES[STEPS : STEPS + 2],
+        held_out=BATCHES[STEPS + 2 :],
         settings=SETTINGS,
         checkpoint_steps=5,
     )

@@ -40,6 +40,7 @@ def _library(
         parent=parent,
         trainees=tuple(trainees),
         training=batches,
+        reserved=batches,
         held_out=batches,
         settings=BldSettings(learning_rate=1e-3),
     )
