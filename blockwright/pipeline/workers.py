@@ -119,15 +119,16 @@ class _RefusedError(Exception):
 
 
 @contextlib.contextmanager
-def workers(where: str) -> Iterator[Workers]:
+def workers(where: str, device: str = "cpu") -> Iterator[Workers]:
     """Workers of a cluster, or on this machine.
 
     Args:
         where: ``local:2`` for two processes here, ``auto`` for the cluster that this machine is part of, or the
             address of a cluster. A connection that this process has already is used as it is.
+        device: what tasks work on; those on ``cuda`` have a GPU each, others none.
 
     Raises:
-        InputError: Ray is not installed, or there is no such cluster.
+        InputError: Ray is not installed, or there is no such cluster, or none with a GPU where tasks need one.
     """
     check_where(where)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -140,13 +141,19 @@ def workers(where: str) -> Iterator[Workers]:
     if is_ours:
         _connect(ray, where)
     try:
-        resources = ray.cluster_resources()
-        options = {"num_cpus": 1, "num_gpus": 1 if resources.get("GPU") else 0, "max_retries": RETRIES}
+        resources, needs_gpu = ray.cluster_resources(), device.startswith("cuda")
+        if needs_gpu and not resources.get("GPU"):
+            raise InputError(
+                "--ray",
+                got=f"{where}, whose machines have no GPU that Ray knows of",
+                expected=f"GPUs, for --device {device}",
+                remedy="Start Ray where there are GPUs, or leave --device out to use CPUs.",
+            )
         yield Workers(
             ray=ray,
-            options=options,
+            options={"num_cpus": 1, "num_gpus": int(needs_gpu), "max_retries": RETRIES},
             num_threads=torch.get_num_threads(),
-            num_workers=max(1, int(resources.get("GPU") or resources.get("CPU", 1))),
+            num_workers=max(1, int(resources.get("GPU" if needs_gpu else "CPU", 1))),
             store_bytes=int(resources.get("object_store_memory", 0)),
         )
     finally:

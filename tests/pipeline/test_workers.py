@@ -37,6 +37,35 @@ def test_a_place_that_cannot_be_is_refused(where: str) -> None:
         check_where(where)
 
 
+class _Cluster:
+    """A Ray that this process is in already, with two GPUs or none."""
+
+    def __init__(self, num_gpus: int) -> None:
+        self.num_gpus = num_gpus
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 8.0, "object_store_memory": 1e9} | ({"GPU": 2.0} if self.num_gpus else {})
+
+
+@pytest.mark.parametrize(("device", "num_gpus", "num_workers"), [("cpu", 0, 8), ("cuda", 1, 2)])
+def test_tasks_take_a_gpu_only_where_they_work_on_one(
+    device: str, num_gpus: int, num_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", _Cluster(2))
+    with workers("auto", device) as found:
+        assert found.options["num_gpus"] == num_gpus
+        assert found.num_workers == num_workers
+
+
+def test_a_cluster_without_the_gpus_that_tasks_need_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", _Cluster(0))
+    with pytest.raises(InputError, match="no GPU"), workers("auto", "cuda"):
+        pass
+
+
 def test_without_ray_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"blockwright\[distributed\]"), workers("local:2"):
