@@ -24,6 +24,7 @@ from plan_70b_page import Published, Stage, page
 from blockwright.count import block_parameters, ffn_matrices, mixer_matrices, parameters
 from blockwright.hw_profiles.datasheet_figures import Datasheet, datasheet
 from blockwright.llama import LLAMA_8B
+from blockwright.search.space import SpaceSettings, candidates
 from blockwright.spec import FFN, Attention, Block, GatedFFN, LinearFFN, LinearMixer, Mixer, Model, NoOp
 
 LLAMA_70B = replace(
@@ -49,6 +50,22 @@ FFNS: tuple[FFN, ...] = (
     NoOp(),
 )
 """Puzzle's space, section 2: 6 × 9 for each layer."""
+
+
+SPACE_8B = SpaceSettings(kv_heads=(4, 2, 1), ffn_widths=tuple(256 * n for n in (48, 42, 36, 30, 24, 18, 12, 8, 4)))
+"""The space by whose size Puzzle's counts for the 8B come out; it names no more of it than the counts."""
+
+
+def counted_kinds(model: Model, space: SpaceSettings) -> tuple[int, int]:
+    """Candidates with weights to train, and pairs of all mixers and ffns, that the search offers in all layers."""
+    offered = candidates(model, space)
+    trained = [c for c in offered if not isinstance(c.variant, NoOp)]
+    own = 2 * len(model.layers)
+    pairs = 0
+    for layer in range(len(model.layers)):
+        here = [candidate.part for candidate in offered if candidate.layer == layer]
+        pairs += here.count("mixer") * here.count("ffn")
+    return len(trained) - own, pairs
 
 
 def mixer_flops(model: Model, mixer: Mixer, window: int) -> float:
@@ -119,7 +136,7 @@ def library(gpu: Datasheet, num_gpus: int) -> Stage:
     }
     kept = 2 * BLD_TOKENS * LLAMA_70B.hidden_size / 1e12
     note = f"{rounds} rounds of {at_once} layers per GPU; kept on disk, states would be {kept:.0f} TB for each boundary"
-    return _stage("library", gpu, num_gpus, BLD_TOKENS, flops, memory, note)
+    return _stage("library", gpu, num_gpus, BLD_TOKENS, flops, memory, note, "workers that hold some layers only")
 
 
 def scores(gpu: Datasheet, num_gpus: int) -> Stage:
@@ -129,7 +146,8 @@ def scores(gpu: Datasheet, num_gpus: int) -> Stage:
     flops = SCORE_TOKENS * sum((80 - layer) * forward + head_flops(LLAMA_70B) for layer in range(80)) * num_kinds
     logits = 4.0 * 2 * WINDOW_TOKENS * LLAMA_70B.vocab_size
     memory = {"parent, bf16, over 8 GPUs": 2.0 * parameters(LLAMA_70B) / 8, "logits of a window, twice": logits}
-    return _stage("score", gpu, num_gpus, SCORE_TOKENS, flops, memory, f"{80 * num_kinds} candidates")
+    return _stage("score", gpu, num_gpus, SCORE_TOKENS, flops, memory, f"{80 * num_kinds} candidates",
+                  "a parent shared out over workers")  # fmt: skip
 
 
 def gkd(gpu: Datasheet, num_gpus: int, tokens: float, is_lean: bool) -> Stage:
@@ -154,7 +172,7 @@ def gkd(gpu: Datasheet, num_gpus: int, tokens: float, is_lean: bool) -> Stage:
         "logits: 4 chunks, the head's gradient": 4.0 * 4 * 1024 * LLAMA_70B.vocab_size + 2.0 * ends,
     }
     name = f"GKD, {'bf16 gathers' if is_lean else 'fp32 gathers'}"
-    return _stage(name, gpu, num_gpus, tokens, tokens * flops, memory, "")
+    return _stage(name, gpu, num_gpus, tokens, tokens * flops, memory, "", "gathers in bf16" if is_lean else "")
 
 
 def published() -> list[Published]:
@@ -163,7 +181,8 @@ def published() -> list[Published]:
     per_70b = 3 * (layers_flops(LLAMA_70B, 8192) + head_flops(LLAMA_70B))
     per_8b = 3 * (layers_flops(LLAMA_8B, 8192) + head_flops(LLAMA_8B))
     titan, puzzle = "torchtitan docs/performance.md", "Puzzle, arXiv 2411.19146"
-    mixers, ffns, theirs = 6, 12, "FLOPs; the share is theirs"
+    theirs = "FLOPs; the share is theirs"
+    decoupled, coupled = counted_kinds(LLAMA_8B, SPACE_8B)
     score_flops = 32 * 6 * 16 * 8192 * per_8b / 3
     return [
         Published(what="share of peak, 70B at 331 tokens/s on each of 64 A100", published=51.7,
@@ -176,10 +195,10 @@ def published() -> list[Published]:
                   source="the name of Llama-3.1-70B", checks="the shape"),
         Published(what="parameters of the child", published=51, counted=parameters(child_of_51b()) / 1e9, unit="B",
                   source="the name of Nemotron-51B", checks="nothing: so chosen"),
-        Published(what="what is trained decoupled, 8B", published=448, counted=32 * (mixers - 2 + ffns - 2),
-                  unit="candidates", source=puzzle, checks="the space"),
-        Published(what="what is trained coupled, 8B", published=2304, counted=32 * mixers * ffns, unit="pairs",
-                  source=puzzle, checks="the space"),
+        Published(what="what is trained decoupled, 8B", published=448, counted=decoupled,
+                  unit="candidates", source=puzzle, checks="the counting of search/space.py; its widths are chosen so"),
+        Published(what="what is trained coupled, 8B", published=2304, counted=coupled, unit="pairs",
+                  source=puzzle, checks="the counting of search/space.py; its widths are chosen so"),
         Published(what="scoring the 8B, 4 widths and no-ops, on 2 H100: 16 windows assumed", published=38,
                   counted=score_flops / (2 * h100 * 0.33) / 60, unit="min",
                   source="Model-Optimizer's tutorial; a model is rebuilt for every candidate there",
@@ -188,7 +207,14 @@ def published() -> list[Published]:
 
 
 def _stage(
-    name: str, gpu: Datasheet, num_gpus: int, tokens: float, flops: float, memory: dict[str, float], note: str
+    name: str,
+    gpu: Datasheet,
+    num_gpus: int,
+    tokens: float,
+    flops: float,
+    memory: dict[str, float],
+    note: str,
+    lacks: str,
 ) -> Stage:
     peak = num_gpus * gpu.flop_per_s["bf16"].value
     fast, slow = (flops / (peak * share) / 3600 for share in sorted(SHARES, reverse=True))
@@ -196,7 +222,7 @@ def _stage(
     return Stage(
         stage=name, gpus=num_gpus, tokens=tokens, flops=flops, hours=(fast, slow),
         energy_kwh=(fast * watts, slow * watts), memory_bytes=memory,
-        fits=sum(memory.values()) <= gpu.memory_bytes.value, note=note,
+        fits=sum(memory.values()) <= gpu.memory_bytes.value, note=note, lacks=lacks,
     )  # fmt: skip
 
 
