@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 from blockwright.files import new_folder, read_json, write_json
 from blockwright.measured import Quality
 from blockwright.model.child import save_child
-from blockwright.model.parent import Parent, load_model, load_tokenizer
+from blockwright.model.parent import Parent, load_tokenizer
 from blockwright.pipeline.console import say
 from blockwright.pipeline.distill_answers import AnswersOrder, KeptAnswers
+from blockwright.pipeline.distill_models import as_checkpoint, in_precision, loaded
 from blockwright.pipeline.distill_order import DistillOrder, check_order, check_pair, device_of
 from blockwright.pipeline.inputs import (
     Checkpoint,
@@ -36,6 +37,7 @@ from blockwright.train.memory import Work, check_memory
 from blockwright.train.objective import DTYPES
 from blockwright.train.quality import compare
 from blockwright.train.ranks import Ranks
+from blockwright.train.sharded import Sharded
 from blockwright.train.sources import local_paths
 from blockwright.train.teacher_cache import CacheOrder
 from blockwright.train.windows import Batch
@@ -152,8 +154,8 @@ class _Job:
 
     @property
     def is_judge(self) -> bool:
-        """Whether this rank measures the child before and after."""
-        return bool(self.order.judging_tokens) and self.ranks.is_first
+        """Whether the child is measured before and after; by all ranks alike, for each has shares of it only."""
+        return bool(self.order.judging_tokens)
 
     @property
     def before_file(self) -> Path:
@@ -170,7 +172,7 @@ class _Job:
             num_tokens=self.order.judging_tokens,
             seed=self.order.seed + _JUDGE_SEED_SHIFT,
         )
-        return compare(child, parent, windows)
+        return Sharded(child, parent, self.ranks)(compare, child, parent, windows)
 
     def answers(self) -> AnswersOrder:
         """Which answers of the parent's are kept, and where; each rank's own."""
@@ -212,8 +214,7 @@ def _distill(job: _Job, device: torch.device) -> tuple[PreTrainedModel, list[Gkd
     answers = None
     if order.teacher_logits == "cached":
         answers = KeptAnswers(job.answers(), batches, held_out)
-    model = load_checkpoint(job.child)
-    _move(model, device)
+    model = loaded(job.child, device, ranks)
     parent = _asked_first(job, model, answers)
     with progress_of_first(ranks, "distill", num_steps) as advance:
 
@@ -233,49 +234,42 @@ def _distill(job: _Job, device: torch.device) -> tuple[PreTrainedModel, list[Gkd
             top_of=None if answers is None else answers.top_of,
             ranks=ranks,
         )
-    del parent  # before it is loaded again, whole
+    del parent  # before it is loaded again
     if len(history) < num_steps and ranks.is_first:
         say(f"distill   stopped after {len(history)} of {num_steps} steps: the held-out KL fell no more")
+    after = job.compare(model, loaded(as_checkpoint(job.teacher), device, ranks)) if job.is_judge else None
     model = gathered(model, job.child.spec, ranks)
-    if not job.is_judge:
+    if after is None or not ranks.is_first:
         return model, history, None
-    _move(model, device)
-    after = job.compare(model, _moved_parent(job, device))
     before = from_data(Quality, read_json(job.before_file), str(job.before_file))
     return model, history, Distilled(before=before, after=after)
 
 
 def _asked_first(job: _Job, model: PreTrainedModel, answers: KeptAnswers | None) -> PreTrainedModel | None:
     """What training needs of the parent, after it has said all that is asked of it before."""
-    order = job.order
+    order, ranks, teacher = job.order, job.ranks, as_checkpoint(job.teacher)
     needs_states = bool(order.settings.losses.among(OF_STATES))
-    is_judged = job.before_file.exists() or not job.is_judge
-    if answers is not None and answers.are_full and is_judged and not needs_states:
+    is_judged = not job.is_judge or bool(ranks.most(job.before_file.exists()))
+    are_full = answers is not None and not ranks.most(not answers.are_full)
+    if are_full and is_judged and not needs_states:
         return None
-    parent = _moved_parent(job, model.device)
+    parent = loaded(teacher, model.device, ranks)
     check_text_suits(parent, job.training.store)
     if not is_judged:
-        write_json(job.before_file, to_data(job.compare(model, parent)))
-    _move(parent, model.device, DTYPES[order.precision])
+        before = job.compare(model, parent)
+        if ranks.is_first:
+            write_json(job.before_file, to_data(before))
+    parent = in_precision(parent, teacher, model.device, ranks, DTYPES[order.precision])
     if answers is None:
         return parent
-    answers.fill(parent, order.batch_windows, job.ranks)
+    answers.fill(parent, order.batch_windows, ranks)
     if not needs_states:
         return None
-    if job.ranks.is_first:
+    if ranks.is_first:
         say("distill   the loss compares states too, so the parent's layers run live beside its kept answers")
-    parent.lm_head = nn.Identity()  # nobody asks for its logits any more
+    if ranks.world_size == 1:
+        parent.lm_head = nn.Identity()  # nobody asks for its logits any more
     return parent
-
-
-def _moved_parent(job: _Job, device: torch.device) -> PreTrainedModel:
-    parent = load_model(job.teacher)
-    _move(parent, device)
-    return parent
-
-
-def _move(model: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> None:
-    model.to(device=device, dtype=dtype)
 
 
 def _judged(output: Path) -> Distilled | None:

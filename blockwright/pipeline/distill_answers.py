@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel
 
+from blockwright.pipeline.console import Advance
 from blockwright.pipeline.together import progress_of_first
 from blockwright.train.chunked_kl import TopK
 from blockwright.train.ranks import Ranks
-from blockwright.train.teacher_cache import CacheOrder, TeacherCache
+from blockwright.train.sharded import Sharded
+from blockwright.train.teacher_cache import CacheOrder, TeacherCache, ask
 from blockwright.train.windows import Batch
 
 
@@ -46,10 +49,18 @@ class KeptAnswers:
         return all(cache.is_full for cache in self._caches)
 
     def fill(self, parent: PreTrainedModel, batch_windows: int, ranks: Ranks) -> None:
-        """Asks the parent of all windows that are not kept yet."""
+        """Asks the parent of all windows that are not kept yet; of a parent in shares all ranks ask as often."""
         for cache in self._caches:
+            mine = -(-(cache.num_windows - cache.num_done) // batch_windows)
+            most = ranks.most(mine)
             with progress_of_first(ranks, "ask parent", cache.num_windows) as advance:
-                cache.fill(parent, batch_windows, lambda done, advance=advance: advance(to=done))
+
+                def fill(cache: TeacherCache = cache, again: int = most - mine, advance: Advance = advance) -> None:
+                    cache.fill(parent, batch_windows, lambda done: advance(to=done))
+                    for _ in range(again):  # what others still ask goes through this rank's shares
+                        ask(parent, Batch(ids_BT=torch.zeros(1, 1, dtype=torch.int64).to(parent.device)), cache.order)
+
+                Sharded(parent, None, ranks)(fill)
 
     def top_of(self, batch: Batch) -> TopK:
         """What the parent says of some of the windows."""

@@ -94,6 +94,20 @@ def test_two_ranks_distil_what_one_distils(folder: Path, words: Words, alone: Pa
     assert not list((folder / "two").glob(".distill-*"))
 
 
+def test_two_ranks_keep_the_parents_answers_and_judge_as_one(folder: Path, words: Words) -> None:
+    kept = ["--teacher-logits", "cached"]
+    run = _torchrun([*words("two cached"), *kept])
+    assert main([*words("one cached"), *kept]) == 0
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode == 0, errors
+    _assert_same(folder / "two cached" / "child", folder / "one cached" / "child")
+    two, one = (
+        json.loads((folder / f"{name} cached" / "child" / "quality.json").read_text()) for name in ("two", "one")
+    )
+    for when in ("before", "after"):
+        assert two[when]["kl"]["mean"] == pytest.approx(one[when]["kl"]["mean"], rel=1e-3)
+
+
 def test_a_lost_rank_is_named_and_another_number_of_ranks_goes_on(folder: Path, words: Words, alone: Path) -> None:
     run = _torchrun(words("lost"))
     while not (states := list((folder / "lost").glob(".distill-*/state.safetensors"))):
