@@ -10,6 +10,7 @@ import blockwright
 from blockwright.cli import (
     compile,
     distill,
+    evaluate,
     generate,
     library,
     measure,
@@ -37,6 +38,7 @@ _COMMANDS: tuple[Command, ...] = (
     predict,
     realise,
     distill,
+    evaluate,
     compile,
     measure,
     generate,

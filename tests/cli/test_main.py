@@ -183,6 +183,7 @@ FLAGS = {
         "--window",
         "-o",
     ],
+    "evaluate": ["--against", "--batch", "--json", "--limit", "--out", "--task-dir", "--tasks", "-o"],
     "compile": ["--context", "--format", "--out", "--plan", "--target", "--threads", "-o"],
     "measure": ["--against", "--json", "--load", "--plan", "--seconds"],
     "generate": [
