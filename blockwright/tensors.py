@@ -6,8 +6,9 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -32,6 +33,24 @@ def writing_tensors(path: Path) -> Iterator[None]:
         found = _NUMBER.search(str(error))
         number = int(found[1]) if found else errno.EIO
         raise OSError(number, os.strerror(number), str(path)) from error
+
+
+@contextlib.contextmanager
+def opened_tensors(path: Path, remedy: str) -> Iterator[Any]:
+    """Opens a file that Blockwright wrote, to read some of its tensors.
+
+    Args:
+        path: the file.
+        remedy: what to do where it is broken.
+
+    Raises:
+        InputError: it is missing or broken, or has not what is read from it.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise InputError(str(path), got=str(error), expected="a whole safetensors file", remedy=remedy) from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -231,5 +231,5 @@ def normalised(error_BT: Tensor, seen: LayerBatch, loss: Loss, is_per_token: boo
     norm_BT = seen.output_BT if loss == "output" else seen.delta_BT
     least = torch.finfo(torch.float32).tiny  # a token to which the layer adds nothing
     if is_per_token:
-        return (error_BT / norm_BT.clamp_min(least) * seen.counts_BT).sum() / seen.counts_BT.sum()
+        return (error_BT / norm_BT.clamp_min(least) * seen.counts_BT).sum() / seen.counts_BT.sum().clamp_min(1)
     return (error_BT * seen.counts_BT).sum() / (norm_BT * seen.counts_BT).sum().clamp_min(least)

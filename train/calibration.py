@@ -7,13 +7,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from blockwright.files import new_file
 from blockwright.spec import GatedFFN, Model
-from blockwright.tensors import writing_tensors
+from blockwright.tensors import opened_tensors, writing_tensors
 from blockwright.train.bld import Trainee, on_device
 from blockwright.train.initialise import InitSettings, Seen, seen_from
 from blockwright.train.observe import observe
@@ -22,6 +21,8 @@ from blockwright.train.windows import Batch
 CALIBRATION = "calibration.safetensors"
 CALIBRATION_TOKENS = 2**17
 """Enough to rank channels: Minitron (arXiv 2407.14679) ranks by 1,024 samples. All training text where it is less."""
+
+_REMEDY = "Delete the file, and it is made anew."
 
 
 def calibrate(
@@ -53,9 +54,13 @@ def calibrate(
 
 
 def read_seen(folder: Path, layer: int) -> Seen:
-    """What `calibrate` wrote of one layer."""
+    """What `calibrate` wrote of one layer.
+
+    Raises:
+        InputError: the file is broken.
+    """
     prefix = f"{layer}."
-    with safe_open(folder / CALIBRATION, framework="pt") as file:
+    with opened_tensors(folder / CALIBRATION, _REMEDY) as file:
         names = file.keys()
         return seen_from({n.removeprefix(prefix): file.get_tensor(n) for n in names if n.startswith(prefix)})
 
@@ -75,7 +80,7 @@ def _known_widths(path: Path) -> set[tuple[int, int]] | None:
     """Those that a file has matrices for; None where there is no file."""
     if not path.exists():
         return None
-    with safe_open(path, framework="pt") as file:
+    with opened_tensors(path, _REMEDY) as file:
         names = file.keys()
         found = (re.fullmatch(r"(\d+)\.down\.(\d+)", name) for name in names)
         return {(int(match[1]), int(match[2])) for match in found if match}

@@ -208,11 +208,6 @@ def ffn_weights(layer: Weights, ffn: FFN, seen: Seen | Tensor, init: InitSetting
             assert_never(ffn)
 
 
-def channel_contribution(channels_NW: Tensor, down_DW: Tensor) -> Tensor:
-    """How much each of W channels adds to the ffn's output: mean over N tokens of |X_i| · ‖W_down[:, i]‖₂."""
-    return channels_NW.abs().mean(dim=0) * down_DW.norm(dim=0)
-
-
 def _kept(ranking_W: Tensor, width: int) -> Tensor:
     return ranking_W.topk(width).indices.sort().values
 

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from blockwright.model.walk import Walk
-from blockwright.spec import Attention, Candidate, GatedFFN, Model
+from blockwright.spec import Attention, Model
 from blockwright.train.importance import LayerSums, watch
 from blockwright.train.initialise import InitSettings, Seen, conclude
 from blockwright.train.windows import Batch
@@ -39,12 +39,3 @@ def observe(
         with watch(model.model.layers[layer], sums):
             states = [walk.layer(layer, x_BTD) for walk, x_BTD in zip(walks, states, strict=True)]
         yield conclude(parent, model.model.layers[layer].state_dict(), sums, init, widths.get(layer, ()))
-
-
-def widths_of(candidates: Sequence[Candidate]) -> dict[int, list[int]]:
-    """The widths of ffns that each layer is offered."""
-    found: dict[int, list[int]] = {}
-    for candidate in candidates:
-        if isinstance(candidate.variant, GatedFFN):
-            found.setdefault(candidate.layer, []).append(candidate.variant.width)
-    return found

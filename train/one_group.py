@@ -6,8 +6,8 @@ So the memory is that of the group's weights and optimisers and of one layer's s
 `train/groups.py` counts it and chooses the groups.
 
 All that a group needs is plain data and all that it leaves is files, so groups may run in any order, in other processes
-and on other machines (`run_group`). Beside the weights of each student stands a file with its errors and its curve;
-students that have those are not trained again, and those with a state go on at their own step.
+and on other machines. Beside the weights of each student stands a file with its errors and its curve; students that
+have those are not trained again, and those with a state go on at their own step.
 
 Shapes: B windows of a batch, T tokens, D hidden size.
 """
@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from blockwright.model.parent import load_model, open_parent
 from blockwright.model.walk import Walk
 from blockwright.spec import Candidate, Model
 from blockwright.train.bld import (
@@ -88,22 +87,6 @@ class Span:
     writes_layer: int = -1
 
 
-def run_group(parent_folder: Path, job: LibraryJob, folder: Path) -> list[Path]:
-    """Trains one group in a process of its own; arguments can be pickled, results are files.
-
-    Args:
-        parent_folder: the parent's checkpoint.
-        job: what is trained, in memory all at once.
-        folder: for results and unfinished work; a killed run in it is gone on with.
-
-    Returns:
-        The files with what became of each trainee, as `read_trained` reads them; weights stand beside them.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    train_group(load_model(open_parent(str(parent_folder))), job, folder)
-    return [facts_path(folder, trainee) for trainee in job.trainees]
-
-
 def train_group(
     model: PreTrainedModel,
     job: LibraryJob,
@@ -116,7 +99,7 @@ def train_group(
     Args:
         model: the parent; its weights are left as they are.
         job: what is trained.
-        folder: as in `run_group`.
+        folder: for results and unfinished work; a killed run in it is gone on with.
         span: where the parent's states come from and go to; None for the embeddings and nowhere.
         on_step: called after each step with the steps done.
 

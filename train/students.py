@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from blockwright.files import new_file
 from blockwright.library import Kept
 from blockwright.model.walk import Walk
-from blockwright.tensors import writing_tensors
+from blockwright.tensors import opened_tensors, writing_tensors
 from blockwright.train.bld import (
     BldSettings,
     LayerBatch,
@@ -30,6 +29,8 @@ from blockwright.train.bld import (
 )
 from blockwright.train.muon import Muon
 from blockwright.train.schedule import warm_up_then_cosine
+
+_REMEDY = "Delete the file, and this one is trained anew."
 
 
 class Errors(NamedTuple):
@@ -128,9 +129,13 @@ class Student:
             )
 
     def restore(self, path: Path) -> None:
-        """Takes up what `save` wrote."""
+        """Takes up what `save` wrote.
+
+        Raises:
+            InputError: the file is broken.
+        """
         parameters = self._weights()
-        with safe_open(path, framework="pt") as file:
+        with opened_tensors(path, _REMEDY) as file:
             facts = json.loads(file.metadata()["facts"])
             with torch.no_grad():
                 for name, parameter in parameters.items():

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from blockwright.errors import InputError
 from blockwright.files import digest_of_files, new_folder, write_json
 from blockwright.library import CURVES, Library, read_library, write_library
 from blockwright.model.parent import Parent, load_model
@@ -35,6 +36,7 @@ from blockwright.pipeline.stage import Stage, running
 from blockwright.pipeline.workers import check_where, workers
 from blockwright.search.space import candidates
 from blockwright.strict import to_data
+from blockwright.train.bld import counts_of
 from blockwright.train.library import entries_of, train_library
 from blockwright.train.one_group import LibraryJob
 from blockwright.train.reserved import reserve
@@ -91,7 +93,7 @@ def build_library(parent: Parent, order: LibraryOrder, output: Path, means: Libr
                 trained = train_library(model, job, count.plan, work, show)
         else:
             groups = by_layer([group.trainees for group in count.plan.groups])
-            with workers(means.ray) as pool, progress("library, layers", len(groups)) as advance:
+            with workers(means.ray, means.device) as pool, progress("library, layers", len(groups)) as advance:
                 trained = train_by_workers(
                     pool, parent.folder, job, groups, work, lambda num_done: advance(to=num_done)
                 )
@@ -141,7 +143,15 @@ def _held_out(parent: Parent, order: LibraryOrder, text: Text) -> list[Batch]:
 
 def _all_batches(windows: WindowStore, order: LibraryOrder) -> list[Batch]:
     found = [windows.read(rows) for rows in torch.arange(windows.num_windows).split(order.batch_windows)]
-    return found if order.masks_documents else [Batch(ids_BT=batch.ids_BT) for batch in found]
+    found = found if order.masks_documents else [Batch(ids_BT=batch.ids_BT) for batch in found]
+    if not any(counts_of(batch, order.skip_first_tokens).any() for batch in found):
+        raise InputError(
+            "--skip-first-tokens",
+            got=f"{order.skip_first_tokens}, more than any document has in {windows.num_windows} windows",
+            expected="tokens that count, in the text to judge by",
+            remedy="Skip fewer tokens, or take longer documents.",
+        )
+    return found
 
 
 def _job(

@@ -59,6 +59,15 @@ class LibraryOrder:
     start: str | None = None
     """A library to begin from: all of it is taken over, and pairs begin with what it has of their parts."""
 
+    def __post_init__(self) -> None:
+        if self.skip_first_tokens >= self.window_tokens:
+            raise InputError(
+                "--skip-first-tokens",
+                got=f"{self.skip_first_tokens} of windows of {self.window_tokens}",
+                expected="fewer than a window has, or no token counts",
+                remedy="Skip fewer tokens, or take longer windows.",
+            )
+
     @property
     def settings(self) -> BldSettings:
         """How to train."""

@@ -1,5 +1,6 @@
 """The library's files: the formats that its space allows, and what of a candidate's training is kept."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,17 @@ def test_index_and_curves_say_which_weights_are_kept(
             assert curve["kept"] == kept
             told = f"{entry.file}: training made it worse, " in said
             assert told == (kept == "initial")
+
+
+def test_skipping_all_tokens_is_refused_at_once(parent: Parent, order: LibraryOrder, tmp_path: Path) -> None:
+    assert replace(order, skip_first_tokens=31).skip_first_tokens == 31
+    with pytest.raises(InputError, match="--skip-first-tokens: got 32 of windows of 32"):
+        replace(order, skip_first_tokens=32)
+    lines = "\n".join(json.dumps({"text": f"word {number}"}) for number in range(400))
+    (tmp_path / "short.jsonl").write_text(lines)
+    short = replace(order, text=str(tmp_path / "short.jsonl"), skip_first_tokens=31, masks_documents=True)
+    with pytest.raises(InputError, match="more than any document has"):
+        build_library(parent, short, tmp_path / "library")
 
 
 def test_a_recipe_whose_formats_its_space_forbids_is_refused_before_any_work(

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from blockwright.model.child import build_child, layer_with, load_weights
 from blockwright.model.walk import Walk
 from blockwright.spec import Attention, Candidate, GatedFFN, LinearFFN, LinearMixer, Model, NoOp, with_candidate
-from blockwright.train.initialise import channel_contribution, ffn_weights, mixer_weights
+from blockwright.train.initialise import ffn_weights, mixer_weights
 
 MakeParent = Callable[..., tuple[PreTrainedModel, Model]]
 PARENTS: dict[str, tuple[str, dict[str, object]]] = {
@@ -113,17 +113,6 @@ def test_the_full_width_is_the_parents_own_ffn(make_parent: MakeParent) -> None:
     layer = model.model.layers[0].state_dict()
     for name, tensor in ffn_weights(layer, GatedFFN(width=48), torch.rand(48)).items():
         assert torch.equal(tensor, layer[name])
-
-
-def test_the_contribution_of_a_channel_is_its_mean_size_times_the_length_of_its_column() -> None:
-    generator = torch.Generator().manual_seed(4)
-    channels_NW, down_DW = torch.randn(6, 5, generator=generator), torch.randn(3, 5, generator=generator)
-    naive = []
-    for channel in range(5):
-        size = sum(abs(channels_NW[token, channel].item()) for token in range(6)) / 6
-        length = sum(down_DW[row, channel].item() ** 2 for row in range(3)) ** 0.5
-        naive.append(size * length)
-    torch.testing.assert_close(channel_contribution(channels_NW, down_DW), torch.tensor(naive))
 
 
 def test_nothing_has_no_weights(make_parent: MakeParent) -> None:

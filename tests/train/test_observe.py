@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
-from blockwright.spec import Attention, Candidate, GatedFFN, Model
+from blockwright.spec import Model
 from blockwright.train.importance import LayerSums, Wanted, watch
 from blockwright.train.initialise import InitSettings, conclude
-from blockwright.train.observe import observe, widths_of
+from blockwright.train.observe import observe
 from blockwright.train.windows import Batch
 
 MakeParent = Callable[..., tuple[PreTrainedModel, Model]]
@@ -41,9 +41,3 @@ def test_documents_in_a_window_are_observed_apart(make_parent: MakeParent) -> No
     for left, right in zip(together, apart, strict=True):
         for name, tensor in left.tensors().items():
             torch.testing.assert_close(tensor, right.tensors()[name], rtol=1e-3, atol=1e-4)
-
-
-def test_each_layer_has_the_widths_that_it_is_offered() -> None:
-    offered = [Candidate(layer=layer, part="ffn", variant=GatedFFN(width=w)) for layer, w in ((0, 8), (2, 4), (2, 2))]
-    mixer = Candidate(layer=1, part="mixer", variant=Attention(num_kv_heads=1))
-    assert widths_of([*offered, mixer]) == {0: [8], 2: [4, 2]}
