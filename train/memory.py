@@ -1,16 +1,22 @@
 """How much memory a distillation will take, told before it starts, and what would fit where it does not.
 
-    weights       4 bytes a parameter of the child; 4 or 2 of the parent
+    weights       4 bytes a parameter of the child; 4 or 2 of what training needs of the parent, and of the child's own
+                  copy in bf16
     gradients     4 bytes a parameter of the child
     optimiser     8 bytes a parameter (AdamW), 4 of a matrix (Muon)
     activations   what autograd keeps of the child's layers for one part of a batch: all of it, or, where layers are run
                   again, what enters each layer and the whole of the largest one
-    logits        five chunks of logits, and the head's gradient three times, in fp32 (`chunked_kl.py`)
+    logits        four or five chunks of logits, and the head's gradient, in fp32 (`chunked_kl.py`)
+    gathered      of several ranks: what each has whole for a while, embeddings, heads and two layers
+    allocator     on a CPU: blocks below 32 MiB leave holes in the heap
+    beforehand    both models in fp32, as they are loaded, and the logits of judging; not at the same time as the others
 
-Counted from the specs, per token, with the values that stock transformers' layers save; held against real peaks in
+Activations, logits and gradients are not at their highest at once, so the total is less than their sum. Counted from
+the specs, per token, with the values that stock transformers' layers save; held against real peaks in
 tests/train/test_memory.py. Not counted: the interpreter and its libraries, which are there already.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -18,21 +24,28 @@ from pathlib import Path
 
 import torch
 
-from blockwright.count import ffn_matrices, mixer_matrices, parameters
+from blockwright.count import block_parameters, ffn_matrices, mixer_matrices, parameters
 from blockwright.errors import InputError
 from blockwright.spec import Attention, Block, GatedFFN, LinearFFN, LinearMixer, Model, NoOp
 from blockwright.train.chunked_kl import CHUNK_TOKENS
 from blockwright.train.distill import GkdSettings
-from blockwright.train.losses import OF_STATES
+from blockwright.train.losses import OF_LOGITS, OF_STATES
 
-_RESERVE = 1.35
-"""A prediction may be so much too low: allocators break memory up (real peaks of small runs: 0.7 to 1.3 times)."""
-_CHUNKS = 5
+_RESERVE = 1.25
+"""A prediction may be so much too low (real peaks of small runs: 0.7 to 1.2 times)."""
+_HEAP_BYTES = 2**25
+"""glibc keeps freed blocks up to this size for itself (M_MMAP_THRESHOLD's upper bound, mallopt(3))."""
+_HOLES = 0.85
+"""Holes in the heap, as a share of what comes and goes. Measured with tests/train/test_memory.py under glibc: resident
+memory was 70 to 170 MB above live tensors, 0.4 to 1.1 times what comes and goes; none with mmap for all blocks."""
+_JUDGED_WINDOWS = 8
+"""Of a batch when a child is judged; six arrays of their logits live in `quality.py`."""
+_JUDGED_LOGITS = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Bytes at the peak, by what they are for."""
+    """Bytes, by what they are for."""
 
     parent_bytes: float
     child_bytes: float
@@ -40,11 +53,11 @@ class Memory:
     optimiser_bytes: float
     activations_bytes: float
     logits_bytes: float
-
-    @property
-    def total_bytes(self) -> float:
-        """All together."""
-        return sum(getattr(self, field.name) for field in fields(self))
+    gathered_bytes: float
+    allocator_bytes: float
+    beforehand_bytes: float
+    total_bytes: float
+    """At the peak."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,31 +71,47 @@ class Work:
     """Of a batch, on this rank."""
     window_tokens: int
     num_ranks: int = 1
+    masks_documents: bool = False
+    has_answers: bool = False
+    """Whether the parent's next tokens are looked up."""
+    is_judged: bool = False
+    """Whether the child is judged before and after."""
+    has_gpu: bool = False
 
 
 def predict_memory(work: Work) -> Memory:
     """The peak of one rank's memory."""
-    settings, child = work.settings, work.child
-    num_child, num_parent = parameters(child), parameters(work.parent)
-    num_matrix = sum(
-        inputs * outputs
-        for block in child.layers
-        for inputs, outputs in mixer_matrices(child, block.mixer) + ffn_matrices(child, block.ffn)
-    )
-    width = 4 if settings.precision == "fp32" else 2
+    settings, child, parent = work.settings, work.child, work.parent
+    num_child, num_matrix = parameters(child), sum(_num_matrix(child, block) for block in child.layers)
     tokens = -(-work.windows // settings.parts) * work.window_tokens
-    on_muon = num_matrix if settings.optimizer == "muon" else 0
-    head = child.vocab_size * child.hidden_size
-    layers = [tokens * _saved_values(child, block, settings) for block in child.layers]
-    per_layer = tokens * child.hidden_size * 2 * bool(settings.losses.among(OF_STATES)) + tokens * child.hidden_size
-    kept = sum(layers) if not settings.recomputes_activations else per_layer * len(layers) + max(layers, default=0)
+    layers = [4 * tokens * _saved_values(work, block) for block in child.layers]
+    state = 4 * tokens * child.hidden_size
+    num_states = 1 + bool(settings.losses.among(OF_STATES))
+    largest = max(layers, default=0.0) if settings.recomputes_activations else 0.0
+    kept = sum(layers) if not settings.recomputes_activations else num_states * state * len(layers)
+    kept += 6 * state  # what enters the first layer and leaves the last norm, of both, and its gradient
+    weights = {
+        "parent_bytes": _width(settings) * _num_needed(work) / work.num_ranks,
+        "child_bytes": 4 * num_child / work.num_ranks + (2 * num_child if settings.precision == "bf16" else 0),
+        "optimiser_bytes": (8 * num_child - 4 * num_matrix * (settings.optimizer == "muon")) / work.num_ranks,
+        "gathered_bytes": _gathered(work) if work.num_ranks > 1 else 0.0,
+    }
+    gradients = 4 * num_child / work.num_ranks
+    chunks, head_gradient = _logits(work, tokens)
+    forward = kept + chunks + head_gradient + (gradients if settings.parts > 1 else 0)
+    backward = max(gradients + kept + largest if largest else gradients, kept + 2 * head_gradient)
+    holes = _in_heap(state, kept - 6 * state + largest) + _in_heap(chunks / 4, chunks)
+    training = sum(weights.values()) + max(forward, backward) + (0 if work.has_gpu else _HOLES * holes)
+    judging = _JUDGED_LOGITS * _JUDGED_WINDOWS * work.window_tokens * child.vocab_size if work.is_judged else 0
+    beforehand = 4 * (num_child + parameters(parent)) / work.num_ranks + 4 * judging
     return Memory(
-        parent_bytes=width * num_parent / work.num_ranks,
-        child_bytes=4 * num_child / work.num_ranks,
-        gradients_bytes=4 * num_child / work.num_ranks,
-        optimiser_bytes=(8 * (num_child - on_muon) + 4 * on_muon) / work.num_ranks,
-        activations_bytes=4 * kept + 4 * 4 * tokens * child.hidden_size,
-        logits_bytes=4 * _CHUNKS * min(CHUNK_TOKENS, tokens) * child.vocab_size + 3 * 4 * head,
+        **weights,
+        gradients_bytes=gradients,
+        activations_bytes=kept + largest,
+        logits_bytes=chunks + head_gradient,
+        allocator_bytes=0 if work.has_gpu else _HOLES * holes,
+        beforehand_bytes=beforehand,
+        total_bytes=max(training, beforehand),
     )
 
 
@@ -92,10 +121,13 @@ def check_memory(work: Work, device: torch.device) -> Memory:
     Raises:
         InputError: it takes more than there is; says what would fit.
     """
-    memory, free = predict_memory(work), free_bytes(device)
+    free = free_bytes(device)
+    if device.type == "cpu":
+        free /= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # ranks of one machine share its memory
+    memory = predict_memory(work)
     if memory.total_bytes * _RESERVE <= free:
         return memory
-    names = {field.name: field.name.removesuffix("_bytes") for field in fields(memory)}
+    names = {field.name: field.name.removesuffix("_bytes") for field in fields(memory) if field.name != "total_bytes"}
     parts = ", ".join(f"{name} {_show(getattr(memory, field))}" for field, name in names.items())
     ways = (words for words, other in _alternatives(work) if predict_memory(other).total_bytes * _RESERVE <= free)
     found = next(ways, None)
@@ -103,7 +135,7 @@ def check_memory(work: Work, device: torch.device) -> Memory:
     raise InputError(
         f"memory of {device}",
         got=f"{_show(free)} free",
-        expected=f"{_show(memory.total_bytes * _RESERVE)}: {parts}, and a third in reserve",
+        expected=f"{_show(memory.total_bytes * _RESERVE)}: {parts}, not all at once, and a quarter in reserve",
         remedy=f"This would fit: {found}."
         if found
         else f"Even the thriftiest way takes {_show(least * _RESERVE)}: shorten the window, spread it over ranks, or "
@@ -121,15 +153,59 @@ def free_bytes(device: torch.device) -> float:
     return min(free, float(limit) - float(used)) if limit.isdigit() and used.isdigit() else free
 
 
-def _saved_values(model: Model, block: Block, settings: GkdSettings) -> float:
+def _width(settings: GkdSettings) -> int:
+    return 4 if settings.precision == "fp32" else 2
+
+
+def _num_matrix(model: Model, block: Block) -> int:
+    matrices = mixer_matrices(model, block.mixer) + ffn_matrices(model, block.ffn)
+    return sum(inputs * outputs for inputs, outputs in matrices)
+
+
+def _num_needed(work: Work) -> int:
+    """The parent's parameters that training needs."""
+    if not work.has_answers:
+        return parameters(work.parent)
+    return parameters(work.parent) if work.settings.losses.among(OF_STATES) else 0
+
+
+def _gathered(work: Work) -> float:
+    """The child's and parent's weights outside layers and in two layers, and as many gradients of the child's."""
+    needed = [(work.child, 8)] + ([(work.parent, _width(work.settings))] if _num_needed(work) else [])
+    total = 0.0
+    for model, width in needed:
+        blocks = [block_parameters(model, block) for block in model.layers]
+        total += width * (parameters(model) - sum(blocks) + 2 * max(blocks, default=0))
+    return total
+
+
+def _logits(work: Work, tokens: int) -> tuple[float, float]:
+    """Chunks of logits, and the head's gradient, with copies of heads in bf16."""
+    names = work.settings.losses.among(OF_LOGITS)
+    if not names:
+        return 0.0, 0.0
+    head = work.child.vocab_size * work.child.hidden_size
+    num_chunks = 4 if len(names) == 1 else 5
+    chunks = 4 * num_chunks * min(CHUNK_TOKENS, tokens) * work.child.vocab_size
+    return chunks, head * (4 if work.settings.precision == "fp32" else 8)
+
+
+def _in_heap(block_bytes: float, num_bytes: float) -> float:
+    return num_bytes if block_bytes < _HEAP_BYTES else 0.0
+
+
+def _saved_values(work: Work, block: Block) -> float:
     """Numbers of four bytes that autograd keeps of one layer, per token."""
+    model, settings = work.child, work.settings
     hidden, query = model.hidden_size, model.num_heads * model.head_dim
-    low = 1.0 if settings.precision == "fp32" else 0.5  # inputs of products are kept in their format
+    low = _width(settings) / 4  # inputs of products are kept in their format
     saved = 0.0
     match block.mixer:
         case Attention(num_kv_heads=num_kv_heads):
             group = num_kv_heads * model.head_dim
-            saved += (2 + low) * hidden + low * (3 * query + 2 * group + 2 * (query - group))
+            saved += (2 + low) * hidden + low * 2 * (query + group)
+            if work.masks_documents:  # keys and values are repeated for each head, and the mask is kept with each layer
+                saved += low * 2 * (query - group) + work.window_tokens
         case LinearMixer():
             saved += (2 + low) * hidden
         case NoOp():
@@ -141,11 +217,13 @@ def _saved_values(model: Model, block: Block, settings: GkdSettings) -> float:
             saved += (2 + low) * hidden
         case NoOp():
             pass
-    return saved + 5 * hidden * bool(settings.losses.among(OF_STATES))
+    return saved + hidden * len(settings.losses.among(OF_STATES))
 
 
 def _alternatives(work: Work) -> Iterator[tuple[str, Work]]:
     """Thriftier ways to the same end, the least change first, as flags."""
+    if work.is_judged:
+        yield "--quality-tokens 0", replace(work, is_judged=False)
     for recomputes in sorted({work.settings.recomputes_activations, True}):
         parts = work.settings.parts
         while parts <= work.windows:
