@@ -140,3 +140,12 @@ def test_a_parent_is_held_against_the_first_windows(
         model.model.embed_tokens.weight.mul_(-100)
     with pytest.raises(InputError, match="nats per token"):
         check_text_suits(model, training.store)
+
+
+def test_too_little_text_is_told_of(parent: Parent, small_text: Path, tmp_path: Path) -> None:
+    assert _training(parent, small_text, tmp_path, 1024).shortage(1024) is None
+    training = _training(parent, small_text, tmp_path, 10**6)
+    num_tokens = training.store.num_windows * 16
+    assert training.shortage(10**6) == (
+        f"text      gives {num_tokens:,} of 1,000,000 tokens: training passes through it {1e6 / num_tokens:.1f} times"
+    )

@@ -244,3 +244,35 @@ def test_answers_of_another_parent_or_cut_short_are_refused(tmp_path: Path) -> N
     (tmp_path / "ids.bin").write_bytes(b"")
     with pytest.raises(InputError, match="cut short"):
         _cache(tmp_path, 5, teacher="a").open()
+
+
+def test_a_killed_training_from_kept_answers_goes_on_without_the_parent(pair: Pair, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, losses=kl_and_cosine(0), eval_steps=2)
+    whole, parent = pair()
+    cache = TeacherCache(tmp_path / "answers", CacheOrder(k=9, temperature=1.0, origin={}), [*BATCHES, *HELD_OUT])
+    cache.open()
+    cache.fill(parent, 4, lambda done: None)
+    assert cache.is_full and cache.has(BATCHES[0]) and not cache.has(SEGMENTED)
+    del parent
+    history = distill(whole, None, BATCHES, settings, tmp_path / "whole", held_out=HELD_OUT, top_of=cache.top_of)
+
+    def kill(step: GkdStep) -> None:
+        if step.step == 4:
+            raise KeyboardInterrupt
+
+    state = tmp_path / "state"
+    with pytest.raises(KeyboardInterrupt):
+        distill(pair()[0], None, BATCHES, settings, state, on_step=kill, held_out=HELD_OUT, top_of=cache.top_of)
+    resumed, _ = pair()
+    assert distill(resumed, None, BATCHES, settings, state, held_out=HELD_OUT, top_of=cache.top_of) == history
+    assert all(map(torch.equal, whole.state_dict().values(), resumed.state_dict().values()))
+
+
+def test_the_lm_loss_passes_over_tokens_whose_next_is_anothers(pair: Pair) -> None:
+    child, _ = pair()
+    batch = Batch(ids_BT=SEGMENTED.ids_BT[1:2], segments_BT=torch.tensor([[1] * 5 + [2] * 7]))
+    _, values = objective_loss(child, None, Objective(losses=parse_losses("lm")), batch, (12, 10))
+    with torch.no_grad():
+        alone = [child(ids_BT).logits[0, :-1] for ids_BT in (batch.ids_BT[:, :5], batch.ids_BT[:, 5:])]
+    wanted = cross_entropy(torch.cat(alone), torch.cat([batch.ids_BT[0, 1:5], batch.ids_BT[0, 6:]]))
+    assert values[0].item() == pytest.approx(wanted.item(), rel=1e-5)

@@ -1,0 +1,56 @@
+"""In whatever way is distilled, two ranks come to what one process comes to."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = Path(__file__).with_name("distilled_by_ranks.py")
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+BOUNDS = {"muon": 1e-3, "recomputed": 1e-4, "bf16": 3e-2, "cached": 1e-4, "early stop": 1e-3}
+"""How far losses may be apart: sums are in another order, and bf16 rounds after them."""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders with what one process and what two ranks came to."""
+    folders = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
+    runs = [
+        subprocess.Popen(
+            [sys.executable, *start, str(SCRIPT), str(folder)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for start, folder in zip(([], TORCHRUN), folders, strict=True)
+    ]
+    for run in runs:
+        _, errors = run.communicate(timeout=240)
+        assert run.returncode == 0, errors
+    return folders
+
+
+@pytest.mark.parametrize("way", BOUNDS)
+def test_two_ranks_distil_as_one_does(way: str, found: tuple[Path, Path]) -> None:
+    one, two = (json.loads((folder / f"{way}.json").read_text()) for folder in found)
+    assert len(one) == len(two) and (len(one) == 6 or way == "early stop")
+    for mine, theirs in zip(one, two, strict=True):
+        for key in ("loss", "gradient_norm", *(["held_out_kl"] if way == "early stop" else [])):
+            assert theirs[key] == pytest.approx(mine[key], rel=BOUNDS[way]), f"{key} of step {mine['step']}"
+    weights, expected = (load_file(folder / f"{way}.safetensors") for folder in (found[1], found[0]))
+    for name, tensor in expected.items():
+        bound = 10 * BOUNDS[way]
+        torch.testing.assert_close(weights[name], tensor, rtol=bound, atol=bound, msg=name)
+
+
+def test_two_ranks_stop_early_together(found: tuple[Path, Path]) -> None:
+    history = json.loads((found[1] / "early stop.json").read_text())
+    values = [step["held_out_kl"] for step in history]
+    assert len(history) == values.index(min(values)) + 3 < 6
