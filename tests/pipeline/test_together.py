@@ -105,7 +105,7 @@ def test_two_ranks_keep_the_parents_answers_and_judge_as_one(folder: Path, words
         json.loads((folder / f"{name} cached" / "child" / "quality.json").read_text()) for name in ("two", "one")
     )
     for when in ("before", "after"):
-        assert two[when]["kl"]["mean"] == pytest.approx(one[when]["kl"]["mean"], rel=1e-3)
+        assert two[when]["kl"]["value"] == pytest.approx(one[when]["kl"]["value"], rel=1e-3)
 
 
 def test_a_lost_rank_is_named_and_another_number_of_ranks_goes_on(folder: Path, words: Words, alone: Path) -> None:
