@@ -99,6 +99,10 @@ def distill_child(
         windows=-(-order.batch_windows // ranks.world_size),
         window_tokens=order.window_tokens,
         num_ranks=ranks.world_size,
+        masks_documents=order.masks_documents,
+        has_answers=order.teacher_logits == "cached",
+        is_judged=bool(order.judging_tokens),
+        has_gpu=device.type == "cuda",
     )
     check_memory(work, device)
     with running_together(stage, ranks) as folder:
