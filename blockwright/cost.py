@@ -46,6 +46,10 @@ MEASURED_QUANTITIES: tuple[Quantity, ...] = ("time_per_token", "time_to_first_to
 """What `measure` measures of finished engines; the others follow from these or are counted."""
 
 
+MOST_SEQUENCES, MOST_TOKENS = 2**16, 2**24
+"""Of a load: more than any device holds and any model reads; costs of a prompt are summed chunk by chunk."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """A workload: so many sequences at once, each with a prompt to read and tokens to write."""
@@ -57,6 +61,8 @@ class Load:
     def __post_init__(self) -> None:
         if min(self.batch, self.prompt_tokens, self.new_tokens) < 1:
             raise ValueError("a batch, a prompt and new tokens of at least 1")
+        if self.batch > MOST_SEQUENCES or self.total_tokens > MOST_TOKENS:
+            raise ValueError(f"a batch of at most {MOST_SEQUENCES:,} and at most {MOST_TOKENS:,} tokens of a sequence")
 
     @property
     def total_tokens(self) -> int:

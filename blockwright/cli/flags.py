@@ -251,7 +251,10 @@ def read_loads(texts: Sequence[str] | None) -> dict[str, Load]:
                 "--load", got=f"{match[1]} more than once", expected="a name of its own", remedy="Rename one of them."
             )
         batch, prompt, new = (int(number) for number in match.groups()[1:])
-        loads[match[1]] = Load(batch=batch, prompt_tokens=prompt, new_tokens=new)
+        try:
+            loads[match[1]] = Load(batch=batch, prompt_tokens=prompt, new_tokens=new)
+        except ValueError as error:
+            raise InputError("--load", got=repr(text), expected=str(error), remedy="Ask for less.") from error
     return loads
 
 
