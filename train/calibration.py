@@ -10,10 +10,12 @@ from pathlib import Path
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from blockwright.count import parameters
 from blockwright.files import new_file
 from blockwright.spec import GatedFFN, Model
 from blockwright.tensors import opened_tensors, writing_tensors
 from blockwright.train.bld import Trainee, on_device
+from blockwright.train.groups import Work
 from blockwright.train.initialise import InitSettings, Seen, seen_from
 from blockwright.train.observe import observe
 from blockwright.train.windows import Batch
@@ -51,6 +53,28 @@ def calibrate(
     }
     with new_file(path) as temporary, writing_tensors(path):
         save_file(tensors, temporary)
+
+
+def calibration_bytes(parent: Model, trainees: Sequence[Trainee], init: InitSettings, work: Work) -> int:
+    """The most memory that `calibrate` takes: the parent, the states of all its batches, and one layer's sums.
+
+    Sums are float64. Beside the products of an ffn's channels stand their joint losses, and while these are made two
+    matrices more; then the equations of a fitted matrix of each width, one after the other.
+    """
+    steps = min(work.num_steps, -(-CALIBRATION_TOKENS // work.batch_tokens))
+    hidden = parent.hidden_size
+    states = 4 * (steps + 4) * work.batch_tokens * hidden
+    wanted, width = init.wanted(), max(block.ffn.width for block in parent.layers if isinstance(block.ffn, GatedFFN))
+    offered = max((width for _, width in _widths_of(parent, trainees)), default=0)
+    passing = work.batch_tokens * (4 * 4 * width + (2 if wanted.moments else 1) * 8 * width)
+    sums = 0
+    if wanted.moments:
+        fitting = 3 * offered**2 + 2 * offered * width + 2 * hidden * (width + offered)
+        sums = 8 * (width**2 + max(width**2, 3 * width**2 + hidden * width, fitting))
+    if wanted.linear:
+        sums += 8 * 8 * (hidden + 1) ** 2
+        passing += 8 * 4 * work.batch_tokens * (hidden + 1)
+    return 4 * parameters(parent) + states + passing + sums
 
 
 def read_seen(folder: Path, layer: int) -> Seen:

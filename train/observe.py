@@ -37,5 +37,6 @@ def observe(
         assert isinstance(block.mixer, Attention)
         sums = LayerSums(init.wanted(), block.mixer.num_kv_heads)
         with watch(model.model.layers[layer], sums):
-            states = [walk.layer(layer, x_BTD) for walk, x_BTD in zip(walks, states, strict=True)]
+            for index, walk in enumerate(walks):  # in place: two layers' states would be twice as much
+                states[index] = walk.layer(layer, states[index])
         yield conclude(parent, model.model.layers[layer].state_dict(), sums, init, widths.get(layer, ()))

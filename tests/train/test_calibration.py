@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
+from blockwright.count import parameters
 from blockwright.errors import InputError
 from blockwright.spec import Block, GatedFFN, Model, NoOp
 from blockwright.train.bld import Trainee
-from blockwright.train.calibration import CALIBRATION, calibrate, read_seen
-from blockwright.train.initialise import InitSettings
+from blockwright.train.calibration import CALIBRATION, calibrate, calibration_bytes, read_seen
+from blockwright.train.groups import Work
+from blockwright.train.initialise import AS_PUBLISHED, InitSettings
 from blockwright.train.observe import observe
 from blockwright.train.windows import Batch
 
@@ -52,6 +55,25 @@ def test_calibration_is_done_once_for_all_widths_that_it_knows(make_parent: Make
         assert (path.stat().st_mtime_ns != before) == is_new
         assert (read_seen(tmp_path, 1).down_DK or {}).keys() == widths
     assert read_seen(tmp_path, 0).down_DK is None
+
+
+@pytest.mark.parametrize("init", [InitSettings(), AS_PUBLISHED])
+def test_the_count_covers_what_calibration_keeps_and_not_much_more(
+    init: InitSettings, make_parent: MakeParent, tmp_path: Path
+) -> None:
+    model, parent = make_parent(intermediate_size=512)
+    narrow = Trainee(layer=1, block=replace(parent.layers[1], ffn=GatedFFN(width=256)), parts=("ffn",))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        calibrate(model, parent, init, BATCHES, [narrow], tmp_path)
+    assert profiled.profiler is not None and profiled.profiler.kineto_results is not None
+    now, peak = 0, 0
+    for event in profiled.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
+            peak = max(peak, now)
+    work = Work(num_steps=len(BATCHES), batch_windows=4, window_tokens=12)
+    counted = calibration_bytes(parent, [narrow], init, work) - 4 * parameters(parent)
+    assert peak <= counted <= 2.5 * peak
 
 
 def test_a_broken_calibration_is_refused(make_parent: MakeParent, tmp_path: Path) -> None:
