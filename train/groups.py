@@ -125,20 +125,20 @@ def schedule(parent: Model, trainees: Sequence[Trainee], work: Work, settings: B
         _check_fits(parent, trainee, work, settings, means)
         groups.append([trainee])
     keeps, states_bytes = _states(parent, groups, work, means)
-    return Schedule(
-        groups=tuple(
-            Group(
-                trainees=tuple(group),
-                memory_bytes=group_bytes(parent, group, work, settings),
-                parent_flops=work.tokens * _parent_flops(parent, groups, index, work, keeps),
-                student_flops=work.tokens * sum(training_flops(parent, trainee, work) for trainee in group),
-            )
-            for index, group in enumerate(groups)
-        ),
-        keeps_states=keeps,
-        states_bytes=states_bytes if keeps else 0,
-        parent_bytes=4 * parameters(parent),
-    )
+    return _counted(parent, groups, work, settings, states_bytes, keeps=keeps)
+
+
+def by_layer(parent: Model, plan: Schedule, work: Work, settings: BldSettings) -> Schedule:
+    """The groups cut at every layer, so that workers find something to do, each from the embeddings.
+
+    What fits a memory still does. Workers that get states from each other run fewer of the parent's layers than this.
+    """
+    cut = [
+        [trainee for trainee in group.trainees if trainee.layer == layer]
+        for group in plan.groups
+        for layer in sorted({trainee.layer for trainee in group.trainees})
+    ]
+    return _counted(parent, cut, work, settings, 0, keeps=False)
 
 
 def group_bytes(parent: Model, trainees: Sequence[Trainee], work: Work, settings: BldSettings) -> int:
@@ -187,6 +187,31 @@ def mixer_flops(parent: Model, mixer: Mixer, window_tokens: int) -> float:
 def ffn_flops(parent: Model, ffn: FFN) -> float:
     """FLOPs per token of an ffn's products."""
     return sum(2 * inputs * outputs for inputs, outputs in ffn_matrices(parent, ffn))
+
+
+def _counted(
+    parent: Model,
+    groups: Sequence[Sequence[Trainee]],
+    work: Work,
+    settings: BldSettings,
+    states_bytes: int,
+    *,
+    keeps: bool,
+) -> Schedule:
+    return Schedule(
+        groups=tuple(
+            Group(
+                trainees=tuple(group),
+                memory_bytes=group_bytes(parent, group, work, settings),
+                parent_flops=work.tokens * _parent_flops(parent, groups, index, work, keeps),
+                student_flops=work.tokens * sum(training_flops(parent, trainee, work) for trainee in group),
+            )
+            for index, group in enumerate(groups)
+        ),
+        keeps_states=keeps,
+        states_bytes=states_bytes if keeps else 0,
+        parent_bytes=4 * parameters(parent),
+    )
 
 
 def _numbers(parent: Model, trainee: Trainee) -> tuple[int, int]:

@@ -1,10 +1,10 @@
 """Build and train the block library of a parent.
 
 Writes a folder with one safetensors file per trained candidate, index.json, which says how close each comes to the
-parent's own layer, and curves.json, its losses step by step. What training made worse, on training text that
-nothing learns from, keeps the weights that it began with (--init), and both files say so. Every candidate learns from the same pass of the parent;
-where not all of them fit the memory, groups of layers are trained one after the other. What that takes is counted
-first: --dry-run prints it and trains nothing.
+parent's own layer, and curves.json, its losses step by step. What training made worse, on training text that nothing
+learns from, keeps the weights that it began with (--init), and both files say so. Every candidate learns from the same
+pass of the parent; where not all of them fit the memory, groups of layers are trained one after the other. What that
+takes is counted first: --dry-run prints it and trains nothing.
 
 Examples:
   blockwright library path/to/parent --text texts/ --tokens 1M --out library
@@ -58,7 +58,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--start", metavar="LIBRARY", help="a library of the parent to begin from and to take over")
     means = parser.add_argument_group("means", "What to build with; the result does not hang on it.")
-    means.add_argument("--memory", metavar="SIZE", help="such as 8GB (default: four fifths of what is free)")
+    means.add_argument(
+        "--memory", metavar="SIZE", help="such as 8GB; of each worker with --ray (default: by what is free)"
+    )
     means.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     means.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of products; sums are fp32")
     means.add_argument("--checkpoint-steps", type=int, default=200, metavar="N", help="a kill loses at most these")

@@ -31,7 +31,7 @@ from blockwright.pipeline.library_plan import (
     trainees_of,
 )
 from blockwright.pipeline.library_table import count_words
-from blockwright.pipeline.library_tasks import by_layer, train_by_workers
+from blockwright.pipeline.library_tasks import train_by_workers
 from blockwright.pipeline.stage import Stage, running
 from blockwright.pipeline.workers import check_where, workers
 from blockwright.search.space import candidates
@@ -92,7 +92,8 @@ def build_library(parent: Parent, order: LibraryOrder, output: Path, means: Libr
 
                 trained = train_library(model, job, count.plan, work, show)
         else:
-            groups = by_layer([group.trainees for group in count.plan.groups])
+            groups = [group.trainees for group in count.plan.groups]
+            del model  # workers have their own
             with workers(means.ray, means.device) as pool, progress("library, layers", len(groups)) as advance:
                 trained = train_by_workers(
                     pool, parent.folder, job, groups, work, lambda num_done: advance(to=num_done)

@@ -1,5 +1,6 @@
 """What a library takes before anything is trained: what learns, in which groups, with how much memory and time."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 from blockwright.errors import InputError
 from blockwright.library import Library, read_library
 from blockwright.model.parent import Parent
+from blockwright.pipeline.workers import num_local
 from blockwright.search.plan import read_plan
 from blockwright.search.space import SpaceSettings, candidates
 from blockwright.spec import FP32, Block, Candidate, Model, with_format
@@ -23,15 +25,19 @@ from blockwright.train.bld import (
     pair_needs_training,
     trainee_of,
 )
-from blockwright.train.groups import Means, Schedule, Work, schedule
+from blockwright.train.calibration import calibration_bytes
+from blockwright.train.groups import Means, Schedule, Work, by_layer, schedule
 from blockwright.train.initialise import InitSettings
 from blockwright.train.library import measured_flops_per_s
 from blockwright.train.memory import free_bytes
 from blockwright.train.one_group import LibraryJob
 from blockwright.train.windows import Batch
+from blockwright.units import format_bytes
 
 _MEMORY_SHARE = 0.8
 """Of what is free, the most that is planned with: allocators and libraries take some too."""
+_SHARED_STATES_SHARE = 0.15
+"""What states in Ray's shared memory may take of it: half of the 30 % that Ray sets aside by default."""
 _DISK_SHARE = 0.5
 ALL_PAIRS = "all"
 
@@ -103,9 +109,20 @@ class LibraryMeans:
     """Whose workers train: as for `workers`; None for this process."""
 
     @property
+    def num_sharing(self) -> int:
+        """Processes that train in one memory at once: on a GPU one, on CPUs as many as workers have been given."""
+        if self.ray is None or self.device == "cuda":
+            return 1
+        return num_local(self.ray) or os.cpu_count() or 1
+
+    @property
     def planned_bytes(self) -> float:
-        """The memory that groups have to fit."""
-        return self.memory_bytes or _MEMORY_SHARE * free_bytes(torch.device(self.device))
+        """The memory that the groups of one process have to fit; what is given is for each."""
+        if self.memory_bytes is not None:
+            return self.memory_bytes
+        on_cpu = self.ray is not None and self.device == "cpu"
+        share = _MEMORY_SHARE - (_SHARED_STATES_SHARE if on_cpu else 0)
+        return share * free_bytes(torch.device(self.device)) / self.num_sharing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,14 +132,23 @@ class LibraryCount:
     plan: Schedule
     work: Work
     memory_bytes: float
-    """That groups had to fit."""
+    """That groups of one process had to fit."""
+    calibration_bytes: int
+    """Of the pass that finds first weights, before any group."""
+    num_at_once: int
+    """Groups that are trained at the same time."""
     flops_per_s: float
     """Reached in a short timing here."""
 
     @property
+    def needed_bytes(self) -> int:
+        """Of one process, at its most."""
+        return max(self.calibration_bytes, self.plan.memory_bytes)
+
+    @property
     def time_s(self) -> float:
         """Expected for all of it."""
-        return (self.plan.parent_flops + self.plan.student_flops) / self.flops_per_s
+        return (self.plan.parent_flops + self.plan.student_flops) / self.flops_per_s / self.num_at_once
 
 
 def start_of(order: LibraryOrder, parent: Model) -> Library | None:
@@ -194,10 +220,35 @@ def count_library(
         settings=order.settings,
         device=means.device,
     )
+    calibration = calibration_bytes(parent.spec, trainees, order.init, work) if trainees else 0
+    if calibration > memory_bytes:
+        raise InputError(
+            "--memory",
+            got=format_bytes(memory_bytes),
+            expected=f"at least {format_bytes(calibration)}, to find first weights on the parent's own states",
+            remedy=f"Give {format_bytes(1.01 * calibration)}, or begin as published, with no large sums (--init).",
+        )
     flops_per_s = measured_flops_per_s(model, job) if trainees else 1.0
     found = Means(memory_bytes=memory_bytes, disk_bytes=_DISK_SHARE * disk, flops_per_s=flops_per_s)
     plan = schedule(parent.spec, trainees, work, order.settings, found)
-    return LibraryCount(plan=plan, work=work, memory_bytes=memory_bytes, flops_per_s=flops_per_s)
+    if means.ray is not None:
+        plan = by_layer(parent.spec, plan, work, order.settings)
+    return LibraryCount(
+        plan=plan,
+        work=work,
+        memory_bytes=memory_bytes,
+        flops_per_s=flops_per_s,
+        calibration_bytes=calibration,
+        num_at_once=_num_at_once(means, len(plan.groups)),
+    )
+
+
+def _num_at_once(means: LibraryMeans, num_groups: int) -> int:
+    """Of workers on this machine, so many as its cores bear; a cluster's are not known before it is asked."""
+    if means.ray is None or means.device == "cuda":
+        return 1
+    bearable = (os.cpu_count() or 1) // torch.get_num_threads()
+    return max(1, min(num_local(means.ray) or 1, bearable, num_groups))
 
 
 def _all_blocks(offered: list[Candidate], parent: Model) -> list[tuple[int, Block]]:

@@ -29,12 +29,14 @@ def count_data(count: LibraryCount) -> dict[str, Any]:
         "keeps_states": plan.keeps_states,
         "states_bytes": plan.states_bytes,
         "parent_bytes": plan.parent_bytes,
-        "memory_bytes": plan.memory_bytes,
+        "calibration_bytes": count.calibration_bytes,
+        "memory_bytes": count.needed_bytes,
         "memory_given_bytes": count.memory_bytes,
         "tokens": count.work.tokens,
         "steps": count.work.num_steps,
         "flops": plan.parent_flops + plan.student_flops,
         "flops_per_s": count.flops_per_s,
+        "groups_at_once": count.num_at_once,
         "time_s": count.time_s,
     }
 
@@ -45,9 +47,10 @@ def count_words(count: LibraryCount) -> str:
     trained = sum(len(group.trainees) for group in plan.groups)
     passes = len(plan.groups)
     source = f", states between them on disk ({format_bytes(plan.states_bytes)})" if plan.keeps_states else ""
+    at_once = f", {count.num_at_once} at once" if count.num_at_once > 1 else ""
     return (
         f"library   {trained} to train on {work.tokens:,} tokens in {passes} pass{'es' * (passes != 1)} of the parent"
-        f"{source}; {format_bytes(plan.memory_bytes)} of {format_bytes(count.memory_bytes)}, "
+        f"{at_once}{source}; {format_bytes(count.needed_bytes)} of {format_bytes(count.memory_bytes)}, "
         f"{plan.parent_flops + plan.student_flops:.3g} FLOPs, about {_duration(count.time_s)}"
     )
 

@@ -11,8 +11,6 @@ and weights are the same either way, and those of one process.
 Shapes: S steps, B windows of a batch, T tokens, D hidden size.
 """
 
-import os
-import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from blockwright.files import write_json
 from blockwright.model.parent import load_model, open_parent
 from blockwright.model.walk import Walk
 from blockwright.pipeline.workers import Packed, Ref, Workers
@@ -100,15 +97,6 @@ def train_by_workers(
     return [read_trained(folder, trainee) for group in groups for trainee in group]
 
 
-def by_layer(groups: Sequence[Sequence[Trainee]]) -> list[list[Trainee]]:
-    """Groups cut at every layer, so that more workers find something to do; what fits a memory still does."""
-    cut: list[list[Trainee]] = []
-    for group in groups:
-        for layer in sorted({trainee.layer for trainee in group}):
-            cut.append([trainee for trainee in group if trainee.layer == layer])
-    return cut
-
-
 def _states_entering(
     pool: Workers, parent: str, job: LibraryJob, shared_job: Ref, layers: Sequence[int]
 ) -> dict[int, Ref]:
@@ -151,8 +139,6 @@ def _advance(parent: str, job: LibraryJob, first: int, end: int, entering: Packe
 def _train(
     parent: str, job: LibraryJob, trainees: tuple[Trainee, ...], folder: str, entering: Packed | None, ready: None
 ) -> None:
-    name = f"{trainees[0].name}.running"
-    write_json(Path(folder) / name, {"host": socket.gethostname(), "pid": os.getpid(), "trainees": len(trainees)})
     span = span_of(trainees)
     if entering is not None:
         span = Span(first=span.first, end=span.end, reads=Shared(states=entering))

@@ -173,6 +173,12 @@ def check_where(where: str) -> None:
         )
 
 
+def num_local(where: str) -> int | None:
+    """The workers on this machine that ``local:N`` asks for; None for a cluster."""
+    local = _LOCAL.fullmatch(where)
+    return int(local[1]) if local else None
+
+
 def _connect(ray: Any, where: str) -> None:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     local = _LOCAL.fullmatch(where)

@@ -6,14 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from blockwright.cli.main import main
 from blockwright.errors import InputError
 from blockwright.files import read_json
 from blockwright.library import CURVES, Library, read_library
 from blockwright.model.parent import Parent, open_parent
+from blockwright.pipeline import library_plan
 from blockwright.pipeline.candidates import candidates_in
-from blockwright.pipeline.library import LibraryOrder, build_library
+from blockwright.pipeline.library import LibraryOrder, build_library, count_for
+from blockwright.pipeline.library_plan import LibraryMeans
+from blockwright.pipeline.library_table import count_words
 from blockwright.pipeline.score import ScoreOrder, score_library
 from blockwright.search.scores import read_scores
 from blockwright.search.space import LayerSpace, SpaceSettings
@@ -113,6 +117,40 @@ def test_skipping_all_tokens_is_refused_at_once(parent: Parent, order: LibraryOr
     short = replace(order, text=str(tmp_path / "short.jsonl"), skip_first_tokens=31, masks_documents=True)
     with pytest.raises(InputError, match="more than any document has"):
         build_library(parent, short, tmp_path / "library")
+
+
+def test_workers_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library_plan, "free_bytes", lambda device: 100.0)
+    assert LibraryMeans().planned_bytes == pytest.approx(80)
+    assert LibraryMeans(ray="local:5").planned_bytes == pytest.approx(65 / 5)
+    monkeypatch.setattr(library_plan.os, "cpu_count", lambda: 13)
+    assert LibraryMeans(ray="auto").planned_bytes == pytest.approx(65 / 13)
+    assert LibraryMeans(ray="auto", device="cuda").planned_bytes == pytest.approx(80)
+    assert LibraryMeans(ray="local:5", memory_bytes=7.0).planned_bytes == 7
+
+
+def test_memory_that_calibration_does_not_fit_is_refused(
+    parent: Parent, order: LibraryOrder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enough = count_for(parent, order, tmp_path / "library", LibraryMeans())
+    assert enough.needed_bytes == max(enough.calibration_bytes, enough.plan.memory_bytes)
+    monkeypatch.setattr(library_plan, "calibration_bytes", lambda *_: 2 * enough.plan.memory_bytes)
+    means = LibraryMeans(memory_bytes=1.5 * enough.plan.memory_bytes)
+    with pytest.raises(InputError, match="to find first weights"):
+        count_for(parent, order, tmp_path / "library", means)
+
+
+def test_the_count_is_of_the_tasks_that_workers_get(
+    parent: Parent, order: LibraryOrder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library_plan.os, "cpu_count", lambda: 8 * torch.get_num_threads())
+    alone = count_for(parent, order, tmp_path / "library", LibraryMeans())
+    by_two = count_for(parent, order, tmp_path / "library", LibraryMeans(ray="local:2"))
+    assert (len(alone.plan.groups), alone.num_at_once) == (1, 1)
+    assert (len(by_two.plan.groups), by_two.num_at_once) == (len(parent.spec.layers), 2)
+    flops = by_two.plan.parent_flops + by_two.plan.student_flops
+    assert by_two.time_s == pytest.approx(flops / by_two.flops_per_s / 2)
+    assert f"in {len(by_two.plan.groups)} passes of the parent, 2 at once" in count_words(by_two)
 
 
 def test_a_recipe_whose_formats_its_space_forbids_is_refused_before_any_work(

@@ -27,6 +27,7 @@ from blockwright.train.bld import (
 from blockwright.train.groups import (
     Means,
     Work,
+    by_layer,
     group_bytes,
     kept_bytes,
     layers_flops,
@@ -122,6 +123,19 @@ def test_groups_fit_the_memory_and_hold_everyone_once(make_parent: MakeParent) -
         assert plan.parent_flops >= whole.parent_flops
         counts.append(len(plan.groups))
     assert counts == sorted(counts, reverse=True) and counts[0] > counts[-1]
+
+
+def test_groups_cut_at_layers_hold_everyone_once_and_begin_at_the_embeddings(make_parent: MakeParent) -> None:
+    _, parent = make_parent()
+    trainees = _trainees(parent)
+    whole = schedule(parent, trainees, WORK, SETTINGS, Means(memory_bytes=1e9))
+    cut = by_layer(parent, whole, WORK, SETTINGS)
+    assert [{trainee.layer for trainee in group.trainees} for group in cut.groups] == [{0}, {1}, {2}]
+    assert [t for group in cut.groups for t in group.trainees] == trainees
+    assert cut.parent_flops == pytest.approx((1 + 2 + 3) / 3 * whole.parent_flops)
+    assert cut.student_flops == pytest.approx(whole.student_flops)
+    assert cut.memory_bytes < whole.memory_bytes
+    assert not cut.keeps_states
 
 
 def test_states_are_kept_on_disk_where_that_is_faster_and_fits(make_parent: MakeParent) -> None:
