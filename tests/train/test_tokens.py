@@ -183,9 +183,7 @@ def _write_at_once(parent: Path, place: Path) -> None:
     (place / f"{multiprocessing.current_process().name}.txt").write_text(str(len(file.tokens)))
 
 
-def test_processes_at_once_make_one_file(
-    small_parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_at_once_make_one_file(small_parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[2])  # where the processes find this module
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_write_at_once, args=(small_parent, tmp_path), name=str(i)) for i in range(2)]
