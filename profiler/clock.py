@@ -110,8 +110,12 @@ class Effort:
 def time_in_turn(
     runs: Sequence[Callable[[], object]], effort: Effort, num_threads: int = 1, derive: Sequence[np.ndarray] = ()
 ) -> list[Timing]:
-    """Times several things in turn, round after round: the timings of what `sample_in_turn` samples."""
-    return [timing_of([samples]) for samples in sample_in_turn(runs, effort, num_threads, derive)]
+    """Times several things in turn, round after round: the timings of what `sample_in_turn` samples.
+
+    With a judge, they are scaled to its reference kernel at its best.
+    """
+    found, judge = sample_in_turn(runs, effort, num_threads, derive), effort.judge
+    return [timing_of([samples], None if judge is None else judge.least_s) for samples in found]
 
 
 def sample_in_turn(

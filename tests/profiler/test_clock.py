@@ -135,6 +135,13 @@ def test_times_count_in_units_of_the_reference_in_the_same_stretch(monkeypatch: 
     assert timing.typical_s == pytest.approx(5.5)
 
 
+def test_things_timed_at_once_are_scaled_to_the_reference_at_its_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    _turns(monkeypatch, 5.5, 5.5)
+    effort = Effort(seconds=0.0, min_turns=2, judge=_Paces(1.1, 1.1, least_s=1.0))
+    (timing,) = time_in_turn([lambda: None], effort)
+    assert (timing.calm_s, timing.typical_s) == pytest.approx((5.0, 5.5))
+
+
 def test_a_calmer_stretch_makes_the_best_of_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     _turns(monkeypatch, 5.0, 5.0)
     judge = _Paces(0.8, 0.9, least_s=1.0)
