@@ -73,7 +73,15 @@ def profile() -> Profile:
     shipped = read_profile(shipped_profiles()[0])
     power = Figure(value=60.0, low=55.0, high=70.0, origin="measured", source="a test")
     ceilings = replace(shipped.ceilings, busy_w=power)
-    return replace(shipped, ceilings=ceilings, operators=OPERATORS, accuracy=(ACCURACY,))
+    return replace(
+        shipped,
+        ceilings=ceilings,
+        times=shipped.times[: WHOLE - PART],
+        wholes=shipped.wholes[: MEMORY - WHOLE],
+        memory=shipped.memory[: MATMUL - MEMORY],
+        operators=OPERATORS,
+        accuracy=(ACCURACY,),
+    )
 
 
 @pytest.fixture
