@@ -112,7 +112,7 @@ def llama3_factors(rope: Rope, head_dim: int) -> np.ndarray:
 
 def _package() -> Any:
     try:
-        import gguf
+        import gguf  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError(
             "--target llama.cpp",

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xllamacpp
+import xllamacpp  # pyright: ignore[reportMissingImports]
 
 from blockwright.compile.engine import ENGINE_FILE, EngineOrder, SessionSettings, write_engine
 from blockwright.compile.export_gguf import write_gguf
