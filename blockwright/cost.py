@@ -46,7 +46,7 @@ MEASURED_QUANTITIES: tuple[Quantity, ...] = ("time_per_token", "time_to_first_to
 """What `measure` measures of finished engines; the others follow from these or are counted."""
 
 
-MOST_SEQUENCES, MOST_TOKENS = 2**16, 2**24
+MOST_SEQUENCES, MOST_TOKENS = 2**31, 2**24
 """Of a load: more than any device holds and any model reads; costs of a prompt are summed chunk by chunk."""
 
 

@@ -45,7 +45,7 @@ _ROPES: dict[Engine, tuple[str, ...]] = {
     "sglang": ("default", "linear", "llama3", "yarn"),
     "tensorrt-llm": ("default", "linear", "llama3", "yarn"),
     "llama.cpp": ("default", "linear", "llama3", "yarn"),
-    "ours": ("default", "linear", "llama3"),
+    "ours": ("default", "linear", "llama3", "yarn"),
 }
 """Ways to scale positions that each engine reads: from GGUF, or transformers 5's ``rope_parameters``."""
 

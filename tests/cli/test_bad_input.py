@@ -202,7 +202,7 @@ def test_text_shorter_than_one_window(
     text = tmp_path / "short"
     text.mkdir()
     for index in range(40):
-        (text / f"{index}.txt").write_text("a")
+        (text / f"{index}.txt").write_text(f"a{index}")  # the content decides what is held out
     message = refused("run", write_recipe(text=str(text)), "-o", tmp_path / "run")
     assert "at least one window of 32 tokens" in message
     assert not (tmp_path / "run").exists()
@@ -340,7 +340,7 @@ _COMMANDS = {
         ("generate", "--top-p", ["0", "-1", "nan", "2"]),
         *((command, "--seconds", ["0", "-1", "nan", "inf"]) for command in ("measure", "profile")),
         *((command, "--load", ["chat=0x1+1", "chat=1x00+1", "chat=-1x1+1"]) for command in ("measure", "profile")),
-        ("profile", "--load", ["chat=99999x1+1", f"chat=1x1{'0' * 25}+1", "chat=1x9999999+9999999"]),
+        ("profile", "--load", ["chat=99999999999x1+1", f"chat=1x1{'0' * 25}+1", "chat=1x9999999+9999999"]),
         ("search", "--load", ["chat=0x1+1", "chat=1x00+1"]),
         ("profile", "--format", ["fp16", "int3"]),
         ("profile", "--threads", ["0", "-1"]),
@@ -402,7 +402,7 @@ def test_text_of_a_single_window_gives_no_interval(
     text = tmp_path / "short"
     text.mkdir()
     for index in range(40):
-        (text / f"{index}.txt").write_text("the cat sat on a mat " * 4)
+        (text / f"{index}.txt").write_text(f"the cat sat on mat {index} " * 4)
     message = refused("run", write_recipe(text=str(text), window_tokens=60), "-o", tmp_path / "run")
     assert "one window of 60 tokens" in message
     assert not (tmp_path / "run").exists()
