@@ -27,7 +27,7 @@ from blockwright.train.objective import (
 from blockwright.train.optimizers import OptimizerName, make_optimizers
 from blockwright.train.ranks import Ranks
 from blockwright.train.schedule import WARM_UP_SHARE, Schedule, factor_at
-from blockwright.train.sharded import Sharded, clip
+from blockwright.train.sharded import Sharded, clip, local
 from blockwright.train.state import load_state, load_weights, save_state, save_weights
 from blockwright.train.windows import Batch
 
@@ -135,10 +135,13 @@ def distill(
         try:
             seen = learner.step(batches[step], step, len(batches))
         except _NoNumber as error:
-            raise learner.refusal(error, checkpoint, history, len(batches)) from None
+            learner.keep_good(checkpoint, history)
+            raise _refusal(error, checkpoint, step, len(batches)) from None
         is_last = step + 1 == len(batches)
         if settings.eval_steps and ((step + 1) % settings.eval_steps == 0 or is_last):
             kl = learner.held_out_kl(held_out)
+            if not math.isfinite(kl):
+                raise _refusal(f"a held-out KL of {kl}", checkpoint, step, len(batches))
             if kl < best_of(history)[1]:
                 save_weights(_best_file(checkpoint, step), child, ranks)
             seen = replace(seen, held_out_kl=kl)
@@ -237,22 +240,14 @@ class _Learner:
             return []
         return [GkdStep(**seen) for seen in load_state(path, self.child, self.optimizers)]
 
-    def refusal(self, error: _NoNumber, path: Path, history: Sequence[GkdStep], num_batches: int) -> InputError:
-        """What to tell of a batch whose loss is no number; keeps the state before it."""
+    def keep_good(self, path: Path, history: Sequence[GkdStep]) -> None:
+        """Keeps the state after these steps, unless a weight is no number; a step that failed has left none behind."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        bad = torch.stack([(~parameter.detach().isfinite()).any() for parameter in self.child.parameters()]).any()
-        kept = "nothing was lost: no step had been made"
-        if history and not self.ranks.sum(bad.float()):
+        shares = [local(parameter.detach()) for parameter in self.child.parameters()]
+        num_bad = torch.stack([(~share.isfinite()).any() for share in shares]).sum()
+        if history and not self.ranks.sum(num_bad):
             self.save(path, history)
-        if path.exists():
-            kept = f"the last good state is kept in {path}"
-        return InputError(
-            "distillation loss",
-            got=f"{error} at batch {len(history) + 1} of {num_batches}",
-            expected="a number",
-            remedy=f"Lower the learning rate, or mend that batch's text; {kept}.",
-        )
 
     def _loss(self, objective: Objective, batch: Batch, counts: tuple[int, int]) -> tuple[Tensor, Tensor]:
         top = None if self.top_of is None else self.top_of(batch)
@@ -266,6 +261,18 @@ class _Learner:
         batch = Batch(ids_BT=batch) if isinstance(batch, Tensor) else batch
         segments, device = batch.segments_BT, self.child.device
         return Batch(ids_BT=batch.ids_BT.to(device), segments_BT=None if segments is None else segments.to(device))
+
+
+def _refusal(what: object, path: Path, step: int, num_batches: int) -> InputError:
+    """What to tell of a batch after which nothing is a number any more."""
+    kept = f"the last good state is kept in {path}" if path.exists() else "nothing was lost: no state was kept yet"
+    return InputError(
+        "distillation loss",
+        got=f"{what} at batch {step + 1} of {num_batches}",
+        expected="a number",
+        remedy=f"Lower the learning rate, or mend that batch's text, and begin anew; {kept} until another run into the "
+        "same folder ends well.",
+    )
 
 
 def _has_stalled(history: Sequence[GkdStep], patience: int) -> bool:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from blockwright.errors import InputError
 from blockwright.model.child import build_child, load_weights
 from blockwright.model.parent import spec_of
 from blockwright.spec import Attention, Block, GatedFFN, NoOp
@@ -26,6 +27,7 @@ WAYS = {
     "recomputed": replace(PLAIN, recomputes_activations=True, parts=2, losses=parse_losses("kl+mse+0.1*lm")),
     "bf16": replace(PLAIN, precision="bf16", recomputes_activations=True),
     "cached": replace(PLAIN, losses=kl_and_cosine(0)),
+    "no number": replace(PLAIN, learning_rate=1e30),
     "early stop": replace(PLAIN, learning_rate=0.3, schedule="constant", eval_steps=1, patience=2),
 }
 NUM_STEPS = 6
@@ -70,16 +72,21 @@ def run(way: str, ranks: Ranks, folder: Path) -> None:
         cache = TeacherCache(folder / f"answers-{ranks.rank}", order, batches)
         cache.open()
         cache.fill(parent, 2, lambda done: None)
-    history = distill(
-        child,
-        None if cache else parent,
-        batches,
-        WAYS[way],
-        folder / f"{way}.state",
-        held_out=held_out,
-        top_of=cache.top_of if cache else None,
-        ranks=ranks,
-    )
+    try:
+        history = distill(
+            child,
+            None if cache else parent,
+            batches,
+            WAYS[way],
+            folder / f"{way}.state",
+            held_out=held_out,
+            top_of=cache.top_of if cache else None,
+            ranks=ranks,
+        )
+    except InputError as error:
+        if ranks.is_first:
+            (folder / f"{way}.json").write_text(json.dumps(str(error)))
+        return
     weights: dict[str, Tensor] = {name: whole(p.detach()).contiguous() for name, p in child.named_parameters()}
     if ranks.is_first:
         save_file(weights, folder / f"{way}.safetensors")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,17 @@ def test_a_loss_that_is_no_number_keeps_the_state_before_that_batch(pair: Pair, 
     history = distill(kept, parent, BATCHES[:5], replace(SETTINGS, schedule="constant"), state)
     assert len(history) == 5
     assert all(map(torch.equal, kept.state_dict().values(), good.state_dict().values()))
+
+
+def test_a_held_out_kl_that_is_no_number_ends_the_training_and_is_no_best_child(pair: Pair, tmp_path: Path) -> None:
+    child, parent = pair()
+    state, settings = tmp_path / "state.safetensors", replace(SETTINGS, eval_steps=1)
+
+    def poison(_: GkdStep) -> None:
+        child.model.norm.register_forward_hook(lambda *seen: None if torch.is_grad_enabled() else nan * seen[-1])
+
+    with pytest.raises(InputError, match=r"a held-out KL of nan at batch 2 of 8"):
+        distill(child, parent, BATCHES, settings, state, on_step=poison, held_out=HELD_OUT)
 
 
 def test_a_broken_state_is_refused(pair: Pair, tmp_path: Path) -> None:

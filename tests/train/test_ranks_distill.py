@@ -54,3 +54,10 @@ def test_two_ranks_stop_early_together(found: tuple[Path, Path]) -> None:
     history = json.loads((found[1] / "early stop.json").read_text())
     values = [step["held_out_kl"] for step in history]
     assert len(history) == values.index(min(values)) + 3 < 6
+
+
+def test_two_ranks_refuse_what_is_no_number_together_and_keep_the_state_before(found: tuple[Path, Path]) -> None:
+    for folder in found:
+        told = json.loads((folder / "no number.json").read_text())
+        assert "at batch 2 of 6" in told and "last good state is kept" in told
+        assert (folder / "no number.state").exists()
