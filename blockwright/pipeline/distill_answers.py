@@ -1,7 +1,7 @@
 """The parent's answers, kept for a distillation: of the windows to train on, and of those to stop by."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -39,7 +39,8 @@ class KeptAnswers:
     def __init__(self, order: AnswersOrder, batches: Sequence[Batch], held_out: Sequence[Batch]) -> None:
         self._caches = [TeacherCache(order.folder, order.cache, batches)]
         if held_out:
-            self._caches.append(TeacherCache(order.folder / "held-out", order.cache, held_out))
+            plain = replace(order.cache, temperature=1.0)  # what is stopped by is the KL itself, whatever is trained on
+            self._caches.append(TeacherCache(order.folder / "held-out", plain, held_out))
         for cache in self._caches:
             cache.open()
 
