@@ -94,17 +94,14 @@ class Stage:
 def running(stage: Stage) -> Iterator[Path]:
     """Gives the folder for unfinished work; after the block the stage counts as done and the folder is gone.
 
-    The block must write the output itself, whole or not at all. Work left by the same stage with other inputs is
-    removed.
+    The block must write the output itself, whole or not at all. Work left by the same stage with other inputs stays
+    until then: it may hold the last good state of a training whose settings were changed for it.
 
     Raises:
         InputError: another run is at work in the same folder.
     """
     with locked(stage.folder):
         started = time.monotonic()
-        for stale in stage.folder.glob(f".{stage.name}-*"):
-            if stale != stage.work:
-                shutil.rmtree(stale, ignore_errors=True)
         stage.work.mkdir(exist_ok=True)
         try:
             yield stage.work
@@ -123,7 +120,8 @@ def running(stage: Stage) -> Iterator[Path]:
             "software": installed_software() | {"blockwright": blockwright.__version__},
         }
         write_json(stage.folder / MANIFEST, manifest)
-        shutil.rmtree(stage.work, ignore_errors=True)
+        for work in stage.folder.glob(f".{stage.name}-*"):
+            shutil.rmtree(work, ignore_errors=True)
         say(f"{stage.name:<9} {seconds:4.0f} s  {stage.output}")
 
 

@@ -46,6 +46,7 @@ def test_unfinished_work_with_other_inputs_is_not_gone_on_with(tmp_path: Path) -
     assert (first.work / "half").exists()
     with running(Stage(name="library", output=tmp_path / "library", inputs={"tokens": 2})) as work:
         assert not list(work.iterdir())
+        assert (first.work / "half").exists(), "it may be the last good state"
     assert not first.work.exists()
 
 
