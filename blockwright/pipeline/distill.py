@@ -3,6 +3,7 @@
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -77,10 +78,33 @@ def distill_child(
     """
     ranks = Ranks.alone() if ranks is None else ranks
     child = open_checkpoint(str(child_folder))
-    settings = order.settings
     check_pair(child, teacher)
-    check_order(order, settings, len(child.spec.layers), len(teacher.spec.layers), ranks)
+    check_order(order, order.settings, len(child.spec.layers), len(teacher.spec.layers), ranks)
     text = read_text(order.text)
+    stage = _stage(child, teacher, order, text, output)
+    if stage.reuse(lambda: load_checkpoint(open_checkpoint(str(output)))) is not None:
+        return _judged(output)
+    device = device_of(order.device, ranks)
+    check_memory(_work(child, teacher, order, ranks, device), device)
+    with running_together(stage, ranks) as folder:
+        job = _Job(
+            child=child,
+            teacher=teacher,
+            order=order,
+            text=text,
+            training=_training(teacher, order, text, folder, ranks),
+            inputs=stage.inputs,
+            folder=folder,
+            ranks=ranks,
+        )
+        model, history, distilled = _distill(job, device)
+        if not ranks.is_first:
+            return None
+        _write(job, model, history, distilled, output)
+    return distilled
+
+
+def _stage(child: Checkpoint, teacher: Parent, order: DistillOrder, text: Text, output: Path) -> Stage:
     inputs = {
         "order": to_data(order),
         "child": child.digest,
@@ -88,14 +112,15 @@ def distill_child(
         "text": text.digest,
     }
     reads = (*whole(child.folder), *whole(teacher.folder), *local_paths(order.text))
-    stage = Stage(name="distill", output=output, inputs=inputs, reads=reads)
-    if stage.reuse(lambda: load_checkpoint(open_checkpoint(str(output)))) is not None:
-        return _judged(output)
-    device = device_of(order.device, ranks)
-    work = Work(
+    return Stage(name="distill", output=output, inputs=inputs, reads=reads)
+
+
+def _work(child: Checkpoint, teacher: Parent, order: DistillOrder, ranks: Ranks, device: torch.device) -> Work:
+    """What one rank will hold at once."""
+    return Work(
         child=child.spec,
         parent=teacher.spec,
-        settings=settings,
+        settings=order.settings,
         windows=-(-order.batch_windows // ranks.world_size),
         window_tokens=order.window_tokens,
         num_ranks=ranks.world_size,
@@ -104,45 +129,22 @@ def distill_child(
         is_judged=bool(order.judging_tokens),
         has_gpu=device.type == "cuda",
     )
-    check_memory(work, device)
-    with running_together(stage, ranks) as folder:
-        training = training_windows(
-            teacher,
-            text,
-            length=order.window_tokens,
-            num_tokens=order.tokens,
-            seed=order.seed + _SEED_SHIFT,
-            folder=folder / "tokens",
-            masks_documents=order.masks_documents,
-        )
-        if ranks.is_first and (words := training.shortage(order.tokens)) is not None:
-            say(words)
-        job = _Job(
-            child=child,
-            teacher=teacher,
-            order=order,
-            text=text,
-            training=training,
-            teacher_digest=inputs["teacher"],
-            folder=folder,
-            ranks=ranks,
-        )
-        model, history, distilled = _distill(job, device)
-        if not ranks.is_first:
-            return None
-        with new_folder(output) as temporary:
-            tokens = len(history) * order.batch_windows * order.window_tokens
-            provenance = {
-                "parent": str(teacher.folder),
-                "inputs": inputs,
-                "data": training.digest,
-                "distilled_tokens": tokens,
-            }
-            save_child(model, child.spec, load_tokenizer(teacher), temporary, provenance)
-            write_json(temporary / HISTORY, [asdict(step) | step.terms for step in history])
-            if distilled is not None:
-                write_json(temporary / QUALITY, to_data(distilled))
-    return distilled
+
+
+def _training(teacher: Parent, order: DistillOrder, text: Text, folder: Path, ranks: Ranks) -> TrainingWindows:
+    """What is trained on; says so where the text is too short for it."""
+    training = training_windows(
+        teacher,
+        text,
+        length=order.window_tokens,
+        num_tokens=order.tokens,
+        seed=order.seed + _SEED_SHIFT,
+        folder=folder / "tokens",
+        masks_documents=order.masks_documents,
+    )
+    if ranks.is_first and (words := training.shortage(order.tokens)) is not None:
+        say(words)
+    return training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +154,8 @@ class _Job:
     order: DistillOrder
     text: Text
     training: TrainingWindows
-    teacher_digest: str
+    inputs: dict[str, Any]
+    """Of the stage."""
     folder: Path
     ranks: Ranks
 
@@ -187,7 +190,7 @@ class _Job:
                 k=min(self.order.top_k, self.teacher.spec.vocab_size),
                 temperature=self.order.temperature,
                 origin={
-                    "teacher": self.teacher_digest,
+                    "teacher": self.inputs["teacher"],
                     "text": self.training.digest,
                     "precision": self.order.precision,
                 },
@@ -274,6 +277,22 @@ def _asked_first(job: _Job, model: PreTrainedModel, answers: KeptAnswers | None)
     if ranks.world_size == 1:
         parent.lm_head = nn.Identity()  # nobody asks for its logits any more
     return parent
+
+
+def _write(
+    job: _Job, model: PreTrainedModel, history: list[GkdStep], distilled: Distilled | None, output: Path
+) -> None:
+    provenance = {
+        "parent": str(job.teacher.folder),
+        "inputs": job.inputs,
+        "data": job.training.digest,
+        "distilled_tokens": len(history) * job.order.batch_windows * job.order.window_tokens,
+    }
+    with new_folder(output) as temporary:
+        save_child(model, job.child.spec, load_tokenizer(job.teacher), temporary, provenance)
+        write_json(temporary / HISTORY, [asdict(step) | step.terms for step in history])
+        if distilled is not None:
+            write_json(temporary / QUALITY, to_data(distilled))
 
 
 def _judged(output: Path) -> Distilled | None:
