@@ -20,6 +20,7 @@ from blockwright.errors import InputError
 if TYPE_CHECKING:
     from blockwright.search.plan import Plan
 
+FLAVOURS = ("standard", "contrib")
 TARGETS = ("onnxruntime", "vllm", "sglang", "tensorrt-llm", "transformers", "llama.cpp")
 
 
@@ -33,6 +34,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plan", type=Path, help="store each layer as this plan of the checkpoint says")
     parser.add_argument("--threads", type=int, help="threads of onnxruntime (default: 1)")
     parser.add_argument("--context", type=int, metavar="TOKENS", help="longest sequence (default: the checkpoint's)")
+    parser.add_argument(
+        "--flavour",
+        choices=FLAVOURS,
+        help="operators of onnxruntime's graph: ONNX's own, or the faster ones of onnxruntime (default: standard, "
+        "which profiles are measured in)",
+    )
     add_out(parser, "engine", "the folder to write")
 
 
@@ -65,19 +72,19 @@ def _build(arguments: argparse.Namespace, weights: str | None, plan: "Plan | Non
     check_at_least("--threads", threads, 1)
     if arguments.context is not None:
         check_at_least("--context", arguments.context, 1)
-    order = CompileOrder(format=weights, threads=threads, num_positions=arguments.context)
+    order = CompileOrder(format=weights, threads=threads, num_positions=arguments.context, flavour=arguments.flavour)
     engine = compile_checkpoint(arguments.checkpoint, order, arguments.out, plan=plan)
-    print(f"{arguments.out}: {engine.format}, {engine.graph_bytes / 1e6:.2f} MB")
+    print(f"{arguments.out}: {engine.format}, {engine.flavour}, {engine.graph_bytes / 1e6:.2f} MB")
     print(f"next, blockwright generate {arguments.out} --prompt …")
 
 
 def _export(arguments: argparse.Namespace, weights: str | None, plan: "Plan | None") -> None:
     from blockwright.pipeline.compile import export_checkpoint
 
-    for flag, given in (("--threads", arguments.threads), ("--context", arguments.context)):
-        if given is not None:
+    for name in ("threads", "context", "flavour"):
+        if (given := getattr(arguments, name)) is not None:
             raise InputError(
-                flag,
+                f"--{name}",
                 got=f"{given} for {arguments.target}",
                 expected="no such setting in what it loads",
                 remedy=f"Leave it out, and tell {arguments.target} itself.",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from blockwright.compile.engine import Engine, EngineOrder, SessionSettings, build_engine, read_engine
 from blockwright.compile.export import Export, ExportOrder, Target, read_export, write_export
+from blockwright.compile.flavour import FlavourName, check_writable
 from blockwright.errors import InputError
 from blockwright.files import digest_of
 from blockwright.pipeline.console import progress
@@ -26,6 +27,8 @@ class CompileOrder:
     threads: int
     num_positions: int | None = None
     """Longest sequence; None for the checkpoint's own context."""
+    flavour: FlavourName | None = None
+    """In which operators; None for the ones that profiles are measured in."""
 
 
 def compile_checkpoint(
@@ -41,10 +44,13 @@ def compile_checkpoint(
         plan: says how each layer is stored, where the order names no format.
 
     Raises:
-        InputError: the checkpoint is broken, the context longer than its own, or the plan is not of its blocks.
+        InputError: the checkpoint is broken, the context longer than its own, the plan is not of its blocks, or the
+            flavour lacks an operator for them.
     """
     source = open_checkpoint(checkpoint)
     weights, model = _stored(source, order, plan)
+    if order.flavour is not None:
+        check_writable(model, order.flavour)
     if order.num_positions is not None and order.num_positions > source.spec.max_positions:
         raise InputError(
             "--context",
@@ -67,6 +73,7 @@ def compile_checkpoint(
         num_positions=source.spec.max_positions if order.num_positions is None else order.num_positions,
         session=SessionSettings(num_threads=order.threads),
         built_from=source.digest,
+        flavour=order.flavour,
     )
     with running(stage), progress(f"compile {output.name}", 1) as advance:
         engine = build_engine(built, source.folder, output)

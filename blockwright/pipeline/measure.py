@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from blockwright.compile.flavour import best_flavour
 from blockwright.compile.generate import generate_text, open_tokenizer
 from blockwright.compile.sampling import Sampling
 from blockwright.compile.session import Decoder
@@ -171,7 +172,7 @@ def check_promises_hold_here(plan: Plan, engine: Path) -> None:
     """Refuses to hold a plan's promises against another machine or engine than they were made for.
 
     Raises:
-        InputError: the plan rests on another machine's profile, or is about another format or runtime.
+        InputError: the plan rests on another machine's profile, or is about another format, runtime or flavour.
     """
     here, built = this_device(), Decoder.open(engine).engine
     if (plan.format, plan.backend) != (built.format, built.target):
@@ -180,6 +181,13 @@ def check_promises_hold_here(plan: Plan, engine: Path) -> None:
             got=f"{plan.format} on {plan.backend}",
             expected=f"the engine's, {built.format} on {built.target}",
             remedy="Compile the child as the plan says, with --plan, or search again for this one.",
+        )
+    if built.flavour != best_flavour(built.model):
+        raise InputError(
+            "plan: flavour",
+            got=f"promises about {best_flavour(built.model)}",
+            expected=f"the engine's, {built.flavour}",
+            remedy="Compile the child without --flavour, or measure this engine without --plan.",
         )
     if plan.profile != here.name:
         raise InputError(

@@ -1,0 +1,100 @@
+"""`blockwright compile`: in which operators an engine is written, and how that is refused."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from blockwright.cli.main import main
+from blockwright.compile.engine import GRAPH_FILE, read_engine
+from blockwright.compile.flavour import FlavourName
+from blockwright.compile.session import Decoder
+from blockwright.cost import Load
+from blockwright.errors import InputError
+from blockwright.hw_profiles.device import this_device
+from blockwright.model.parent import open_parent
+from blockwright.pipeline.compile import CompileOrder, compile_checkpoint
+from blockwright.pipeline.measure import check_promises_hold_here
+from blockwright.search.plan import Plan
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    def run(*words: object) -> str:
+        assert main([str(word) for word in words]) == 2
+        return capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(("flavour", "domains"), [("standard", {""}), ("contrib", {"", "com.microsoft"})])
+def test_an_engine_is_written_in_the_operators_that_were_asked_for(
+    flavour: FlavourName, domains: set[str], small_parent: Path, tmp_path: Path
+) -> None:
+    engine = tmp_path / "engine"
+    words = ["compile", str(small_parent), "--format", "int4", "--flavour", flavour, "--out", str(engine)]
+    assert main(words) == 0
+    assert read_engine(engine).flavour == flavour
+    assert {node.domain for node in onnx.load(engine / GRAPH_FILE, load_external_data=False).graph.node} == domains
+    assert Decoder.open(engine).start(1, 8).prefill([[1, 2, 3]]).shape[0] == 1
+
+
+def test_without_a_flavour_engines_are_written_as_profiles_measure_them(small_parent: Path, tmp_path: Path) -> None:
+    assert main(["compile", str(small_parent), "--out", str(tmp_path / "engine")]) == 0
+    assert read_engine(tmp_path / "engine").flavour == "standard"
+
+
+def test_heads_that_contrib_has_no_attention_for_are_refused_before_anything_is_written(
+    small_parent: Path, refused: Refused, tmp_path: Path
+) -> None:
+    parent = tmp_path / "parent"
+    shutil.copytree(small_parent, parent)
+    LlamaForCausalLM(LlamaConfig.from_pretrained(parent, head_dim=12)).save_pretrained(parent)
+    said = refused("compile", parent, "--flavour", "contrib", "--out", tmp_path / "engine")
+    assert "contrib for heads of 12" in said and "multiple of 8" in said
+    assert not (tmp_path / "engine").exists()
+    assert main(["compile", str(parent), "--flavour", "standard", "--out", str(tmp_path / "engine")]) == 0
+
+
+def test_checkpoints_for_others_have_no_flavour(small_parent: Path, refused: Refused, tmp_path: Path) -> None:
+    words = ("--target", "transformers", "--flavour", "contrib", "--out", tmp_path / "out")
+    said = refused("compile", small_parent, *words)
+    assert "error in --flavour" in said and "contrib for transformers" in said
+
+
+def test_promises_are_about_one_flavour(small_parent: Path, tmp_path: Path) -> None:
+    plan = _plan_of(small_parent)
+    for flavour in ("standard", "contrib"):
+        order = CompileOrder(format="fp32", threads=1, flavour=flavour)
+        compile_checkpoint(str(small_parent), order, tmp_path / flavour)
+    check_promises_hold_here(plan, tmp_path / "standard")
+    with pytest.raises(InputError, match="plan: flavour: got promises about standard"):
+        check_promises_hold_here(plan, tmp_path / "contrib")
+
+
+def _plan_of(parent: Path) -> Plan:
+    model, device = open_parent(str(parent)).spec, this_device().name
+    return Plan(
+        schema_version=2,
+        status="optimal",
+        parent=model,
+        child=model,
+        score=0.0,
+        bound=0.0,
+        metric="kl",
+        profile=device,
+        devices={device: device},
+        backend="onnxruntime",
+        format="fp32",
+        loads={"chat": Load(batch=1, prompt_tokens=8, new_tokens=8)},
+        batches={},
+        promises=(),
+        budgets=(),
+        frontier=(),
+        pool=(),
+    )
