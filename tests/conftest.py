@@ -180,6 +180,7 @@ def make_profile(made_up_parent: Model, made_up_offered: list[Candidate]) -> Cal
             times=times,
             wholes=wholes,
             memory=memory,
+            accuracy=(),
         )
 
     return make

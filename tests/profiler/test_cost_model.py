@@ -171,6 +171,7 @@ def _profile(
         times=tuple(times),
         wholes=tuple(wholes),
         memory=tuple(memory) if backend == "onnxruntime" else (),
+        accuracy=(),
     )
 
 
