@@ -1,6 +1,7 @@
 """Profiles in memory: figures that can be, kept to the machine and the versions they were measured with."""
 
-from dataclasses import replace
+import itertools
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from blockwright.hw_profiles.device import Device, software_digest
 from blockwright.hw_profiles.folder import measured_profiles, read_profile, shipped_profiles
 from blockwright.hw_profiles.profile import OperatorRow, check_is_this_machine, parent_of
 from blockwright.hw_profiles.provenance import AccuracyRow, Coverage, Method
+from blockwright.profiler.clock import Effort
 
 DEVICE = Device(
     vendor="GenuineMade",
@@ -22,6 +24,8 @@ DEVICE = Device(
     features=("avx2",),
 )
 SHIPPED = read_profile(shipped_profiles()[0])
+LEAST_CHILDREN = 12
+"""For each format, that a profile is tried on before it ships."""
 PROFILE = replace(SHIPPED, device=DEVICE, software={"onnxruntime": "1.30.0"})
 FIGURE = Figure(value=2.0, low=1.0, high=3.0, origin="measured", source="a test")
 COVERAGE = Coverage(status="complete", asked=3, done=3, failed=0, started=None, ended="2026-01-01", wall_s=None)
@@ -45,14 +49,21 @@ def test_a_shipped_profile_is_read_by_its_name_which_is_its_device(name: str) ->
     profile = read_profile(name)
     assert profile.name == profile.device.name == name
     assert profile.times and profile.wholes and profile.memory
-    assert all(row.origin == "measured" and row.num_samples >= 30 for row in profile.times)
+    assert all(row.origin == "measured" and row.num_samples >= Effort().min_turns for row in profile.times)
 
 
-def test_what_was_never_measured_is_absent_from_the_shipped_profile() -> None:
-    ceilings = SHIPPED.ceilings
-    assert ceilings.flop_per_s.keys() == {"fp32"}
-    assert ceilings.cache_read_bytes_per_s is None and ceilings.busy_w is None
-    assert not SHIPPED.operators and not SHIPPED.accuracy
+@pytest.mark.parametrize("name", measured_profiles())
+def test_what_a_shipped_profile_tells_was_measured_and_tried(name: str) -> None:
+    profile = read_profile(name)
+    ceilings = profile.ceilings
+    figures = [getattr(ceilings, field.name) for field in fields(ceilings)]
+    figures = [each for each in (*figures, *ceilings.flop_per_s.values()) if isinstance(each, Figure)]
+    assert ceilings.read_bytes_per_s in figures and {figure.origin for figure in figures} == {"measured"}
+    timed = {row.format for row in profile.times}
+    assert timed <= ceilings.flop_per_s.keys() and "fp32" in timed
+    tried = [(row.quantity, row.format) for row in profile.accuracy]
+    assert sorted(tried) == sorted(itertools.product(("time_per_token", "time_to_first_token", "memory"), timed))
+    assert all(row.num_held_out >= LEAST_CHILDREN for row in profile.accuracy)
 
 
 def test_another_machine_is_told_apart() -> None:
