@@ -19,6 +19,7 @@ from blockwright.pipeline.distill import distill_child
 from blockwright.pipeline.distill_order import DistillOrder
 from blockwright.pipeline.inputs import check_text_suits, read_text, windows_to_judge_by
 from blockwright.pipeline.library import LibraryOrder, build_library
+from blockwright.pipeline.lock import locked
 from blockwright.pipeline.measure import Made, MeasureOrder, measure_run
 from blockwright.pipeline.profile import ProfileOrder, profile_machine
 from blockwright.pipeline.race import race_for
@@ -28,7 +29,6 @@ from blockwright.pipeline.refine import RefineOrder, refine_plan
 from blockwright.pipeline.report import report_run
 from blockwright.pipeline.score import ScoreOrder, read_yardsticks, score_library
 from blockwright.pipeline.search import SearchOrder, check_budgets, check_reachable, search_plan
-from blockwright.pipeline.stage import locked
 from blockwright.profiler.check import check_utilisation
 from blockwright.search.offered import formats_for
 from blockwright.search.plan import Plan

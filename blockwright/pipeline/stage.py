@@ -1,4 +1,4 @@
-"""What all stages share: a key made of everything they depend on, a folder for unfinished work, a lock, the manifest.
+"""What all stages share: a key made of everything they depend on, a folder for unfinished work, the manifest.
 
 A stage is done when the manifest beside its output holds its key and the output is there. The key is the digest of
 its settings, its input files and the code of the rooms that do the work; anything that changes makes another key, and
@@ -17,19 +17,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import FileLock, Timeout
-
 import blockwright
 from blockwright.errors import InputError
 from blockwright.files import digest_of, digest_of_files, read_json, write_json
 from blockwright.hw_profiles.device import installed_software
 from blockwright.pipeline.console import say
+from blockwright.pipeline.lock import LOCK, at_work, entering
 
 MANIFEST = "manifest.json"
 Made = TypeVar("Made")
 """What a stage makes."""
 _ROOMS = ("compile", "hw_profiles", "model", "profiler", "search", "train")
-LOCK = ".lock"
+_KEY_DIGITS = 16
+"""Of a key, in the name of a folder of unfinished work."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ class Stage:
     @property
     def work(self) -> Path:
         """The folder for unfinished work with these inputs."""
-        return self.folder / f".{self.name}-{self.key[:16]}"
+        return self.folder / f".{self.name}-{self.key[:_KEY_DIGITS]}"
 
     def is_done(self) -> bool:
         """Whether the output was made from these very inputs."""
@@ -98,9 +98,9 @@ def running(stage: Stage) -> Iterator[Path]:
     until then: it may hold the last good state of a training whose settings were changed for it.
 
     Raises:
-        InputError: another run is at work in the same folder.
+        InputError: a whole run, the same stage, or one that touches the same files is at work in the same folder.
     """
-    with locked(stage.folder):
+    with at_work(stage.folder, stage.name, stage.output, stage.reads):
         started = time.monotonic()
         stage.work.mkdir(exist_ok=True)
         try:
@@ -110,8 +110,7 @@ def running(stage: Stage) -> Iterator[Path]:
                 stage.work.rmdir()  # only where there is no work in it yet
             raise
         seconds = time.monotonic() - started
-        manifest = read_manifest(stage.folder)
-        manifest[stage.name] = {
+        entry = {
             "key": stage.key,
             "output": stage.place,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -119,8 +118,9 @@ def running(stage: Stage) -> Iterator[Path]:
             "inputs": stage.inputs,
             "software": installed_software() | {"blockwright": blockwright.__version__},
         }
-        write_json(stage.folder / MANIFEST, manifest)
-        for work in stage.folder.glob(f".{stage.name}-*"):
+        with entering(stage.folder):
+            write_json(stage.folder / MANIFEST, read_manifest(stage.folder) | {stage.name: entry})
+        for work in stage.folder.glob(f".{stage.name}-" + _KEY_DIGITS * "[0-9a-f]"):
             shutil.rmtree(work, ignore_errors=True)
         say(f"{stage.name:<9} {seconds:4.0f} s  {stage.output}")
 
@@ -154,7 +154,7 @@ def check_spares(output: Path, reads: Sequence[Path]) -> None:
             raise _refused(output, f"{output}, which is {'an input' if is_same else f'a folder with the input {read}'}")
     if Path.cwd().is_relative_to(place):
         raise _refused(output, f"{output}, the folder that this was started in, or one that it lies in")
-    if place.name in (MANIFEST, LOCK):
+    if place.name == MANIFEST or place.name.startswith(LOCK):
         raise _refused(output, f"{output}, where stages keep their books")
 
 
@@ -185,30 +185,6 @@ def _refused(output: Path, got: str) -> InputError:
         expected="a place of its own: what stands there is replaced",
         remedy="Name another place with --out.",
     )
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps every other run out of a folder; may be nested.
-
-    Raises:
-        InputError: another run is in it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.resolve() / LOCK, is_singleton=True)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(
-            str(folder),
-            got="another run is at work in this folder",
-            expected="one run per folder",
-            remedy="Wait for it, or name another folder with --out.",
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @functools.cache
