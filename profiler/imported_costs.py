@@ -12,6 +12,10 @@ difference, and of that no more is known than a datasheet tells: a share of it i
 
     of the part      its distance from the nearest of the parent's own parts, a removed one's from nothing included;
     of the load      the distance of the parent's time from its time at the nearest anchor, over the larger of the two.
+
+A runtime takes other kernels for other shapes, whatever the sums say of their time, so the half-width also grows with
+the logarithms of batch and tokens between a load and its nearest anchor (`_PER_LOG`). Further than `_COVERED` times
+beyond all anchors a load is refused, or where that is allowed the interval goes on widening.
 """
 
 import functools
@@ -40,6 +44,13 @@ _LEAST_HALF_WIDTH = 0.02
 _LEAST_SHARE = 0.01
 """Of a time that its interval is taken to reach down to: a logarithm has no nothing."""
 
+_PER_LOG = 0.12
+"""Half-width per unit of the logarithm. At 64 times the batch that is 0.5, two errors of `_DIFFERENCE` in squares, for
+there one load's ratio says nothing of the other's. A judgement, fitted to no measurements."""
+
+_COVERED = 4.0
+"""Times below the least, or above the most, of batch and tokens that were read in."""
+
 ImportedPhase = Literal["prefill", "decode"]
 
 
@@ -52,6 +63,8 @@ class _Ratio:
     """Of its logarithm."""
     anchors_s: tuple[float, ...]
     """What was foretold of them."""
+    points: tuple[Point, ...]
+    """Where they were measured."""
 
 
 def imported_phases(profile: Profile, backend: Backend) -> set[ImportedPhase]:
@@ -75,17 +88,20 @@ def imported_times(source: Source, model: Model, load: Load, phase: ImportedPhas
     """The time of a model's fixed part and of any mixer and ffn, in one phase of a load.
 
     Raises:
-        InputError: no times were read in of this phase in one of the formats, or the sum cannot be told.
+        InputError: no times were read in of this phase in one of the formats, or none near this load where that is
+            asked for, or the sum cannot be told.
     """
+    _check_covered(source, load, phase)
     return _times(Same(source.profile), source.backend, source.formats, model, load, phase)
 
 
-def imported_ratio(source: Source, phase: ImportedPhase) -> float:
+def imported_ratio(source: Source, load: Load, phase: ImportedPhase) -> float:
     """What the anchors took over what is foretold of them.
 
     Raises:
-        InputError: there are none of this phase in one of the formats.
+        InputError: there are none of this phase in one of the formats, or none near this load where that is asked for.
     """
+    _check_covered(source, load, phase)
     return _ratio(Same(source.profile), source.backend, source.formats, phase).value
 
 
@@ -119,8 +135,10 @@ def _times(
     parents = [with_format(parent_of(profile), parse_format(name)) for name in formats]
     own = [(parent, _sums(profile, backend, parent, load, phase)) for parent in parents]
     there_s = own[0][1].of_model(own[0][0]).value
-    distance = min(1 - min(here, there_s) / max(here, there_s) for here in ratio.anchors_s)
-    half_width = ratio.half_width + _DIFFERENCE * distance
+    distance = min(1 - min(each, there_s) / max(each, there_s) for each in ratio.anchors_s)
+    here = _place(_point_of(load, phase))
+    away = min(math.dist(here, _place(point)) for point in ratio.points)
+    half_width = ratio.half_width + _DIFFERENCE * distance + _PER_LOG * away
 
     def cost(foretold: Cost, parents_own: Iterable[float]) -> Cost:
         value = foretold.value * ratio.value
@@ -145,11 +163,18 @@ def _times(
 def _ratio(key: Same, backend: Backend, formats: tuple[str, ...], phase: ImportedPhase) -> _Ratio:
     profile = key.profile
     rows = [row for row in profile.wholes if row.backend == backend and _phase_of(row.point) == phase]
+    if not rows:
+        raise InputError(
+            f"profile {profile.name}: {backend}",
+            got=f"times in no format of its {phase}",
+            expected="some: of a request, reading the prompt and writing tokens are both needed",
+            remedy=f"Read in the times of a {phase} too, into this profile: blockwright profile import.",
+        )
     for name in formats:
         if name not in {row.format for row in rows}:
             raise InputError(
                 f"profile {profile.name}: {backend}",
-                got="times of its " + phase + " in " + (", ".join(sorted({row.format for row in rows})) or "no format"),
+                got="times of its " + phase + " in " + ", ".join(sorted({row.format for row in rows})),
                 expected=f"some in {name}",
                 remedy="Ask for a format that is there (--format), or read in a file of this one: "
                 "blockwright profile import.",
@@ -161,7 +186,47 @@ def _ratio(key: Same, backend: Backend, formats: tuple[str, ...], phase: Importe
     apart = max(abs(each - mean) for each in logs)
     ends = [(row.time_s / max(row.low_s, _LEAST_SHARE * row.time_s), row.high_s / row.time_s) for row in anchors]
     widest = math.log(max(end for pair in ends for end in pair))
-    return _Ratio(value=math.exp(mean), half_width=max(_LEAST_HALF_WIDTH, apart, widest), anchors_s=tuple(foretold))
+    return _Ratio(
+        value=math.exp(mean),
+        half_width=max(_LEAST_HALF_WIDTH, apart, widest),
+        anchors_s=tuple(foretold),
+        points=tuple(row.point for row in anchors),
+    )
+
+
+def _check_covered(source: Source, load: Load, phase: ImportedPhase) -> None:
+    """Refuses a load far beyond all anchors of a phase, where it may not be gone beyond."""
+    points = _ratio(Same(source.profile), source.backend, source.formats, phase).points
+    point, beyond = _point_of(load, phase), math.log(_COVERED) + 1e-9
+    for place, known in zip(_place(point), zip(*map(_place, points), strict=True), strict=True):
+        if not source.may_extrapolate and not min(known) - beyond <= place <= max(known) + beyond:
+            raise InputError(
+                f"profile {source.profile.name}: load",
+                got=f"{phase} at {_words(point)}, {', '.join(source.formats)} on {source.backend}",
+                expected=f"at most {_COVERED:.0f} times beyond what was read in: "
+                + "; ".join(_words(each) for each in dict.fromkeys(points)),
+                remedy="Read in a benchmark nearer to it (blockwright profile import), or go beyond, at a wider "
+                "interval, with --extrapolate.",
+            )
+
+
+def _place(point: Point) -> tuple[float, float]:
+    """Logarithms of the batch, and of the tokens that are read at once, or in the caches where one is written."""
+    tokens = point.slots if _phase_of(point) == "decode" else point.new_tokens
+    return math.log(point.batch), math.log(tokens)
+
+
+def _words(point: Point) -> str:
+    if _phase_of(point) == "decode":
+        return f"batch {point.batch} over {point.slots} tokens"
+    return f"batch {point.batch}, prompts of {point.new_tokens}"
+
+
+def _point_of(load: Load, phase: ImportedPhase) -> Point:
+    """Where a phase of a load takes place, its answer half written."""
+    if phase == "decode":
+        return Point(batch=load.batch, new_tokens=1, slots=load.prompt_tokens + load.new_tokens // 2)
+    return Point(batch=load.batch, new_tokens=load.prompt_tokens, slots=load.prompt_tokens)
 
 
 def _foretold_s(profile: Profile, row: WholeRow) -> float:

@@ -133,7 +133,7 @@ def _phase_energy(
     """Of one sequence in one step. Whole models' times shift the datasheet's energy and leave it as uncertain."""
     phase = (prefill_phase if name == "prefill" else decode_phase)(source.profile, source.backend, model, load)
     assert phase.power_w is not None, "every datasheet has a power limit"
-    scale = imported_ratio(source, name) if known == "wholes" else 1.0
+    scale = imported_ratio(source, load, name) if known == "wholes" else 1.0
     return multiplied(phase.times, product(phase.power_w, exact(scale / load.batch)))
 
 

@@ -40,8 +40,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
+    from blockwright.pipeline.console import say
     from blockwright.pipeline.cost_tables import print_predictions
-    from blockwright.pipeline.predict import PredictOrder, predict_costs, predictions_to_data
+    from blockwright.pipeline.predict import PredictOrder, predict_costs, predictions_to_data, untold
     from blockwright.pipeline.search import read_devices
 
     plan = _plan(arguments)
@@ -59,6 +60,8 @@ def run(arguments: argparse.Namespace) -> None:
         print(json.dumps(predictions_to_data(order, found), indent=1))
     else:
         print_predictions(order, found)
+    for line in untold(order):
+        say(line)
 
 
 def _plan(arguments: argparse.Namespace) -> "Plan | None":

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from blockwright.cost import UNIT_OF, Cost, Load, Quantity
-from blockwright.hw_profiles.profile import Backend, Profile
+from blockwright.hw_profiles.profile import IMPORTED, Backend, Profile
 from blockwright.profiler.cost_model import known_quantities, part_costs, throughput_of
+from blockwright.profiler.imported_costs import imported_phases
 from blockwright.spec import Format, Model, NoOp
 from blockwright.strict import to_data
 
@@ -52,6 +53,27 @@ def predict_costs(order: PredictOrder) -> list[Prediction]:
                 parent, model = costs if order.parent is not None else (None, costs[0])
                 found.append(Prediction(device=device, load=name, quantity=quantity, parent=parent, model=model))
     return found
+
+
+def untold(order: PredictOrder) -> list[str]:
+    """What is left out of each device for want of the times of a phase, why, and what would mend it."""
+    words: list[str] = []
+    for device, profile in order.devices.items():
+        phases = imported_phases(profile, order.backend) if order.backend in IMPORTED else {"prefill", "decode"}
+        if phases == {"decode"}:
+            words.append(
+                _words(device, order.backend, "writing one token", "reading the prompt", "time to first token")
+            )
+        if phases == {"prefill"} and any(load.new_tokens > 1 for load in order.loads.values()):
+            words.append(_words(device, order.backend, "reading the prompt", "writing one token", "time per token"))
+    return words
+
+
+def _words(device: str, backend: Backend, known: str, unknown: str, lost: str) -> str:
+    return (
+        f"{device}: the times read in of {backend} are of {known} alone. A whole request is both, so its {lost}, "
+        f"latency, throughput and energy cannot be told. Read in the times of {unknown} too, into the same profile."
+    )
 
 
 def predictions_to_data(order: PredictOrder, found: list[Prediction]) -> list[dict[str, Any]]:
