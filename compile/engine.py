@@ -2,7 +2,7 @@
 
 import platform
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,10 +11,12 @@ import onnx
 from safetensors import SafetensorError, safe_open
 
 import blockwright
+from blockwright.compile.contrib import set_accuracy_level
 from blockwright.compile.decoder import Weights, decoder_graph
 from blockwright.compile.flavour import Flavour, FlavourName, best_flavour
+from blockwright.cost import Load
 from blockwright.errors import InputError
-from blockwright.files import new_folder, read_json, write_json
+from blockwright.files import new_file, new_folder, read_json, write_json
 from blockwright.spec import Format, Model, format_of_model, with_format
 from blockwright.strict import from_data, to_data
 
@@ -35,6 +37,35 @@ class SessionSettings:
     """For integer weights: 4 rounds activations to int8 as well, which is faster; 0 computes in fp32."""
     spins: bool = False
     """Threads wait for work without sleeping: faster with several on a quiet machine, slower on a busy one."""
+    zeroes_denormals: bool = True
+    """Numbers too small for full precision, which are several times as slow, count as 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """What an engine was measured to take with some settings."""
+
+    settings: SessionSettings
+    time_per_token_s: float
+    time_to_first_token_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """How the settings of an engine were chosen."""
+
+    device: str
+    load: Load
+    tried: tuple[Tried, ...]
+
+    @property
+    def fastest(self) -> Tried:
+        """Takes the least time for the whole load."""
+        return min(self.tried, key=self.time_s)
+
+    def time_s(self, tried: Tried) -> float:
+        """Reading the prompt and writing the new tokens."""
+        return tried.time_to_first_token_s + self.load.new_tokens * tried.time_per_token_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +85,8 @@ class Engine:
     start_id: int | None
     """What an empty prompt begins with."""
     session: SessionSettings
+    tuning: Tuning | None = None
+    """What the settings were chosen by; None where they are those that are good on most machines."""
     graph_bytes: int
     built_from: str
     versions: dict[str, str]
@@ -122,6 +155,23 @@ def write_engine(
             "python": platform.python_version(),
         },
     )
+    write_json(folder / ENGINE_FILE, to_data(engine))
+    return engine
+
+
+def adopt_tuning(folder: Path, tuning: Tuning) -> Engine:
+    """Gives an engine the fastest of the settings that were tried with it.
+
+    Raises:
+        InputError: the engine is incomplete or broken.
+    """
+    engine, settings = read_engine(folder), tuning.fastest.settings
+    if engine.flavour == "contrib" and settings.accuracy_level != engine.session.accuracy_level:
+        graph = onnx.load(folder / GRAPH_FILE, load_external_data=False)
+        set_accuracy_level(graph, settings.accuracy_level)
+        with new_file(folder / GRAPH_FILE) as temporary:
+            temporary.write_bytes(graph.SerializeToString())
+    engine = replace(engine, session=settings, tuning=tuning, graph_bytes=_size_of_graph(folder))
     write_json(folder / ENGINE_FILE, to_data(engine))
     return engine
 

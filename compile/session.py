@@ -41,7 +41,7 @@ def session_entries(settings: SessionSettings) -> dict[str, str]:
     """What a session is configured with beside its threads."""
     return {
         "session.intra_op.allow_spinning": str(int(settings.spins)),
-        "session.set_denormal_as_zero": "1",  # denormals are several times as slow
+        "session.set_denormal_as_zero": str(int(settings.zeroes_denormals)),
         "session.qdq_matmulnbits_accuracy_level": str(settings.accuracy_level),
     }
 

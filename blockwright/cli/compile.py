@@ -40,6 +40,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="operators of onnxruntime's graph: ONNX's own, or the faster ones of onnxruntime (default: standard, "
         "which profiles are measured in)",
     )
+    parser.add_argument(
+        "--tune",
+        action="store_true",
+        default=None,
+        help="choose onnxruntime's settings by timing the engine here: up to --threads, spinning, accuracy, denormals",
+    )
     add_out(parser, "engine", "the folder to write")
 
 
@@ -65,6 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _build(arguments: argparse.Namespace, weights: str | None, plan: "Plan | None") -> None:
     from blockwright.pipeline.compile import CompileOrder, compile_checkpoint
     from blockwright.pipeline.recipe import check_at_least, check_formats
+    from blockwright.pipeline.tune import print_tuning
 
     if weights is not None:
         check_formats("--format", [weights])
@@ -72,20 +79,28 @@ def _build(arguments: argparse.Namespace, weights: str | None, plan: "Plan | Non
     check_at_least("--threads", threads, 1)
     if arguments.context is not None:
         check_at_least("--context", arguments.context, 1)
-    order = CompileOrder(format=weights, threads=threads, num_positions=arguments.context, flavour=arguments.flavour)
+    order = CompileOrder(
+        format=weights,
+        threads=threads,
+        num_positions=arguments.context,
+        flavour=arguments.flavour,
+        tunes=bool(arguments.tune),
+    )
     engine = compile_checkpoint(arguments.checkpoint, order, arguments.out, plan=plan)
     print(f"{arguments.out}: {engine.format}, {engine.flavour}, {engine.graph_bytes / 1e6:.2f} MB")
+    if engine.tuning is not None:
+        print_tuning(engine.tuning)
     print(f"next, blockwright generate {arguments.out} --prompt …")
 
 
 def _export(arguments: argparse.Namespace, weights: str | None, plan: "Plan | None") -> None:
     from blockwright.pipeline.compile import export_checkpoint
 
-    for name in ("threads", "context", "flavour"):
+    for name in ("threads", "context", "flavour", "tune"):
         if (given := getattr(arguments, name)) is not None:
             raise InputError(
                 f"--{name}",
-                got=f"{given} for {arguments.target}",
+                got=f"{'it' if given is True else given} for {arguments.target}",
                 expected="no such setting in what it loads",
                 remedy=f"Leave it out, and tell {arguments.target} itself.",
             )

@@ -8,11 +8,13 @@ from blockwright.compile.export import Export, ExportOrder, Target, read_export,
 from blockwright.compile.flavour import FlavourName, check_writable
 from blockwright.errors import InputError
 from blockwright.files import digest_of
+from blockwright.hw_profiles.device import installed_software, this_device
 from blockwright.pipeline.console import progress
 from blockwright.pipeline.inputs import Checkpoint, open_checkpoint
 from blockwright.pipeline.realise import checkpoint_spec
 from blockwright.pipeline.recipe import check_formats
 from blockwright.pipeline.stage import Stage, running, whole
+from blockwright.pipeline.tune import NUM_KINDS, tune_engine
 from blockwright.search.plan import Plan
 from blockwright.spec import FP32, Block, Format, Model, NoOp, parse_format, variant_name, with_format
 from blockwright.strict import to_data
@@ -29,6 +31,8 @@ class CompileOrder:
     """Longest sequence; None for the checkpoint's own context."""
     flavour: FlavourName | None = None
     """In which operators; None for the ones that profiles are measured in."""
+    tunes: bool = False
+    """Whether the settings of the session are chosen by measuring here, with up to as many threads."""
 
 
 def compile_checkpoint(
@@ -58,10 +62,13 @@ def compile_checkpoint(
             expected=f"at most the checkpoint's own, {source.spec.max_positions}",
             remedy="Ask for a shorter one.",
         )
+    inputs = {"order": to_data(order), "checkpoint": source.digest, "stored": digest_of(to_data(model))}
+    if order.tunes:
+        inputs |= {"device": this_device().digest, "software": digest_of(installed_software())}
     stage = Stage(
         name=f"compile-{output.name}",
         output=output,
-        inputs={"order": to_data(order), "checkpoint": source.digest, "stored": digest_of(to_data(model))},
+        inputs=inputs,
         home=home,
         reads=whole(source.folder),
     )
@@ -75,9 +82,12 @@ def compile_checkpoint(
         built_from=source.digest,
         flavour=order.flavour,
     )
-    with running(stage), progress(f"compile {output.name}", 1) as advance:
+    num_steps = 1 + NUM_KINDS * order.tunes
+    with running(stage), progress(f"compile {output.name}", num_steps) as advance:
         engine = build_engine(built, source.folder, output)
         advance()
+        if order.tunes:
+            engine = tune_engine(output, advance)
     return engine
 
 

@@ -61,10 +61,15 @@ def test_heads_that_contrib_has_no_attention_for_are_refused_before_anything_is_
     assert main(["compile", str(parent), "--flavour", "standard", "--out", str(tmp_path / "engine")]) == 0
 
 
-def test_checkpoints_for_others_have_no_flavour(small_parent: Path, refused: Refused, tmp_path: Path) -> None:
-    words = ("--target", "transformers", "--flavour", "contrib", "--out", tmp_path / "out")
-    said = refused("compile", small_parent, *words)
-    assert "error in --flavour" in said and "contrib for transformers" in said
+def test_checkpoints_for_others_have_no_settings_of_onnxruntime(
+    small_parent: Path, refused: Refused, tmp_path: Path
+) -> None:
+    for words, said in (
+        (("--flavour", "contrib"), ("--flavour", "contrib for")),
+        (("--tune",), ("--tune", "it for")),
+    ):
+        error = refused("compile", small_parent, "--target", "transformers", *words, "--out", tmp_path / "out")
+        assert f"error in {said[0]}" in error and f"{said[1]} transformers" in error
 
 
 def test_promises_are_about_one_flavour(small_parent: Path, tmp_path: Path) -> None:

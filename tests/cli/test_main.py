@@ -184,7 +184,7 @@ FLAGS = {
         "-o",
     ],
     "evaluate": ["--against", "--batch", "--json", "--limit", "--out", "--task-dir", "--tasks", "-o"],
-    "compile": ["--context", "--flavour", "--format", "--out", "--plan", "--target", "--threads", "-o"],
+    "compile": ["--context", "--flavour", "--format", "--out", "--plan", "--target", "--threads", "--tune", "-o"],
     "measure": ["--against", "--json", "--load", "--plan", "--seconds"],
     "generate": [
         "--no-stream",
