@@ -6,11 +6,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from blockwright.errors import InputError
+
+SUMS = "SHA256SUMS"
+"""The file of a folder's digests."""
 
 
 @contextlib.contextmanager
@@ -65,6 +68,28 @@ def read_json(path: Path) -> Any:
         raise InputError(
             str(path), got=f"broken JSON ({error})", expected="JSON", remedy="Run the stage that writes it again."
         ) from error
+
+
+def check_sums(folder: Path, names: Sequence[str], remedy: str) -> None:
+    """Compares files with their digests in `SUMS`, a file as sha256sum writes and checks it.
+
+    Raises:
+        InputError: one is not there, was changed, or has no digest; names it.
+    """
+    if not (folder / SUMS).is_file():
+        raise InputError(str(folder / SUMS), got="no such file", expected="the digests of the files", remedy=remedy)
+    lines = [line.split(maxsplit=1) for line in (folder / SUMS).read_text(errors="replace").splitlines()]
+    sums = {line[1].lstrip("*"): line[0] for line in lines if len(line) == 2}
+    for name in dict.fromkeys([*names, *sums]):
+        path = folder / name
+        got = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        if got is None or sums.get(name) != got:
+            raise InputError(
+                str(path),
+                got="no such file" if got is None else f"a file with the SHA-256 {got[:12]}…",
+                expected=f"{sums[name][:12]}…, by {SUMS}" if name in sums else f"a line of {SUMS} for it",
+                remedy=f"It was changed or damaged. {remedy}",
+            )
 
 
 def digest_of(data: Any) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from blockwright.errors import InputError
-from blockwright.files import new_folder, read_json, write_json
+from blockwright.files import SUMS, check_sums, new_folder, read_json, write_json
 from blockwright.hw_profiles.datasheet_figures import known_devices
 from blockwright.hw_profiles.datasheet_profile import datasheet_profile
 from blockwright.hw_profiles.device import software_digest
@@ -24,7 +24,7 @@ from blockwright.hw_profiles.profile import SCHEMA_VERSION, MemoryRow, OperatorR
 from blockwright.hw_profiles.table import COLUMNS, Row, RowKind, cells_of, kind_of_row, row_of
 from blockwright.strict import from_data, to_data
 
-HEAD, TABLE, SUMS = "profile.json", "measurements.csv", "SHA256SUMS"
+HEAD, TABLE = "profile.json", "measurements.csv"
 _ROWS = ("times", "wholes", "memory", "operators")
 """The fields of a profile that stand in the table."""
 _COUNTS = "num_rows"
@@ -83,7 +83,10 @@ def read_profile(name: str | Path) -> Profile:
         path = _SHIPPED / name
     folder = path if path.is_dir() else path.parent
     data = _read_head(path if path.is_file() else folder / HEAD)
-    _check_sums(folder)
+    for name in (SUMS, TABLE):
+        if not (folder / name).is_file():
+            raise InputError(str(folder / name), got="no such file", expected=f"{HEAD}, {TABLE}, {SUMS}", remedy=_AGAIN)
+    check_sums(folder, (HEAD, TABLE), _AGAIN)
     counts = data.pop(_COUNTS, None)
     if listed := [key for key in _ROWS if key in data]:
         raise InputError(
@@ -130,23 +133,6 @@ def _read_head(path: Path) -> dict[str, Any]:
             remedy="Files of version 1 lack what is needed now: measure again with `blockwright profile --for PARENT`.",
         )
     return data
-
-
-def _check_sums(folder: Path) -> None:
-    """Compares the two files with their digests."""
-    for name in (SUMS, TABLE):
-        if not (folder / name).is_file():
-            raise InputError(str(folder / name), got="no such file", expected=f"{HEAD}, {TABLE}, {SUMS}", remedy=_AGAIN)
-    lines = [line.split(maxsplit=1) for line in (folder / SUMS).read_text(errors="replace").splitlines()]
-    sums = {line[1].lstrip("*"): line[0] for line in lines if len(line) == 2}
-    for name in (HEAD, TABLE):
-        if sums.get(name) != (got := _digest(folder / name)):
-            raise InputError(
-                str(folder / name),
-                got=f"a file with the SHA-256 {got[:12]}…",
-                expected=f"{sums[name][:12]}…, by {SUMS}" if name in sums else f"a line of {SUMS} for it",
-                remedy=f"It was changed or damaged. {_AGAIN}",
-            )
 
 
 def _digest(path: Path) -> str:

@@ -33,7 +33,8 @@ from blockwright.profiler.synthetic import random_weights
 from blockwright.spec import FFN, Attention, Format, Mixer, Model
 from blockwright.strict import to_data
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of version 2 on, results come with their digests."""
 CEILING = "ceiling "
 """How the names of the cases of ceilings begin."""
 _PAGE = 1 << 16

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from blockwright.errors import InputError
-from blockwright.files import read_json
+from blockwright.files import SUMS, check_sums, read_json
 from blockwright.hw_profiles.conditions import conditions_now
 from blockwright.hw_profiles.device import cache_bytes, this_device
 from blockwright.hw_profiles.machine import Machine
@@ -57,8 +57,13 @@ def read_kit_results(folder: Path) -> Profile:
     Raises:
         InputError: the folder is incomplete, damaged, or of another version of the kit.
     """
-    contents, device = read_json(folder / "cases.json"), _device(folder)
-    order = _order(contents, folder)
+    contents = _contents(folder)
+    check_sums(
+        folder,
+        _files(folder),
+        f"Bring the whole folder back again, with its {SUMS}; or run the kit again on the device.",
+    )
+    order, device = _order(contents, folder), _device(folder)
     machine = _machine(device)
     cases = order.cases(device.threads)
     results = _results(folder, [case["name"] for case in contents["cases"]])
@@ -98,16 +103,35 @@ def _device(folder: Path) -> KitDevice:
     return from_data(KitDevice, read_json(folder / "device.json"), str(folder / "device.json"))
 
 
-def _order(contents: Mapping[str, Any], folder: Path) -> KitOrder:
-    path = str(folder / "cases.json")
-    if contents.get("schema_version") != kit.SCHEMA_VERSION:
+def _files(folder: Path) -> list[str]:
+    """What the runner wrote and is read here."""
+    return ["cases.json", "device.json", *sorted(path.name for path in folder.glob("case-*.json"))]
+
+
+def _contents(folder: Path) -> Mapping[str, Any]:
+    """What the kit was, as it travels with its results."""
+    if not (folder / "cases.json").is_file():
         raise InputError(
-            f"{path}: schema_version",
-            got=contents.get("schema_version"),
+            str(folder),
+            got="no cases.json in it" if folder.is_dir() else "no folder",
+            expected="the folder results/ that a kit's run.py wrote on the device",
+            remedy="Name that folder; for another program's file name the program first: blockwright profile import "
+            "llama-bench FILE.",
+        )
+    contents = read_json(folder / "cases.json")
+    version = contents.get("schema_version") if isinstance(contents, Mapping) else None
+    if version != kit.SCHEMA_VERSION:
+        raise InputError(
+            f"{folder / 'cases.json'}: schema_version",
+            got=version,
             expected=str(kit.SCHEMA_VERSION),
             remedy="Pack the kit again with this version of Blockwright and measure again.",
         )
-    return from_data(KitOrder, contents["order"], f"{path}: order")
+    return contents
+
+
+def _order(contents: Mapping[str, Any], folder: Path) -> KitOrder:
+    return from_data(KitOrder, contents["order"], f"{folder / 'cases.json'}: order")
 
 
 def _machine(device: KitDevice) -> Machine:

@@ -1,6 +1,7 @@
 """Measures what a kit holds, on the device that it was brought to: Python 3.10, numpy and onnxruntime are enough.
 
-  python run.py                     measure everything, into results/; run again, it goes on and retries failures
+  python run.py                     measure everything, into results/; run again, it goes on, and measures what failed
+                                    or was changed once more
   python run.py --seconds 1         longer, for a device that is not calm
   python run.py --threads 4         with so many threads (the clock is then the wall's)
 
@@ -8,10 +9,10 @@ Bring the folder results/ back, and:  blockwright profile import results/
 """
 
 import argparse
+import hashlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
@@ -25,6 +26,8 @@ from blockwright.profiler.clock import Effort, time_in_turn  # a kit brings this
 
 _CLOCKS = "/sys/devices/system/cpu/cpu0/cpufreq/"
 _CACHE = "/sys/devices/system/cpu/cpu0/cache/index"
+SUMS = "SHA256SUMS"
+"""The digests of the results, which `profile import` compares; sha256sum -c checks them too."""
 FILES = (
     "/proc/cpuinfo",
     "/proc/meminfo",
@@ -63,18 +66,19 @@ def main(arguments: list[str] | None = None, here: Path | None = None) -> int:
         return 0
     asked.out.mkdir(parents=True, exist_ok=True)
     make_weights(here / "graphs", kit["weights"])
-    shutil.copy(here / "cases.json", asked.out / "cases.json")
-    if not (asked.out / "device.json").exists():
+    sums = read_sums(asked.out)
+    _put(asked.out / "cases.json", (here / "cases.json").read_bytes())
+    if not _is_unchanged(asked.out / "device.json", sums):
         _write(asked.out / "device.json", described(asked))
     return run_cases(here, kit, asked)
 
 
 def run_cases(here: Path, kit: dict[str, Any], asked: argparse.Namespace) -> int:
     """Measures the cases that have no times yet; a failed one is written down and does not stop the others."""
-    started, failed, measured = time.time(), 0, 0
+    started, failed, measured, sums = time.time(), 0, 0, read_sums(asked.out)
     for number, case in enumerate(kit["cases"]):
         path = asked.out / f"case-{number:04d}.json"
-        if path.exists() and "error" not in json.loads(path.read_text()):
+        if _is_unchanged(path, sums) and "error" not in json.loads(path.read_text()):
             continue
         try:
             result = measure(here, case, asked)
@@ -224,9 +228,31 @@ def _peak_resident_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def read_sums(folder: Path) -> dict[str, str]:
+    """The digests of what was written into a folder of results, by names; none where nothing was."""
+    path = folder / SUMS
+    lines = [line.split("  ", 1) for line in path.read_text().splitlines()] if path.exists() else []
+    return {line[1]: line[0] for line in lines if len(line) == 2}
+
+
+def _is_unchanged(path: Path, sums: dict[str, str]) -> bool:
+    return path.exists() and sums.get(path.name) == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _write(path: Path, data: dict[str, Any]) -> None:
+    _put(path, json.dumps(data, indent=1).encode())
+
+
+def _put(path: Path, content: bytes) -> None:
+    """A file whole or not at all, and its digest beside it. A kill between the two makes it measured again."""
+    _replace(path, content)
+    sums = {**read_sums(path.parent), path.name: hashlib.sha256(content).hexdigest()}
+    _replace(path.parent / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode())
+
+
+def _replace(path: Path, content: bytes) -> None:
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(data, indent=1))
+    partial.write_bytes(content)
     os.replace(partial, path)
 
 

@@ -1,5 +1,6 @@
 """Kits: packed here, run where there is nothing but Python, numpy and onnxruntime, and taken in again."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -190,10 +191,19 @@ def test_the_command_packs_and_takes_in(
     assert read_profile(tmp_path / "profile").times == read_kit_results(results).times
 
 
-def _edit(path: Path, change: Callable[[Any], None]) -> None:
+def _sum_anew(folder: Path) -> None:
+    """As if the runner had written what stands there."""
+    files = sorted(path for path in folder.iterdir() if path.suffix == ".json")
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+def _edit(path: Path, change: Callable[[Any], None], remake_sums: bool = True) -> None:
     data = json.loads(path.read_text())
     change(data)
     path.write_text(json.dumps(data))
+    if remake_sums:
+        _sum_anew(path.parent)
 
 
 def _fail(data: dict[str, Any]) -> None:
@@ -232,6 +242,7 @@ def test_damaged_results_are_refused_by_name(
 
 def test_results_without_ceilings_are_refused(copied: Path) -> None:
     _ceiling(copied).unlink()
+    _sum_anew(copied)
     with pytest.raises(InputError, match="rate fp32"):
         read_kit_results(copied)
 
@@ -251,6 +262,7 @@ def test_a_ceiling_without_times_is_damaged(copied: Path) -> None:
 def test_an_empty_folder_is_no_result(copied: Path) -> None:
     for path in copied.glob("case-*.json"):
         path.unlink()
+    _sum_anew(copied)
     with pytest.raises(InputError, match="no result that succeeded"):
         read_kit_results(copied)
 
@@ -279,3 +291,56 @@ def test_cases_are_the_same_whatever_the_threads() -> None:
     case = next(iter(ORDER.cases(threads=3).values()))
     assert case.bench.session == SessionSettings(num_threads=3)
     assert isinstance(case, PartCase) and case.point == Point(batch=2, new_tokens=1, slots=64)
+
+
+def _doubled(data: dict[str, Any]) -> None:
+    for timing in data["timings"]:
+        timing |= {name: 2 * timing[name] for name in ("calm_s", "low_s", "high_s", "typical_s")}
+
+
+def _truncate(folder: Path) -> None:
+    path = folder / "case-0002.json"
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda folder: _edit(folder / "case-0002.json", _doubled, remake_sums=False), "case-0002.json"),
+        (_truncate, "case-0002.json"),
+        (lambda folder: (folder / "case-0002.json").unlink(), "case-0002.json: got no such file"),
+        (lambda folder: shutil.copy(folder / "case-0002.json", folder / "case-9999.json"), "case-9999.json"),
+        (lambda folder: _edit(folder / "device.json", lambda d: d.update(threads=2), remake_sums=False), "device.json"),
+        (lambda folder: (folder / "SHA256SUMS").unlink(), "SHA256SUMS: got no such file"),
+        (lambda folder: (folder / "SHA256SUMS").write_text("no sums"), "a line of SHA256SUMS for it"),
+    ],
+)
+def test_results_that_are_not_what_the_runner_wrote_are_refused(
+    copied: Path, harm: Callable[[Path], object], words: str
+) -> None:
+    harm(copied)
+    with pytest.raises(InputError, match=words) as caught:
+        read_kit_results(copied)
+    assert "run the kit again" in caught.value.remedy
+
+
+def test_digests_are_those_that_sha256sum_checks(results: Path) -> None:
+    done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=results, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.count(": OK") == len(list(results.glob("*.json")))
+
+
+def test_what_was_changed_is_measured_again_and_can_then_be_read(unpacked: Path, copied: Path, tmp_path: Path) -> None:
+    _truncate(copied)
+    kept = (copied / "case-0000.json").stat().st_mtime_ns
+    done = _run(unpacked, _bare_python(tmp_path / "packages"), "--out", str(copied))
+    assert done.returncode == 0, done.stderr
+    assert (copied / "case-0000.json").stat().st_mtime_ns == kept
+    assert read_kit_results(copied).coverage.status == "complete"
+
+
+@pytest.mark.parametrize("place", ["/dev/null", "empty"])
+def test_what_is_no_folder_of_results_is_refused_in_words(place: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no (folder|cases\.json).*run\.py.*llama-bench") as caught:
+        read_kit_results(tmp_path / place)
+    assert "Name that folder" in caught.value.remedy
