@@ -58,17 +58,7 @@ def build_library(parent: Parent, order: LibraryOrder, output: Path, means: Libr
     if means.ray is not None:
         check_where(means.ray)
     text = read_text(order.text)
-    stage = Stage(
-        name="library",
-        output=output,
-        inputs={
-            "order": to_data(order),
-            "parent": checkpoint_digest(parent.folder),
-            "text": text.digest,
-            "begun_from": digest_of_files(_read_files(order)),
-        },
-        reads=(parent.folder, *_read_files(order)),
-    )
+    stage = _stage(parent, order, text, output)
     if (before := stage.reuse(lambda: read_library(output))) is not None:
         return before
     trainees_of(order, parent.spec)
@@ -102,6 +92,16 @@ def build_library(parent: Parent, order: LibraryOrder, output: Path, means: Libr
         with new_folder(output) as temporary:
             _write(library, order, trained, work, temporary)
     return library
+
+
+def _stage(parent: Parent, order: LibraryOrder, text: Text, output: Path) -> Stage:
+    inputs = {
+        "order": to_data(order),
+        "parent": checkpoint_digest(parent.folder),
+        "text": text.digest,
+        "begun_from": digest_of_files(_read_files(order)),
+    }
+    return Stage(name="library", output=output, inputs=inputs, reads=(parent.folder, *_read_files(order)))
 
 
 def count_for(parent: Parent, order: LibraryOrder, output: Path, means: LibraryMeans) -> LibraryCount:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from blockwright.compile.flavour import best_flavour
 from blockwright.compile.generate import generate_text, open_tokenizer
@@ -27,6 +28,7 @@ from blockwright.measured import (
 from blockwright.model.parent import Parent, load_model
 from blockwright.pipeline.console import progress
 from blockwright.pipeline.inputs import (
+    Text,
     check_text_suits,
     checkpoint_digest,
     load_checkpoint,
@@ -78,17 +80,7 @@ def measure_run(made: Made, order: MeasureOrder, output: Path) -> Measured:
     """Measures costs, quality and writing, or reads what was measured before of the same files on this machine."""
     text = read_text(order.text)
     device, software = this_device(), installed_software()
-    inputs = {
-        "order": to_data(order),
-        "parent": checkpoint_digest(made.parent.folder),
-        "realised": checkpoint_digest(made.realised),
-        "distilled": checkpoint_digest(made.distilled),
-        "engines": [digest_of_files(list(pair)) for pair in made.engines],
-        "text": text.digest,
-        "device": device.digest,
-        "software": software,
-    }
-    stage = Stage(name="measure", output=output, inputs=inputs)
+    stage = _stage(made, order, text, output, {"device": device.digest, "software": software})
     if (before := stage.reuse(lambda: read_measured(output))) is not None:
         return before
     windows = windows_to_judge_by(
@@ -103,17 +95,7 @@ def measure_run(made: Made, order: MeasureOrder, output: Path) -> Measured:
             for cost in measure_costs(pair, order.loads, order.seconds, reference_s, advance)
         ]
         realised, distilled = measure_quality(made.parent, [made.realised, made.distilled], windows, advance)
-        parent_engine, child_engine = made.engines[0]
-        samples: list[Sample] = []
-        for prompt in order.prompts:
-            samples.append(
-                Sample(
-                    prompt=prompt,
-                    parent=write_sample(parent_engine, prompt, order),
-                    child=write_sample(child_engine, prompt, order),
-                )
-            )
-            advance()
+        samples = _samples(made.engines[0], order, advance)
         measured = Measured(
             schema_version=SCHEMA_VERSION,
             device=f"{device.model}, {device.num_cores} cores",
@@ -124,10 +106,33 @@ def measure_run(made: Made, order: MeasureOrder, output: Path) -> Measured:
             realised=realised,
             distilled=distilled,
             held_out_tokens=windows.ids_NT.numel(),
-            samples=tuple(samples),
+            samples=samples,
         )
         write_measured(measured, output)
     return measured
+
+
+def _stage(made: Made, order: MeasureOrder, text: Text, output: Path, machine: dict[str, Any]) -> Stage:
+    inputs = {
+        "order": to_data(order),
+        "parent": checkpoint_digest(made.parent.folder),
+        "realised": checkpoint_digest(made.realised),
+        "distilled": checkpoint_digest(made.distilled),
+        "engines": [digest_of_files(list(pair)) for pair in made.engines],
+        "text": text.digest,
+    }
+    return Stage(name="measure", output=output, inputs=inputs | machine)
+
+
+def _samples(pair: tuple[Path, Path], order: MeasureOrder, on_step: Callable[[], None]) -> tuple[Sample, ...]:
+    """What parent and child write after each prompt."""
+    parent_engine, child_engine = pair
+    samples: list[Sample] = []
+    for prompt in order.prompts:
+        parent, child = write_sample(parent_engine, prompt, order), write_sample(child_engine, prompt, order)
+        samples.append(Sample(prompt=prompt, parent=parent, child=child))
+        on_step()
+    return tuple(samples)
 
 
 def measure_costs(

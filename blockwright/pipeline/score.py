@@ -6,11 +6,11 @@ from typing import Any
 
 from blockwright.errors import InputError
 from blockwright.files import digest_of_files
-from blockwright.library import INDEX, read_library
+from blockwright.library import INDEX, Library, read_library
 from blockwright.model.parent import Parent, load_model, load_tokenizer
 from blockwright.pipeline.candidates import candidate_layers, candidates_in
 from blockwright.pipeline.console import say
-from blockwright.pipeline.inputs import check_text_suits, checkpoint_digest, read_text, windows_to_judge_by
+from blockwright.pipeline.inputs import Text, check_text_suits, checkpoint_digest, read_text, windows_to_judge_by
 from blockwright.pipeline.recipe import check_distinct, check_formats
 from blockwright.pipeline.rounds import Race, Run, Undecided, Yardsticks, score_in_rounds
 from blockwright.pipeline.stage import Stage, check_is_no_folder, running, whole
@@ -74,17 +74,7 @@ def score_library(
         say(f"score     {len(library.blocks)} pairs trained together are left out: a score is of a mixer or ffn alone")
     text = read_text(order.text)
     yardsticks = read_yardsticks(order, parent)
-    files = [Path(metric.rpartition(":")[0]) for metric in order.metrics if metric not in _BUILT_IN]
-    inputs = {
-        "order": to_data(order),
-        "parent": checkpoint_digest(parent.folder),
-        "library": digest_of_files([folder / INDEX, *(folder / entry.file for entry in library.entries)]),
-        "text": text.digest,
-        "metrics": digest_of_files(files + ([] if order.task is None else [Path(order.task)])),
-    }
-    items = () if order.task is None else (Path(order.task),)
-    reads = (*whole(parent.folder), *whole(folder), *local_paths(order.text), *files, *items)
-    stage = Stage(name="score", output=output, inputs=inputs, reads=reads)
+    stage = _stage(parent, library, folder, order, text, output)
     if (before := stage.reuse(lambda: read_scores(output))) is not None:
         return before
     windows = windows_to_judge_by(
@@ -108,6 +98,20 @@ def score_library(
         table = score_in_rounds(race, work)
         write_scores(table, output)
     return table
+
+
+def _stage(parent: Parent, library: Library, folder: Path, order: ScoreOrder, text: Text, output: Path) -> Stage:
+    files = [Path(metric.rpartition(":")[0]) for metric in order.metrics if metric not in _BUILT_IN]
+    items = [] if order.task is None else [Path(order.task)]
+    inputs = {
+        "order": to_data(order),
+        "parent": checkpoint_digest(parent.folder),
+        "library": digest_of_files([folder / INDEX, *(folder / entry.file for entry in library.entries)]),
+        "text": text.digest,
+        "metrics": digest_of_files(files + items),
+    }
+    reads = (*whole(parent.folder), *whole(folder), *local_paths(order.text), *files, *items)
+    return Stage(name="score", output=output, inputs=inputs, reads=reads)
 
 
 def read_yardsticks(order: ScoreOrder, parent: Parent) -> Yardsticks:
