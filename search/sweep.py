@@ -115,16 +115,10 @@ def sweep_frontier(
         InputError: a batch is to be decided on, which a frontier cannot lie between.
     """
     problem = build_problem(table, _with_axes(order, sweep))
-    if problem.decisions:
-        raise InputError(
-            "--along",
-            got="loads with several batches, among them " + ", ".join(problem.decisions),
-            expected="one batch for each load that a budget or the frontier is about",
-            remedy="Give --load one batch, or leave the frontier out: --frontier 0.",
-        )
+    _check_decisions(problem)
+    _check_score(problem, sweep)
     texts = [limit.text for limit in problem.limits]
     along, value = texts.index(_ALONG), texts.index(_AGAINST) if sweep.against else None
-    _check_score(problem, sweep)
     bounded = problem if sweep.most_score is None else with_score_limit(problem, sweep.most_score)
     ended: list[bool] = []
     points = frontier(
@@ -154,6 +148,17 @@ def sweep_frontier(
         is_complete=all(ended),
         tolerance=order.tolerance,
     )
+
+
+def _check_decisions(problem: Problem) -> None:
+    """Refuses a batch that is to be decided on."""
+    if problem.decisions:
+        raise InputError(
+            "--along",
+            got="loads with several batches, among them " + ", ".join(problem.decisions),
+            expected="one batch for each load that a budget or the frontier is about",
+            remedy="Give --load one batch, or leave the frontier out: --frontier 0.",
+        )
 
 
 def _check_score(problem: Problem, sweep: Sweep) -> None:
