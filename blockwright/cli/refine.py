@@ -31,6 +31,7 @@ from blockwright.cli.flags import (
     read_tokens,
 )
 from blockwright.errors import InputError
+from blockwright.units import parse_quantity
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -58,24 +59,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
     from blockwright.library import read_library
     from blockwright.model.parent import open_parent
-    from blockwright.pipeline.recipe import check_above_zero, check_at_least, check_formats
     from blockwright.pipeline.refine import RefineOrder, refine_plan
     from blockwright.pipeline.search import SearchOrder
     from blockwright.pipeline.tables import print_plan
-    from blockwright.units import parse_quantity
 
-    check_formats("--format", [arguments.format])
-    check_above_zero("--time-limit", arguments.time_limit)
-    check_at_least("--rounds", arguments.rounds, 0)
-    check_at_least("--pool", arguments.pool, 1)
-    check_at_least("--pairs", arguments.pairs, 0)
-    check_finite(arguments, ("tolerance",))
-    check_at_least("--tolerance", arguments.tolerance, 0)
-    heal_tokens = parse_quantity(arguments.heal_tokens, "tokens", "--heal-tokens")
-    if heal_tokens == math.inf:
-        raise InputError(
-            "--heal-tokens", got=arguments.heal_tokens, expected="a finite number", remedy="Ask for fewer tokens."
-        )
+    _check(arguments)
     order = RefineOrder(
         text=arguments.text,
         window_tokens=arguments.window,
@@ -84,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
         rounds=arguments.rounds,
         pool_size=arguments.pool,
         pairs=arguments.pairs,
-        heal_tokens=int(heal_tokens),
+        heal_tokens=_read_heal_tokens(arguments.heal_tokens),
     )
     searched = SearchOrder(
         loads=read_search_loads(arguments.load),
@@ -106,3 +94,22 @@ def run(arguments: argparse.Namespace) -> None:
         print(arguments.out.read_text(), end="")
     else:
         print_plan(plan)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from blockwright.pipeline.recipe import check_above_zero, check_at_least, check_formats
+
+    check_formats("--format", [arguments.format])
+    check_above_zero("--time-limit", arguments.time_limit)
+    check_at_least("--rounds", arguments.rounds, 0)
+    check_at_least("--pool", arguments.pool, 1)
+    check_at_least("--pairs", arguments.pairs, 0)
+    check_finite(arguments, ("tolerance",))
+    check_at_least("--tolerance", arguments.tolerance, 0)
+
+
+def _read_heal_tokens(text: str) -> int:
+    tokens = parse_quantity(text, "tokens", "--heal-tokens")
+    if tokens == math.inf:
+        raise InputError("--heal-tokens", got=text, expected="a finite number", remedy="Ask for fewer tokens.")
+    return int(tokens)

@@ -138,34 +138,13 @@ def spec_of(config: PreTrainedConfig) -> Model:
         InputError: the configuration is no decoder of a family we know, or uses what no room can express.
     """
     settings: dict[str, Any] = config.to_dict()
-    family = settings["model_type"]
-    if family not in get_args(Family):
-        raise InputError(
-            "parent: model_type",
-            got=repr(family),
-            expected=f"a decoder of one of the families {', '.join(get_args(Family))}",
-            remedy="Choose a parent of one of these families.",
-        )
-    if settings["hidden_act"] not in ACTIVATIONS:
-        raise InputError(
-            "parent: hidden_act",
-            got=settings["hidden_act"],
-            expected=" or ".join(ACTIVATIONS),
-            remedy="Choose a parent with this activation.",
-        )
-    num_heads, num_kv_heads = settings["num_attention_heads"], settings["num_key_value_heads"]
-    if num_kv_heads < 1 or num_heads % num_kv_heads:
-        raise InputError(
-            "parent: num_key_value_heads",
-            got=num_kv_heads,
-            expected=f"a number that divides its {num_heads} attention heads",
-            remedy="Correct the parent's config.json.",
-        )
+    _check_settings(settings)
+    family, num_heads = settings["model_type"], settings["num_attention_heads"]
     qkv_bias = family == "qwen2" or bool(settings.get("attention_bias"))
     head_dim = settings.get("head_dim") or settings["hidden_size"] // num_heads
     blocks = tuple(
         Block(
-            mixer=Attention(num_kv_heads=num_kv_heads, reach=reach_of(family, settings, layer)),
+            mixer=Attention(num_kv_heads=settings["num_key_value_heads"], reach=reach_of(family, settings, layer)),
             ffn=GatedFFN(width=settings["intermediate_size"]),
         )
         for layer in range(settings["num_hidden_layers"])
@@ -187,6 +166,36 @@ def spec_of(config: PreTrainedConfig) -> Model:
         has_qk_norm=family == "qwen3",
         layers=blocks,
     )
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """Refuses what `spec_of` cannot express.
+
+    Raises:
+        InputError: names the setting.
+    """
+    if (family := settings["model_type"]) not in get_args(Family):
+        raise InputError(
+            "parent: model_type",
+            got=repr(family),
+            expected=f"a decoder of one of the families {', '.join(get_args(Family))}",
+            remedy="Choose a parent of one of these families.",
+        )
+    if settings["hidden_act"] not in ACTIVATIONS:
+        raise InputError(
+            "parent: hidden_act",
+            got=settings["hidden_act"],
+            expected=" or ".join(ACTIVATIONS),
+            remedy="Choose a parent with this activation.",
+        )
+    num_heads, num_kv_heads = settings["num_attention_heads"], settings["num_key_value_heads"]
+    if num_kv_heads < 1 or num_heads % num_kv_heads:
+        raise InputError(
+            "parent: num_key_value_heads",
+            got=num_kv_heads,
+            expected=f"a number that divides its {num_heads} attention heads",
+            remedy="Correct the parent's config.json.",
+        )
 
 
 def reach_of(family: Family, settings: dict[str, Any], layer: int) -> Full | Window:
