@@ -17,23 +17,21 @@ Differences are paired: of the same held-out windows, with bootstrap intervals o
 import argparse
 import json
 import math
-import platform
 import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from demo_page import as_text
+from provenance import REPOSITORY, RESULTS, commit, origin, write_results
 from transformers import PreTrainedModel
 
-from blockwright.hw_profiles.device import installed_software, this_device
+from blockwright.hw_profiles.device import this_device
 from blockwright.hw_profiles.folder import read_profile
 from blockwright.hw_profiles.profile import Profile
 from blockwright.library import read_library
@@ -60,7 +58,6 @@ from blockwright.train.quality import PerWindow, compare_windows
 from blockwright.train.realise import realise
 from blockwright.train.windows import Windows
 
-REPOSITORY = Path(__file__).parents[1]
 RECIPE = REPOSITORY / "recipes" / "demo.yaml"
 ROUNDS, RANDOM_PLANS, HELP_RUNS = 5, 8, 15
 
@@ -89,7 +86,7 @@ def main() -> None:
     """Runs every part and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-demo"), help="for what is made meanwhile")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     demo = run_demo(arguments.folder / "demo")
     recipe = read_recipe(RECIPE)
@@ -105,12 +102,7 @@ def main() -> None:
             parent, text.held_out, length=recipe.window_tokens, num_tokens=recipe.measure.tokens, seed=recipe.seed
         ),
     )
-    results = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": "python benchmarks/demo.py",
-        "commit": commit(),
-        "device": asdict(this_device()),
-        "software": installed_software() | {"system": platform.platform()},
+    results = origin("python benchmarks/demo.py", this_device()) | {
         "demo": demo,
         "rounds": time_rounds(bench),
         "plans": compare_plans(bench),
@@ -118,17 +110,7 @@ def main() -> None:
         "help_s": time_help(),
         "ceilings": asdict(bench.profile.ceilings),
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    stem = arguments.out / f"demo_{bench.profile.name}_{results['date']}"
-    stem.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(as_text(results))
-    print(stem.with_suffix(".md").read_text())
-
-
-def commit() -> str:
-    """The commit that is measured, marked where files differ from it."""
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    write_results(results, as_text(results), arguments.out / f"demo_{bench.profile.name}_{results['date']}")
 
 
 def run_demo(folder: Path) -> dict[str, Any]:
@@ -272,113 +254,6 @@ def time_help() -> list[float]:
 
     once()
     return [once() for _ in range(HELP_RUNS)]
-
-
-def as_text(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
-    device, demo = results["device"], results["demo"]
-    head = [
-        f"# The demo, {results['date']}",
-        "",
-        f"`{results['command']}` at {results['commit']} on {device['model']}, {device['num_cores']} cores, "
-        f"{device['memory_bytes'] / 2**30:.0f} GiB; "
-        + ", ".join(f"{package} {version}" for package, version in results["software"].items())
-        + ".",
-        "",
-        f"Demo: {demo['seconds']:.0f} s, peak {demo['peak_bytes'] / 2**30:.2f} GiB in its largest process. Stages: "
-        + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in demo["stage_seconds"].items())
-        + ".",
-        "",
-        f"`blockwright --help`: median {statistics.median(results['help_s']):.3f} s "
-        f"({min(results['help_s']):.3f} to {max(results['help_s']):.3f}, {len(results['help_s'])} runs).",
-        "",
-    ]
-    return "\n".join([*head, *rounds_text(results), *plans_text(results), *library_text(results)]) + "\n"
-
-
-def rounds_text(results: dict[str, Any]) -> list[str]:
-    """Parent and child in turn."""
-    lines = [
-        f"## Parent and child in turn, {ROUNDS} rounds: median (least to most)",
-        "",
-        "| format | cost | parent | child | parent / child | child, measured over promised | parent, the same "
-        "| the one over the other |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for key in dict.fromkeys((row["format"], row["quantity"], row["load"]) for row in results["rounds"]):
-        rows = [row for row in results["rounds"] if (row["format"], row["quantity"], row["load"]) == key]
-        shown = [
-            spread([row["parent"] for row in rows], "{:.4g}"),
-            spread([row["child"] for row in rows], "{:.4g}"),
-            spread([row["parent"] / row["child"] for row in rows], "{:.3f}"),
-        ]
-        off = {
-            name: [row[name] / row[f"promised_{name}"] for row in rows if row[f"promised_{name}"]]
-            for name in ("child", "parent")
-        }
-        off["beside"] = [child / parent for child, parent in zip(off["child"], off["parent"], strict=True)]
-        shown += [spread(ratios, "{:.3f}") if ratios else "not planned for" for ratios in off.values()]
-        lines.append(f"| {key[0]} | {key[1]} at {key[2]} | " + " | ".join(shown) + " |")
-    bandwidth = results["ceilings"]["read_bytes_per_s"]["value"]
-    weights = {r["quantity"]: 4 * r["parent"] for r in results["rounds"] if r["quantity"] == "parameters"}["parameters"]
-    lines += [
-        "",
-        f"Seconds, bytes, parameters. The parent is off by what the machine was when it was profiled and when it was "
-        f"measured. Memory gives {bandwidth / 1e9:.1f} GB/s: reading the parent's fp32 weights from it once would take "
-        f"{weights / bandwidth * 1e6:.0f} µs; a model of this size stays in the caches.",
-        "",
-    ]
-    return lines
-
-
-def plans_text(results: dict[str, Any]) -> list[str]:
-    """The solver's plan and others."""
-    lines = [
-        "## Plans at equal budget, before distillation: KL to the parent on held-out text, nats per token (95 %)",
-        "",
-        "| plan | sum of scores | KL | more than the solver's |",
-        "|---|---|---|---|",
-    ]
-    for row in results["plans"]:
-        if row["kl"] is None:
-            lines.append(f"| {row['plan']} | none within the budgets | | |")
-        else:
-            shown = f"{interval(row['kl'])} | {interval(row['more_than_solver'])}"
-            lines.append(f"| {row['plan']} | {row['sum_of_scores']:.4f} | {shown} |")
-    return [*lines, ""]
-
-
-def library_text(results: dict[str, Any]) -> list[str]:
-    """With and without blockwise local distillation, before and after global distillation."""
-    found = results["library"]
-    lines = [
-        "## Distillation: blockwise local (BLD) and global (GKD)",
-        "",
-        f"BLD {found['bld_tokens']:,} tokens, GKD {found['gkd_tokens']:,}, longer GKD "
-        f"{found['longer_gkd_tokens']:,}: as many as both. The parent has "
-        f"{interval(found['rows'][0]['parent_bits_per_byte'])} bits per byte.",
-        "",
-        "| child | KL | bits per byte | same next token |",
-        "|---|---|---|---|",
-    ]
-    for row in found["rows"]:
-        shown = " | ".join(interval(row[name]) for name in ("kl", "bits_per_byte", "agreement"))
-        lines.append(f"| {row['child']} | {shown} |")
-    lines += ["", "| paired difference | KL | bits per byte |", "|---|---|---|"]
-    for row in found["differences"]:
-        lines.append(f"| {row['of']} | {interval(row['kl'])} | {interval(row['bits_per_byte'])} |")
-    return lines
-
-
-def spread(values: list[float], form: str) -> str:
-    """Median, least and most."""
-    show: Callable[[float], str] = form.format
-    return f"{show(statistics.median(values))} ({show(min(values))} to {show(max(values))})"
-
-
-def interval(estimate: dict[str, float]) -> str:
-    """Value and interval."""
-    return f"{estimate['value']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
 
 
 if __name__ == "__main__":

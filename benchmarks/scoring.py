@@ -14,25 +14,22 @@ runs all of them. All times are per candidate. Writes benchmarks/results/scoring
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import REPOSITORY, RESULTS, origin, write_results
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from blockwright.hw_profiles.device import installed_software, this_device
+from blockwright.hw_profiles.device import this_device
 from blockwright.library import Library, read_library
 from blockwright.model.divergence import kl_divergence
 from blockwright.model.parent import Parent, load_model, open_parent
@@ -44,7 +41,6 @@ from blockwright.search.scoring import in_place, replace_one
 from blockwright.search.space import SpaceSettings
 from blockwright.spec import Candidate
 
-REPOSITORY = Path(__file__).parents[1]
 DATA = Path(os.environ.get("BLOCKWRIGHT_DATA") or REPOSITORY.parent / "shared" / "data")
 ROUNDS, SAMPLE_ONE_IN, BATCH_WINDOWS, WINDOW_TOKENS = 3, 5, 8, 256
 LIBRARY_TOKENS = 1024
@@ -71,7 +67,7 @@ def main() -> None:
     """Times every parent at every number of tokens and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-scoring"), help="for libraries")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     cases = [(REPOSITORY / "recipes" / "demo-parent", "python", count) for count in (512, 2048, 8192)]
     llama, stories = DATA / "models" / "babyllama105", DATA / "text" / "tinystories"
@@ -79,26 +75,11 @@ def main() -> None:
         cases.append((llama, str(stories), 2048))
     rows = [measure(folder, text, count, arguments.folder / folder.name) for folder, text, count in cases]
     device = this_device()
-    results = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": "python benchmarks/scoring.py",
-        "commit": commit(),
-        "device": asdict(device),
-        "software": installed_software() | {"system": platform.platform()},
+    results = origin("python benchmarks/scoring.py", device) | {
         "threads": torch.get_num_threads(),
         "rows": rows,
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    stem = arguments.out / f"scoring_{device.name}_{results['date']}"
-    stem.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(as_text(results))
-    print(stem.with_suffix(".md").read_text())
-
-
-def commit() -> str:
-    """The commit that is measured, marked where files differ from it."""
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    write_results(results, as_text(results), arguments.out / f"scoring_{device.name}_{results['date']}")
 
 
 def measure(checkpoint: Path, text: str, num_tokens: int, folder: Path) -> dict[str, Any]:

@@ -49,6 +49,9 @@ class Shape:
 LARGE = Shape(num_layers=80, num_mixers=6, num_ffns=9, loads=(0, 1))
 SMALL = Shape(num_layers=32, num_mixers=6, num_ffns=7, loads=(0, 1))
 BIG = Shape(num_layers=126, num_mixers=20, num_ffns=20, loads=(0, 0, 1, 1, 2, 2, 3, 3), has_memory=False)
+LIMITS: tuple[Limits, ...] = ("pressing", "typical")
+SEEDS = 9
+"""Drawn of a shape and a kind of limits."""
 
 
 def mixers(count: int) -> list[Mixer]:

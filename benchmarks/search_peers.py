@@ -25,6 +25,8 @@ EXACT = ["increment 1e-12"]
 may be worse by as much. Given where objectives are compared; not where a single solve is timed."""
 
 Record = dict[str, Any]
+LIMIT_S = 60.0
+"""For one solve, where nothing else is said."""
 T = TypeVar("T")
 
 

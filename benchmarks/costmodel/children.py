@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from unseen import commit
+from provenance import commit
 
 from blockwright.cost import Cost, Load
 from blockwright.count import parameters

@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -27,12 +26,12 @@ from pathlib import Path
 import folds
 import numpy as np
 from baselines import BASELINES, Predict, other_sites
+from provenance import REPOSITORY, RESULTS, commit
 from tables import SYSTEMS, VIDUR, Table, attention, products, vidur
 
 from blockwright.hw_profiles.device import installed_software, this_device
 from blockwright.profiler.utilisation import fit_times
 
-REPOSITORY = Path(__file__).parents[2]
 SEEDS = (0, 1, 2, 3, 4)
 ONE_SEED = (0,)
 """For what is asked of thousands of rows in one fold already."""
@@ -55,7 +54,7 @@ def main() -> None:
     """Runs all tests on all tables and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA, help="open tables")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--devices", nargs="+", default=sorted({*SYSTEMS, *VIDUR}))
     parser.add_argument("--splits", type=int, default=len(SEEDS), help="of the widths")
     parser.add_argument("--name", default="costmodel-unseen", help="of the results' file")
@@ -107,12 +106,6 @@ def write(arguments: argparse.Namespace, state: str, rows: list[dict[str, object
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / f"{arguments.name}_{day}.json").write_text(json.dumps(record, indent=1) + "\n")
-
-
-def commit() -> str:
-    """The commit that is measured, marked where files differ from it."""
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def tests(data: Path, devices: list[str], seeds: tuple[int, ...]) -> Iterator[Test]:

@@ -6,26 +6,22 @@ largest difference between the gradients. Writes benchmarks/results/chunked_kl_<
 """
 
 import argparse
-import json
-import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from provenance import RESULTS, origin, write_results
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from blockwright.hw_profiles.device import installed_software, this_device
+from blockwright.hw_profiles.device import this_device
 from blockwright.train.chunked_kl import Head, Targets, chunked_losses
 from blockwright.train.losses import parse_losses
 
-REPOSITORY = Path(__file__).parents[2]
 LOSSES = ("kl", "reverse-kl", "js", "lm")
 SIZES = {"cpu": ((2048, 64, 4096), (512, 128, 32768)), "cuda": ((8192, 2048, 32768), (4096, 4096, 128256))}
 """Tokens, hidden size, vocabulary."""
@@ -36,30 +32,16 @@ def main() -> None:
     """Times every loss at every size and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=sorted(SIZES))
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     rows = [measure(loss, size, arguments.device) for size in SIZES[arguments.device] for loss in LOSSES]
     name = this_device().name if arguments.device == "cpu" else torch.cuda.get_device_name().replace(" ", "-").lower()
-    results = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": f"python benchmarks/train/chunked_kl.py --device {arguments.device}",
-        "commit": commit(),
-        "device": asdict(this_device()) | {"accelerator": name},
-        "software": installed_software(),
+    results = origin(f"python benchmarks/train/chunked_kl.py --device {arguments.device}", this_device()) | {
         "threads": torch.get_num_threads(),
         "rows": rows,
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    stem = arguments.out / f"chunked_kl_{name}_{results['date']}"
-    stem.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(as_text(results))
-    print(as_text(results))
-
-
-def commit() -> str:
-    """The commit that is measured, marked where files differ from it."""
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    results["device"]["accelerator"] = name
+    write_results(results, as_text(results), arguments.out / f"chunked_kl_{name}_{results['date']}")
 
 
 def measure(loss: str, size: tuple[int, int, int], device: str) -> dict[str, Any]:

@@ -11,22 +11,19 @@ benchmarks/results/initialise_<device>_<date>.json and .md.
 """
 
 import argparse
-import json
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from provenance import REPOSITORY, RESULTS, origin, write_results
 from torch import Tensor, nn
 
-from blockwright.hw_profiles.device import installed_software, this_device
+from blockwright.hw_profiles.device import this_device
 from blockwright.model.child import layer_with
 from blockwright.model.parent import Parent, load_model, open_parent
 from blockwright.model.walk import Walk
@@ -37,7 +34,6 @@ from blockwright.train.importance import LayerSums, Wanted, watch
 from blockwright.train.initialise import InitSettings, Seen, conclude, ffn_weights, mixer_weights
 from blockwright.train.schedule import warm_up_then_cosine
 
-REPOSITORY = Path(__file__).parents[2]
 DATA = Path(os.environ.get("BLOCKWRIGHT_DATA") or REPOSITORY.parent / "shared" / "data")
 SEEDS, WINDOW_TOKENS, CALIBRATION_WINDOWS, HELD_OUT_WINDOWS = (0, 1, 2), 128, 128, 16
 BATCH_WINDOWS, STEPS, LOOKS = 4, 32, (0, 8, 32)
@@ -80,7 +76,7 @@ class Start:
 def main() -> None:
     """Compares on every parent and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     began = time.process_time()
     cases = [(REPOSITORY / "recipes" / "demo-parent", "python")]
@@ -88,12 +84,7 @@ def main() -> None:
     cases += [(DATA / "models" / name, str(stories)) for name in ("babyllama105", "stories260K") if stories.exists()]
     rows = [row for folder, text in cases for row in measure(folder, text)]
     device = this_device()
-    results: dict[str, Any] = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": "python benchmarks/train/initialise.py",
-        "commit": commit(),
-        "device": asdict(device),
-        "software": installed_software() | {"system": platform.platform()},
+    results = origin("python benchmarks/train/initialise.py", device) | {
         "threads": torch.get_num_threads(),
         "cpu_s": round(time.process_time() - began, 1),
         "seeds": SEEDS,
@@ -104,17 +95,7 @@ def main() -> None:
         "comparisons": comparisons(rows),
         "rows": rows,
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    stem = arguments.out / f"initialise_{device.name}_{results['date']}"
-    stem.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(as_text(results))
-    print(stem.with_suffix(".md").read_text())
-
-
-def commit() -> str:
-    """The commit that is measured, marked where files differ from it."""
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    write_results(results, as_text(results), arguments.out / f"initialise_{device.name}_{results['date']}")
 
 
 def measure(checkpoint: Path, text: str) -> list[dict[str, Any]]:

@@ -15,25 +15,22 @@ benchmarks/results/one-pass_<device>_<date>.json and .md.
 """
 
 import argparse
-import json
 import math
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from provenance import RESULTS, origin, write_results
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from blockwright.hw_profiles.device import installed_software, this_device
+from blockwright.hw_profiles.device import this_device
 from blockwright.model.parent import spec_of
 from blockwright.spec import Attention, Candidate, GatedFFN, LinearFFN, LinearMixer, Model
 from blockwright.train.bld import BldSettings, Trainee, trainee_of
@@ -43,7 +40,6 @@ from blockwright.train.library import train_library
 from blockwright.train.one_group import LibraryJob, train_group
 from blockwright.train.windows import Batch
 
-REPOSITORY = Path(__file__).parents[2]
 LAYERS, HIDDEN, WIDTH, HEADS, KV_HEADS, VOCABULARY = 12, 128, 512, 8, 8, 4096
 WIDTHS = tuple(WIDTH * index // 16 for index in range(1, 16))
 MIXERS = (Attention(num_kv_heads=4), Attention(num_kv_heads=2), Attention(num_kv_heads=1), LinearMixer())
@@ -75,35 +71,21 @@ def main() -> None:
         "--sample", type=int, default=11, metavar="N", help="one candidate in N has a job (default: 11)"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     bench = bench_of(arguments.steps, arguments.device)
     sample = bench.job.trainees[:: arguments.sample]
     device = this_device()
-    results = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": "python benchmarks/train/one_pass.py " + " ".join(sys.argv[1:]),
-        "commit": commit(),
-        "device": asdict(device),
-        "software": installed_software() | {"system": platform.platform()},
+    results = origin("python benchmarks/train/one_pass.py " + " ".join(sys.argv[1:]), device) | {
         "threads": torch.get_num_threads(),
         "work": asdict(bench.work),
         "candidates": len(bench.job.trainees),
         "sampled": len(sample),
         "parent": {"layers": LAYERS, "hidden": HIDDEN, "width": WIDTH, "vocabulary": VOCABULARY},
         "flops": flops_of(bench),
-    } | measure(bench, sample, arguments.rounds)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    stem = arguments.out / f"one-pass_{device.name}_{results['date']}"
-    stem.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(as_text(results))
-    print(stem.with_suffix(".md").read_text())
-
-
-def commit() -> str:
-    """The commit that is measured, marked where files differ from it."""
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    }
+    results |= measure(bench, sample, arguments.rounds)
+    write_results(results, as_text(results), arguments.out / f"one-pass_{device.name}_{results['date']}")
 
 
 def bench_of(num_steps: int, device: str) -> Bench:

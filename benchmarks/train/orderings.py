@@ -18,20 +18,19 @@ Writes benchmarks/results/orderings_<date>.json and .md.
 
 import argparse
 import json
-import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from orderings_page import as_text
+from provenance import REPOSITORY, RESULTS, origin
 from transformers import PreTrainedModel
 
 from blockwright.files import new_folder
-from blockwright.hw_profiles.device import installed_software, this_device
+from blockwright.hw_profiles.device import this_device
 from blockwright.hw_profiles.folder import read_profile
 from blockwright.library import read_library
 from blockwright.model.child import build_child, load_weights, save_child
@@ -56,7 +55,6 @@ from blockwright.train.quality import compare_windows
 from blockwright.train.realise import realise
 from blockwright.train.windows import Windows
 
-REPOSITORY = Path(__file__).parents[2]
 DEVICE = "h100_sxm"
 """A problem needs a device, though a budget of parameters asks nothing of it."""
 LOSSES = ("kl+cosine", "kl", "kl+lm", "kl+cosine+lm", "lm")
@@ -237,16 +235,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with models/ and text/ of others (default: the demo alone)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-orderings"))
-    parser.add_argument("--out", type=Path, default=REPOSITORY / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    results: dict[str, Any] = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "command": told_command(arguments),
-        "commit": commit(),
-        "device": asdict(this_device()),
-        "software": installed_software(),
-        "parents": [],
-    }
+    results = origin(told_command(arguments), this_device()) | {"parents": []}
     for setting in settings(arguments.data):
         benches = [Bench(setting, seed, arguments.folder) for seed in range(arguments.seeds)]
         found = [bench.losses() for bench in benches]
@@ -263,12 +254,6 @@ def told_command(arguments: argparse.Namespace) -> str:
     """The command without paths of this machine."""
     data = "" if arguments.data is None else " --data DATA"
     return f"python benchmarks/train/orderings.py{data} --seeds {arguments.seeds}"
-
-
-def commit() -> str:
-    """The commit that is measured, marked where files differ from it."""
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def settings(data: Path | None) -> list[Setting]:
