@@ -13,12 +13,14 @@ on the request latency (`latency_of_throughput`).
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from blockwright.cost import MEASURED_QUANTITIES, UNIT_OF, Cost, Load, Quantity, exact
 from blockwright.count import ffn_matrices, ffn_vectors, mixer_matrices, mixer_vectors
+from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import IMPORTED, Backend, Profile
 from blockwright.profiler.imported_costs import imported_phases
-from blockwright.profiler.known import costs_from, what_is_known
+from blockwright.profiler.known import Known, costs_from, what_is_known
 from blockwright.profiler.memory_model import exact_disk
 from blockwright.profiler.memory_model import exact_memory as exact_memory
 from blockwright.profiler.parts import PartCosts, Source
@@ -140,7 +142,24 @@ def part_costs(
         formats=_formats(profile, backend, model, formats),
         may_extrapolate=may_extrapolate,
     )
-    return costs_from(known, source, model, load, quantity)
+    try:
+        return costs_from(known, source, model, load, quantity)
+    except InputError:
+        if not may_extrapolate:
+            _check_beyond(known, source, model, load)
+        raise
+
+
+def _check_beyond(known: Known, source: Source, model: Model, load: Load) -> None:
+    """Whether going beyond what was measured would help: an error that advises it must not lead to another.
+
+    Raises:
+        InputError: it would not, for something else that is measured is still unknown there.
+    """
+    beyond, unknown = replace(source, may_extrapolate=True), _unmeasured(source.profile, source.backend)
+    for quantity in ("time_per_token", "time_to_first_token", "memory"):
+        if quantity not in unknown and (quantity != "memory" or source.profile.memory):
+            costs_from(known, beyond, model, load, quantity)
 
 
 def latency_of_throughput(load: Load, tokens_per_s: float) -> float:

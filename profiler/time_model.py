@@ -271,7 +271,7 @@ def _outside(source: Source, weights_format: str, point: Point, measured: set[Po
         expected = "a point between measured ones: " + "; ".join(_describe(p) for p in _sorted(measured))
         expected += f" (measured: {_range(measured)})"
         remedy = again + (
-            "; two points that are measured in line with this one are needed to go beyond them."
+            "; --extrapolate needs two measured points in line with this one, and there are none."
             if source.may_extrapolate
             else "; or go beyond the measured points, at a wider interval, with --extrapolate."
         )
