@@ -43,6 +43,7 @@ class Format:
 
 
 FP32 = Format(name="fp32")
+FP16 = Format(name="fp16")
 
 HEAD_BESIDE_INTEGERS = Format(name="int8", group_size=32)
 """The head's format in a model of int4 or int8 layers: its rounding error goes straight into the logits."""

@@ -8,7 +8,7 @@ Shapes: K inputs, N outputs, G groups of `group_size` inputs, the last one possi
 
 import numpy as np
 
-from blockwright.spec import Format
+from blockwright.spec import FP16, Format
 
 BITS = {"int4": 4, "int8": 8}
 _SHRINKS = np.linspace(1.0, 0.8, 9)
@@ -68,7 +68,7 @@ def dequantise_blocks(codes_KN: np.ndarray, scales_GN: np.ndarray, group_size: i
 def rounded(weight_KN: np.ndarray, weights: Format) -> np.ndarray:
     """The matrix as it comes back after being stored in a format."""
     if weights.group_size is None:
-        return weight_KN.astype(np.float32)
+        return weight_KN.astype(np.float16 if weights == FP16 else np.float32).astype(np.float32)
     codes_KN, scales_GN = quantise_blocks(weight_KN, weights)
     return dequantise_blocks(codes_KN, scales_GN, weights.group_size)
 

@@ -109,7 +109,7 @@ class ContribOperators(Operators):
         biases = [m.bias_N for m in matrices if m.bias_N is not None]
         bias = graph.constant(f"{name}.bias", np.concatenate(biases)) if biases else ""
         if weights.group_size is None:
-            stored = graph.constant(f"{name}.weight", np.concatenate([m.weight_NK.T for m in matrices], axis=1))
+            stored = graph.matrix(f"{name}.weight", np.concatenate([m.weight_NK.T for m in matrices], axis=1), weights)
             product = graph.node("MatMul", [x, stored], f"{name}.product" if bias else output)
             return graph.node("Add", [product, bias], output) if bias else product
         quantised = [quantise_blocks(m.weight_NK.T, weights) for m in matrices]

@@ -20,13 +20,15 @@ from typing import assert_never
 
 import numpy as np
 import onnx
+from onnx import TensorProto
 
 from blockwright.compile.contrib import ContribOperators
 from blockwright.compile.flavour import STANDARD, Flavour, Matrix, Operators, Residual, check_writable
 from blockwright.compile.graph import Graph
 from blockwright.compile.standard import StandardOperators
-from blockwright.spec import FFN, Attention, GatedFFN, LinearFFN, LinearMixer, Mixer, Model, NoOp
+from blockwright.spec import FFN, FP16, Attention, GatedFFN, LinearFFN, LinearMixer, Mixer, Model, NoOp
 
+_EMBEDDING = "model.embed_tokens.weight"
 Weights = Mapping[str, np.ndarray]
 """A checkpoint's tensors by their names; matrices are (outputs, inputs)."""
 
@@ -47,9 +49,7 @@ def decoder_graph(model: Model, weights: Weights, num_positions: int, flavour: F
     graph = ops.graph
     graph.input("ids", "int64", ["batch", "tokens"])
     graph.input("last", "int64", ["batch"])
-    embedding_VD = weights["model.embed_tokens.weight"]
-    x = graph.node("Gather", [graph.constant("embedding", embedding_VD.astype(np.float32)), "ids"], "embedded")
-    x = _add_layers(ops, weights, x, num_positions)
+    x = _add_layers(ops, weights, _add_embedding(ops, weights), num_positions)
     index_B1 = graph.node("Unsqueeze", ["last", graph.constant("one", np.array([1]))], "last_column")
     last_BD = graph.node("GatherND", [x, index_B1], "last_hidden", batch_dims=1)
     normed_BD = ops.norm("model.norm", last_BD, weights["model.norm.weight"])
@@ -128,15 +128,24 @@ def _add_ffn(ops: Operators, index: int, ffn: FFN, residual: Residual, weights: 
     return Residual(value=residual.value, addend=fed, name=f"{prefix}.fed")
 
 
+def _add_embedding(ops: Operators, weights: Weights) -> str:
+    """Adds the tokens' rows; beside integers the table is in fp32."""
+    graph, table = ops.graph, ops.graph.stored("embedding", weights[_EMBEDDING], ops.model.embedding_weights)
+    if ops.model.embedding_weights != FP16:
+        return graph.node("Gather", [table, "ids"], "embedded")
+    return graph.node("Cast", [graph.node("Gather", [table, "ids"], "rows")], "embedded", to=TensorProto.FLOAT)
+
+
 def _add_head(ops: Operators, x_BD: str, weights: Weights) -> None:
     graph, model = ops.graph, ops.model
-    head_VD = weights["model.embed_tokens.weight" if model.has_tied_embeddings else "lm_head.weight"]
+    name = _EMBEDDING if model.has_tied_embeddings else "lm_head.weight"
     if model.embedding_weights.group_size is not None:
-        head = Matrix(name="head", weight_NK=head_VD, bias_N=None, weights=model.embedding_weights)
+        head = Matrix(name="head", weight_NK=weights[name], bias_N=None, weights=model.embedding_weights)
         ops.linear(head, x_BD, "logits")
     else:
-        shared = "embedding" if model.has_tied_embeddings else graph.constant("head", head_VD.astype(np.float32))
-        graph.node("Gemm", [x_BD, shared], "logits", transB=1)
+        is_shared = model.has_tied_embeddings
+        stored = "embedding" if is_shared else graph.stored("head", weights[name], model.embedding_weights)
+        graph.node("Gemm", [x_BD, graph.widened("head.wide", stored)], "logits", transB=1)
     graph.output("logits", "float32", ["batch", model.vocab_size])
 
 

@@ -10,7 +10,8 @@ import onnx
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from blockwright.compile.blocked import quantise_blocks
-from blockwright.spec import Format
+from blockwright.compile.export_numbers import as_type
+from blockwright.spec import FP16, Format
 
 OPSET = 24
 IR_VERSION = 11
@@ -66,7 +67,7 @@ class Graph:
     def matrix(self, name: str, weight_KN: np.ndarray, weights: Format) -> str:
         """A weight matrix in its stored format, as a value that a MatMul takes: K inputs by N outputs."""
         if weights.group_size is None:
-            return self.constant(name, weight_KN.astype(np.float32))
+            return self.widened(name, self.stored(f"{name}.half" if weights == FP16 else name, weight_KN, weights))
         codes, scales = quantise_blocks(weight_KN, weights)
         self.constant(f"{name}.codes", codes.astype(_INTEGER_TYPES[weights.name]))
         self.constant(f"{name}.scales", scales)
@@ -77,6 +78,21 @@ class Graph:
             axis=0,
             block_size=weights.group_size,
         )
+
+    def stored(self, name: str, value: np.ndarray, weights: Format) -> str:
+        """Keeps numbers in fp16 where that is the format, else in fp32.
+
+        Raises:
+            InputError: one is too large for fp16.
+        """
+        return self.constant(name, as_type(name, value, np.float16 if weights == FP16 else np.float32))
+
+    def widened(self, name: str, source: str) -> str:
+        """A stored constant in fp32, under another name if it was stored in less."""
+        if self.initializers[source].data_type == TensorProto.FLOAT:
+            return source
+        # ONNX Runtime does this once, when it opens the graph: the file is half as large, the work the same.
+        return self.node("Cast", [source], name, to=TensorProto.FLOAT)
 
     def model(self) -> onnx.ModelProto:
         """The finished model."""

@@ -28,9 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the sub-command's flags."""
     parser.add_argument("checkpoint", help="a checkpoint's folder, or a repository of the Hugging Face hub")
     parser.add_argument("--target", default="onnxruntime", choices=TARGETS, help="who runs it (default: onnxruntime)")
-    parser.add_argument(
-        "--format", help="of all layers: fp32, int8-g32, int4-g32, int4-g128, for others fp16 too (default: fp32)"
-    )
+    parser.add_argument("--format", help="of all layers: fp32, fp16, int8-g32, int4-g32, int4-g128 (default: fp32)")
     parser.add_argument("--plan", type=Path, help="store each layer as this plan of the checkpoint says")
     parser.add_argument("--threads", type=int, help="threads of onnxruntime (default: 1)")
     parser.add_argument("--context", type=int, metavar="TOKENS", help="longest sequence (default: the checkpoint's)")
@@ -72,9 +70,10 @@ def _build(arguments: argparse.Namespace, weights: str | None, plan: "Plan | Non
     from blockwright.pipeline.compile import CompileOrder, compile_checkpoint
     from blockwright.pipeline.recipe import check_at_least, check_formats
     from blockwright.pipeline.tune import print_tuning
+    from blockwright.servable import STORABLE
 
     if weights is not None:
-        check_formats("--format", [weights])
+        check_formats("--format", [weights], STORABLE)
     threads = 1 if arguments.threads is None else arguments.threads
     check_at_least("--threads", threads, 1)
     if arguments.context is not None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from blockwright.errors import InputError
 from blockwright.servable import BUILDABLE
-from blockwright.spec import parse_format
+from blockwright.spec import FormatName, parse_format
 
 
 def check_at_least(field: str, got: float, least: float) -> None:
@@ -54,13 +54,13 @@ def check_folder_name(field: str, got: str) -> None:
         )
 
 
-def check_formats(field: str, texts: Sequence[str]) -> None:
-    """Refuses weight formats that cannot be built, or one that is named twice.
+def check_formats(field: str, texts: Sequence[str], among: tuple[FormatName, ...] = BUILDABLE) -> None:
+    """Refuses weight formats that cannot be measured, or whatever else is asked for, or one that is named twice.
 
     Raises:
         InputError: names the field.
     """
-    check_distinct(field, [_canonical(field, text) for text in texts])
+    check_distinct(field, [_canonical(field, text, among) for text in texts])
 
 
 def check_distinct(field: str, names: Sequence[str]) -> None:
@@ -78,16 +78,17 @@ def check_distinct(field: str, names: Sequence[str]) -> None:
         )
 
 
-def _canonical(field: str, text: str) -> str:
+def _canonical(field: str, text: str, among: tuple[FormatName, ...]) -> str:
     try:
         weights = parse_format(text)
     except InputError as error:
         raise InputError(field, got=error.got, expected=error.expected, remedy=error.remedy) from error
-    if weights.name not in BUILDABLE:
+    if weights.name not in among:
+        half = "fp16, " if "fp16" in among else ""
         raise InputError(
             field,
             got=repr(text),
-            expected="a format that an engine can be built in: fp32, int8-g32, int4-g32 or int4-g128",
+            expected=f"a format that an engine can be built in: fp32, {half}int8-g32, int4-g32 or int4-g128",
             remedy="Choose one of these.",
         )
     return str(weights)

@@ -16,6 +16,7 @@ from blockwright.pipeline.recipe import check_formats
 from blockwright.pipeline.stage import Stage, running, whole
 from blockwright.pipeline.tune import NUM_KINDS, tune_engine
 from blockwright.search.plan import Plan
+from blockwright.servable import STORABLE
 from blockwright.spec import FP32, Block, Format, Model, NoOp, parse_format, variant_name, with_format
 from blockwright.strict import to_data
 
@@ -136,7 +137,7 @@ def _stored(source: Checkpoint, order: CompileOrder, plan: Plan | None) -> tuple
     _check_is_of(source, plan)
     parts = (part for block in plan.child.layers for part in (block.mixer, block.ffn))
     formats = {part.weights for part in parts if not isinstance(part, NoOp)} | {plan.child.embedding_weights}
-    check_formats("plan: child", sorted(map(str, formats)))
+    check_formats("plan: child", sorted(map(str, formats)), STORABLE)
     return None, plan.child
 
 

@@ -320,7 +320,7 @@ _COMMANDS = {
 @pytest.mark.parametrize(
     ("command", "flag", "values"),
     [
-        ("compile", "--format", ["bf16", "fp16", "int3", ""]),
+        ("compile", "--format", ["bf16", "fp16-g32", "int3", ""]),
         ("compile", "--threads", ["0", "-1"]),
         ("compile", "--context", ["0", "-1"]),
         *((command, "--window", ["-1", "0", "1"]) for command in ("distill", "library", "score")),

@@ -24,6 +24,7 @@ from blockwright.pipeline.compile import CompileOrder, compile_checkpoint
 from blockwright.profiler.synthetic import random_weights
 from blockwright.profiler.torch_blocks import hf_config
 from blockwright.spec import (
+    FP16,
     FP32,
     Attention,
     Block,
@@ -142,6 +143,8 @@ def _weights(model: Model) -> Weights:
 def _as_stored(model: Model, weights: Weights) -> Weights:
     """The weights that an engine's codes stand for, with the head apart from the embeddings."""
     stored = {name: _rounded(array, _format_of(model, name)) for name, array in weights.items()}
+    if model.embedding_weights == FP16:
+        stored["model.embed_tokens.weight"] = _rounded(weights["model.embed_tokens.weight"], FP16)
     head_VD = weights["model.embed_tokens.weight" if model.has_tied_embeddings else "lm_head.weight"]
     return stored | {"lm_head.weight": _rounded(head_VD, model.embedding_weights)}
 
@@ -286,9 +289,44 @@ def test_integer_weights_give_the_logits_of_what_they_stand_for(
     assert plain.largest > 1e-2, "rounding must show, or this compares nothing"
 
 
+@in_both_flavours
+@pytest.mark.parametrize("name", ["llama", "untied", "biases", "wide heads", "not rotated", "no attention", "qwen3"])
+def test_halves_give_the_logits_of_what_they_stand_for(name: str, flavour: FlavourName, tmp_path: Path) -> None:
+    model = MODELS[name]
+    weights = _weights(model)
+    decoder = _engine(tmp_path, model, weights, FP16, flavour=flavour)
+    halves = {
+        n: array.astype(np.float16).astype(np.float32) if array.ndim == 2 else array for n, array in weights.items()
+    }
+    assert _largest_difference(decoder, _in_torch(model, halves), lengths=[13, 1, 8], num_steps=24).largest < 1e-4
+    plain = _largest_difference(decoder, _in_torch(model, weights), lengths=[13, 1, 8], num_steps=24)
+    assert plain.largest > 5e-4, "rounding must show, or this compares nothing"
+
+
+@in_both_flavours
+@pytest.mark.parametrize("name", ["llama", "untied"])
+def test_halves_take_half_the_file(name: str, flavour: FlavourName, tmp_path: Path) -> None:
+    model = replace(MODELS[name], hidden_size=256, head_dim=64, vocab_size=512)
+    sizes: dict[str, int] = {}
+    for weights_format in (FP32, FP16):
+        folder = tmp_path / str(weights_format)
+        folder.mkdir()
+        decoder = _engine(folder, model, random_weights(model), weights_format, flavour=flavour)
+        sizes[str(weights_format)] = decoder.engine.graph_bytes
+    assert sizes["fp16"] == pytest.approx(sizes["fp32"] / 2, rel=0.05)
+
+
+def test_weights_too_large_for_halves_are_refused_by_name(tmp_path: Path) -> None:
+    model = MODELS["llama"]
+    weights = _weights(model)
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] = 7e4
+    with pytest.raises(InputError, match=r"model\.layers\.1\.mlp\.up_proj\.weight.*70000"):
+        _engine(tmp_path, model, weights, FP16)
+
+
 def _mixed(model: Model, head: str) -> Model:
     """Mixers and ffns in turn in all formats, so that most layers hold two."""
-    formats = [parse_format(text) for text in ("fp32", "int4-g32", "int8-g32", "int4-g64")]
+    formats = [parse_format(text) for text in ("fp16", "int4-g32", "int8-g32", "fp32")]
     layers = tuple(
         Block(mixer=stored_as(b.mixer, formats[index % 4]), ffn=stored_as(b.ffn, formats[(index // 2 + 1) % 4]))
         for index, b in enumerate(model.layers)
@@ -297,7 +335,7 @@ def _mixed(model: Model, head: str) -> Model:
 
 
 @in_both_flavours
-@pytest.mark.parametrize("head", ["fp32", "int8"])
+@pytest.mark.parametrize("head", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("name", ["llama", "untied", "biases", "qwen3"])
 def test_layers_in_different_formats_give_the_logits_of_what_they_stand_for(
     name: str, head: str, flavour: FlavourName, tmp_path: Path
