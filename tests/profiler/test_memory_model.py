@@ -11,7 +11,6 @@ from blockwright.cost import Load, exact
 from blockwright.errors import InputError
 from blockwright.hw_profiles.folder import read_profile, shipped_profiles
 from blockwright.hw_profiles.profile import MemoryRow, Profile, parent_of
-from blockwright.profiler.cost_model import part_costs
 from blockwright.profiler.memory_model import exact_memory, memory_costs
 from blockwright.profiler.parts import PartCosts, Source
 from blockwright.spec import Model
@@ -92,7 +91,7 @@ def test_a_format_that_was_not_measured_is_refused(formats: tuple[str, ...]) -> 
 
 def test_a_load_that_was_not_measured_is_refused_with_those_that_were() -> None:
     with pytest.raises(InputError) as caught:
-        part_costs(replace(SHIPPED, memory=_rows(LOAD, [1.0])), _model(), replace(LOAD, new_tokens=63), "memory")
+        memory_costs(_source(*_rows(LOAD, [1.0])), FREE, replace(LOAD, new_tokens=63))
     assert caught.value.field == f"profile {SHIPPED.name}: memory"
     assert "batch 1, 64+63 tokens" in str(caught.value.got)
     assert caught.value.expected == "one of the loads measured: batch 1, 64+64 tokens"
