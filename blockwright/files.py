@@ -59,7 +59,12 @@ def read_json(path: Path) -> Any:
         InputError: there is no such file, or it holds no JSON.
     """
     try:
-        return json.loads(path.read_text())
+        text = path.read_text()
+        if not text.strip():
+            raise InputError(
+                str(path), got="an empty file", expected="JSON", remedy="Check the path, or make it again."
+            )
+        return json.loads(text)
     except OSError as error:
         raise InputError(
             str(path), got=error.strerror, expected="a file", remedy="Check the path, or run the stage that writes it."

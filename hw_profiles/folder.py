@@ -82,7 +82,7 @@ def read_profile(name: str | Path) -> Profile:
             )
         path = _SHIPPED / name
     folder = path if path.is_dir() else path.parent
-    data = _read_head(path if path.is_file() else folder / HEAD)
+    data = _read_head(folder / HEAD if path.is_dir() else path)
     for name in (SUMS, TABLE):
         if not (folder / name).is_file():
             raise InputError(str(folder / name), got="no such file", expected=f"{HEAD}, {TABLE}, {SUMS}", remedy=_AGAIN)

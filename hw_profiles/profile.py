@@ -178,8 +178,8 @@ def check_is_this_machine(profile: Profile, device: Device, software: dict[str, 
     if profile.device.digest != device.digest:
         raise InputError(
             f"profile {profile.name}",
-            got=f"{profile.device.model}, {profile.device.num_cores} cores",
-            expected=f"this machine: {device.model}, {device.num_cores} cores",
+            got=_words(profile.device),
+            expected=f"this machine: {_words(device)}",
             remedy="Measure this machine with `blockwright profile`, or measure the engine on the other one.",
         )
     for package in ("onnxruntime", "onnxruntime-gpu"):
@@ -190,3 +190,8 @@ def check_is_this_machine(profile: Profile, device: Device, software: dict[str, 
                 expected=software.get(package, "none"),
                 remedy="Another version runs at another speed: profile again.",
             )
+
+
+def _words(device: Device) -> str:
+    """A GPU's cores are not known."""
+    return device.model if device.num_cores is None else f"{device.model}, {device.num_cores} cores"

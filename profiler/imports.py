@@ -125,6 +125,13 @@ def parsed(text: str, place: str) -> Any:
     Raises:
         InputError: it is neither, for one that it was cut off.
     """
+    if not text.strip():
+        raise InputError(
+            place,
+            got="an empty file",
+            expected="JSON as the benchmark writes it",
+            remedy="Check the path; the benchmark may have been stopped before it wrote anything.",
+        )
     try:
         return json.loads(text)
     except ValueError as error:

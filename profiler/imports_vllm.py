@@ -43,6 +43,10 @@ from blockwright.profiler.imports import (
 )
 
 _NUMBER = (int, float)
+_OF_SERVE = {"completed", "num_prompts", "median_tpot_ms", "total_output_tokens", "spec_decode_num_drafts"}
+"""Any of these makes a file one of ``bench serve``; what of it is missing is then told by name."""
+_MOST_KEYS = 6
+"""To tell a file by."""
 _HALF_WIDTH_OF_MEDIAN = 1.6449 * math.sqrt(math.pi / 2)
 
 
@@ -60,7 +64,27 @@ def read_vllm(text: str, place: str, told: Told) -> Results:
     data = parsed(text, place)
     if isinstance(data, Mapping) and "latencies" in data and "avg_latency" in data:
         return _latency(data, place, told)
+    if not isinstance(data, Mapping) or not _OF_SERVE & data.keys():
+        raise InputError(
+            place,
+            got=_keys_of(data),
+            expected="avg_latency and latencies (vllm bench latency --output-json), or completed, duration and "
+            "median_tpot_ms (vllm bench serve --save-result)",
+            remedy="The file is not of vLLM's benchmarks: name the program that wrote it, llama-bench or trtexec, or "
+            "another file.",
+        )
     return _serve(data, place, told)
+
+
+def _keys_of(data: Any) -> str:
+    """What a file holds instead, in a few words."""
+    if isinstance(data, Mapping):
+        names = list(map(str, data))
+        more = ", …" if len(names) > _MOST_KEYS else ""
+        return "JSON with " + ("the fields " + ", ".join(names[:_MOST_KEYS]) + more if names else "no fields")
+    return (
+        "JSON that is a list" if isinstance(data, list) else f"JSON that is the {type(data).__name__} {str(data)[:40]}"
+    )
 
 
 def _latency(data: Mapping[str, Any], place: str, told: Told) -> Results:
