@@ -1,0 +1,98 @@
+"""Finds the one row of a table that contradicts all the others: edited by hand, or disturbed.
+
+Whole models and their parts tell of each other, at each point and in each format:
+
+    time = fixed + mixers' scale · Σ their times + ffns' scale · Σ theirs
+
+Fitted to all whole models, with one part's time left free or one whole model left out, in turn. A row is refused where
+that alone brings the others to agree (`_AGREE`, and `_BETTER` times as well as before) and the row is off by more than
+`_FACTOR`. On the shipped profile whole models agree within 3 %; of its parts each made 3 times slower, all but the
+linear ones are found, which are too small to show in a whole model.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from blockwright.errors import InputError
+from blockwright.hw_profiles.profile import Profile, TimeRow, WholeRow
+from blockwright.profiler.check import describe
+
+_FACTOR = 2.0
+_AGREE = 0.05
+_BETTER = 2.5
+_LEAST_WHOLES = 8
+"""Fewer are met by a free part whatever they are: there are four unknowns."""
+_ALIKE = 0.1
+"""As in `time_model`: how much it weighs that mixers and ffns have one scale."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fit:
+    """What of the others' disagreement is left, and what they make of the row."""
+
+    row: TimeRow | WholeRow
+    error: float
+    expected_s: float
+
+
+def check_rows_agree(profile: Profile) -> None:
+    """Holds parts and whole models against each other.
+
+    Raises:
+        InputError: all but one row agree; names it.
+    """
+    for key in dict.fromkeys((row.backend, row.format, row.point) for row in profile.times):
+        parts = [row for row in profile.times if (row.backend, row.format, row.point) == key]
+        wholes = [row for row in profile.wholes if (row.backend, row.format, row.point) == key]
+        if len(wholes) < _LEAST_WHOLES:
+            continue
+        before, fits = _fits(parts, wholes)
+        best = min(fits, key=lambda fit: fit.error)
+        off = max(best.row.time_s, 1e-12) / max(best.expected_s, 1e-12)
+        if best.error < min(_AGREE, before / _BETTER) and not 1 / _FACTOR < off < _FACTOR:
+            raise InputError(
+                f"profile {profile.name}: {describe(best.row)}, time_s",
+                got=f"{best.row.time_s:.3g} s",
+                expected=f"about {best.expected_s:.3g} s, on which all {len(parts) + len(wholes) - 1} other rows at "
+                f"this point agree within {100 * best.error:.0f} %, and with it within {100 * before:.0f} %",
+                remedy="It was edited, or disturbed: take an unharmed copy, or measure again.",
+            )
+
+
+def _fits(parts: list[TimeRow], wholes: list[WholeRow]) -> tuple[float, list[_Fit]]:
+    """The largest relative error with every row as it is, and what it is without each."""
+    counts, is_mixer = _counts(parts, wholes), np.array([row.part == "mixer" for row in parts])
+    times, measured = np.array([row.time_s for row in parts]), np.array([row.time_s for row in wholes])
+    all_of_them = np.ones(len(wholes), dtype=bool)
+
+    def fitted(scaled: np.ndarray, kept: np.ndarray, *free: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        columns = np.column_stack(
+            [np.ones(len(wholes)), counts @ (scaled * is_mixer), counts @ (scaled * ~is_mixer), *free]
+        )
+        shares = columns / measured[:, None]
+        alike = np.zeros(shares.shape[1])
+        alike[1:3] = _ALIKE, -_ALIKE
+        equations = np.vstack([shares[kept], alike])
+        found = np.linalg.lstsq(equations, np.append(np.ones(kept.sum()), 0.0), rcond=None)[0]
+        return float(np.abs(shares[kept] @ found - 1).max()), found, columns @ found
+
+    def without() -> Iterator[_Fit]:
+        for at, row in enumerate(parts):
+            if times[at] > 0 and counts[:, at].any():
+                others = np.where(np.arange(len(parts)) == at, 0.0, times)
+                error, found, _ = fitted(others, all_of_them, counts[:, at] * times[at])
+                scale = found[1 if is_mixer[at] else 2]
+                yield _Fit(row=row, error=error, expected_s=float(times[at] * found[3] / scale) if scale > 0 else 0.0)
+        for at, row in enumerate(wholes):
+            error, _, foretold = fitted(times, np.arange(len(wholes)) != at)
+            yield _Fit(row=row, error=error, expected_s=float(foretold[at]))
+
+    return fitted(times, all_of_them)[0], list(without())
+
+
+def _counts(parts: list[TimeRow], wholes: list[WholeRow]) -> np.ndarray:
+    """How often each part stands in each whole model."""
+    names = [[("mixer", mixer) for mixer, _ in row.layers] + [("ffn", ffn) for _, ffn in row.layers] for row in wholes]
+    return np.array([[of_whole.count((row.part, row.variant)) for row in parts] for of_whole in names], dtype=float)
