@@ -14,6 +14,9 @@ BITS = {"int4": 4, "int8": 8}
 _SHRINKS = np.linspace(1.0, 0.8, 9)
 """Scales tried, as shares of the one that just covers the group; the one with the least squared error is kept."""
 
+_MOST_VALUES = 2**20
+"""Of a matrix that are worked on at once, so that it takes little more memory than its codes."""
+
 
 def quantise_blocks(weight_KN: np.ndarray, weights: Format) -> tuple[np.ndarray, np.ndarray]:
     """Rounds a matrix to integer codes.
@@ -26,8 +29,20 @@ def quantise_blocks(weight_KN: np.ndarray, weights: Format) -> tuple[np.ndarray,
         codes_KN, whole numbers from -2^(bits-1) to 2^(bits-1) - 1 as int8, and scales_GN, positive fp32.
     """
     assert weights.group_size is not None
+    num_inputs, num_outputs = weight_KN.shape
+    codes_KN = np.empty(weight_KN.shape, dtype=np.int8)
+    scales_GN = np.empty((-(-num_inputs // weights.group_size), num_outputs), dtype=np.float32)
+    width = max(1, _MOST_VALUES // max(1, num_inputs))
+    for start in range(0, num_outputs, width):
+        part = slice(start, start + width)
+        codes_KN[:, part], scales_GN[:, part] = _quantised(weight_KN[:, part], weights.group_size, weights)
+    return codes_KN, scales_GN
+
+
+def _quantised(weight_KN: np.ndarray, group_size: int, weights: Format) -> tuple[np.ndarray, np.ndarray]:
+    """As `quantise_blocks`, all outputs at once."""
     highest = 2 ** (BITS[weights.name] - 1) - 1
-    blocks_GSN = _blocks(weight_KN.astype(np.float32), weights.group_size)
+    blocks_GSN = _blocks(weight_KN.astype(np.float32), group_size)
     covering_GN = np.abs(blocks_GSN).max(axis=1) / highest
     covering_GN[covering_GN == 0] = 1.0
     best_scales_GN, best_errors_GN = covering_GN, np.full(covering_GN.shape, np.inf, dtype=np.float32)
@@ -54,7 +69,7 @@ def pack_codes(codes_KN: np.ndarray, weights: Format) -> np.ndarray:
     num_inputs, num_outputs = codes_KN.shape
     num_groups = -(-num_inputs // weights.group_size)
     unsigned_NK = np.full((num_outputs, num_groups * weights.group_size), zero, dtype=np.uint8)
-    unsigned_NK[:, :num_inputs] = (codes_KN.T.astype(np.int16) + zero).astype(np.uint8)
+    unsigned_NK[:, :num_inputs] = codes_KN.T.view(np.uint8) + np.uint8(zero)  # -1 is 255, and wraps round to zero - 1
     if weights.name == "int4":
         unsigned_NK = unsigned_NK[:, ::2] | (unsigned_NK[:, 1::2] << 4)
     return unsigned_NK.reshape(num_outputs, num_groups, -1)

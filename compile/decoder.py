@@ -14,7 +14,6 @@ What says where the tokens stand, and in which operators all this is written, is
 Shapes: B batch, T new tokens, S slots, D hidden size, V vocabulary.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import assert_never
 
@@ -22,18 +21,24 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from blockwright.compile.checkpoint import Weights
 from blockwright.compile.contrib import ContribOperators
 from blockwright.compile.flavour import STANDARD, Flavour, Matrix, Operators, Residual, check_writable
 from blockwright.compile.graph import Graph
 from blockwright.compile.standard import StandardOperators
+from blockwright.compile.weight_file import WeightFile
 from blockwright.spec import FFN, FP16, Attention, GatedFFN, LinearFFN, LinearMixer, Mixer, Model, NoOp
 
 _EMBEDDING = "model.embed_tokens.weight"
-Weights = Mapping[str, np.ndarray]
-"""A checkpoint's tensors by their names; matrices are (outputs, inputs)."""
 
 
-def decoder_graph(model: Model, weights: Weights, num_positions: int, flavour: Flavour = STANDARD) -> onnx.ModelProto:
+def decoder_graph(
+    model: Model,
+    weights: Weights,
+    num_positions: int,
+    flavour: Flavour = STANDARD,
+    store: WeightFile | None = None,
+) -> onnx.ModelProto:
     """Builds the whole decoder.
 
     Args:
@@ -41,11 +46,12 @@ def decoder_graph(model: Model, weights: Weights, num_positions: int, flavour: F
         weights: the checkpoint.
         num_positions: positions to tabulate; no token may come later.
         flavour: in which operators.
+        store: takes the weights, one by one; None to have them in the graph.
 
     Raises:
         InputError: the flavour has no operator for the model.
     """
-    ops = _operators(model, flavour)
+    ops = _operators(model, flavour, Graph(store=store))
     graph = ops.graph
     graph.input("ids", "int64", ["batch", "tokens"])
     graph.input("last", "int64", ["batch"])
@@ -59,7 +65,7 @@ def decoder_graph(model: Model, weights: Weights, num_positions: int, flavour: F
 
 def stack_graph(model: Model, weights: Weights, num_positions: int, flavour: Flavour = STANDARD) -> onnx.ModelProto:
     """The layers alone, from hidden state to hidden state: what the profiler measures blocks with."""
-    ops = _operators(model, flavour)
+    ops = _operators(model, flavour, Graph())
     graph = ops.graph
     x = graph.input("hidden_in", "float32", ["batch", "tokens", model.hidden_size])
     x = _add_layers(ops, weights, x, num_positions)
@@ -68,13 +74,13 @@ def stack_graph(model: Model, weights: Weights, num_positions: int, flavour: Fla
     return graph.model()
 
 
-def _operators(model: Model, flavour: Flavour) -> Operators:
+def _operators(model: Model, flavour: Flavour, graph: Graph) -> Operators:
     check_writable(model, flavour.name)
     match flavour.name:
         case "standard":
-            return StandardOperators(Graph(), model)
+            return StandardOperators(graph, model)
         case "contrib":
-            return ContribOperators(Graph(), model, flavour.accuracy_level)
+            return ContribOperators(graph, model, flavour.accuracy_level)
         case _:
             assert_never(flavour.name)
 

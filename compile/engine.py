@@ -1,19 +1,20 @@
 """An engine on disk: the graph, its tokenizer, and engine.json, which says what it is and how to run it."""
 
+import hashlib
 import platform
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import onnx
-from safetensors import SafetensorError, safe_open
 
 import blockwright
+from blockwright.compile.checkpoint import Weights, read_weights
 from blockwright.compile.contrib import set_accuracy_level
-from blockwright.compile.decoder import Weights, decoder_graph
+from blockwright.compile.decoder import decoder_graph
 from blockwright.compile.flavour import Flavour, FlavourName, best_flavour
+from blockwright.compile.weight_file import WeightFile
 from blockwright.cost import Load
 from blockwright.errors import InputError
 from blockwright.files import new_file, new_folder, read_json, write_json
@@ -25,7 +26,6 @@ GRAPH_FILE = "model.onnx"
 TOKENIZER_FILE = "tokenizer.json"
 SCHEMA_VERSION = 1
 DATA_FILE = "model.onnx.data"
-_MIN_EXTERNAL_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +69,14 @@ class Tuning:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFile:
+    """What a file was when it was written."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
     """What engine.json says."""
 
@@ -88,6 +96,8 @@ class Engine:
     tuning: Tuning | None = None
     """What the settings were chosen by; None where they are those that are good on most machines."""
     graph_bytes: int
+    files: dict[str, StoredFile] = field(default_factory=dict)
+    """The graph and its weights by name; engines from before weights were streamed do not say."""
     built_from: str
     versions: dict[str, str]
 
@@ -136,7 +146,13 @@ def write_engine(
     model = order.model if weights_format is None else with_format(order.model, weights_format)
     name = best_flavour(model) if order.flavour is None else order.flavour
     flavour = Flavour(name=name, accuracy_level=order.session.accuracy_level)
-    _save_graph(decoder_graph(model, weights, order.num_positions, flavour), folder / GRAPH_FILE)
+    with new_file(folder / DATA_FILE) as temporary, temporary.open("wb") as stream:
+        store = WeightFile(stream, DATA_FILE)
+        graph = decoder_graph(model, weights, order.num_positions, flavour, store)
+    files = {
+        GRAPH_FILE: _write_graph(graph, folder),
+        DATA_FILE: StoredFile(size_bytes=store.size_bytes, sha256=store.sha256),
+    }
     engine = Engine(
         schema_version=SCHEMA_VERSION,
         target="onnxruntime",
@@ -148,6 +164,7 @@ def write_engine(
         start_id=start_id,
         session=order.session,
         graph_bytes=_size_of_graph(folder),
+        files=files,
         built_from=order.built_from,
         versions={
             "blockwright": blockwright.__version__,
@@ -166,12 +183,12 @@ def adopt_tuning(folder: Path, tuning: Tuning) -> Engine:
         InputError: the engine is incomplete or broken.
     """
     engine, settings = read_engine(folder), tuning.fastest.settings
+    files = engine.files
     if engine.flavour == "contrib" and settings.accuracy_level != engine.session.accuracy_level:
         graph = onnx.load(folder / GRAPH_FILE, load_external_data=False)
         set_accuracy_level(graph, settings.accuracy_level)
-        with new_file(folder / GRAPH_FILE) as temporary:
-            temporary.write_bytes(graph.SerializeToString())
-    engine = replace(engine, session=settings, tuning=tuning, graph_bytes=_size_of_graph(folder))
+        files = files | {GRAPH_FILE: _write_graph(graph, folder)}
+    engine = replace(engine, session=settings, tuning=tuning, graph_bytes=_size_of_graph(folder), files=files)
     write_json(folder / ENGINE_FILE, to_data(engine))
     return engine
 
@@ -183,67 +200,46 @@ def read_engine(folder: Path) -> Engine:
         InputError: there is none, it is broken, or its graph is missing or cut short.
     """
     engine = from_data(Engine, read_json(folder / ENGINE_FILE), str(folder / ENGINE_FILE))
+    for name, stored in engine.files.items():
+        _check_same(folder / name, f"{_size_of(folder / name)} bytes", f"{stored.size_bytes} bytes")
     size = _size_of_graph(folder)
-    if size != engine.graph_bytes:
-        raise InputError(
-            str(folder / GRAPH_FILE),
-            got=f"{size} bytes with its data",
-            expected=f"{engine.graph_bytes} bytes",
-            remedy="The engine is incomplete: compile it again.",
-        )
+    _check_same(folder / GRAPH_FILE, f"{size} bytes with its data", f"{engine.graph_bytes} bytes with its data")
     return engine
 
 
-def read_weights(folder: Path) -> Weights:
-    """All tensors of a checkpoint, in fp32.
+def read_whole_engine(folder: Path) -> Engine:
+    """As `read_engine`, and every byte of the graph and its weights is held against what was written.
 
     Raises:
-        InputError: a file is missing or broken; or, later, a tensor that is looked up is missing.
+        InputError: one differs too.
     """
-    weights = _Tensors(folder)
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="numpy") as tensors:
-                for name in tensors.keys():  # noqa: SIM118
-                    weights[name] = tensors.get_tensor(name).astype(np.float32)
-        except (SafetensorError, OSError) as error:
-            raise InputError(
-                str(file), got=str(error), expected="a whole safetensors file", remedy="Write the checkpoint again."
-            ) from error
-    if not weights:
-        raise InputError(
-            str(folder), got="no safetensors file", expected="a checkpoint", remedy="Name a checkpoint's folder."
-        )
-    return weights
+    engine = read_engine(folder)
+    for name, stored in engine.files.items():
+        with (folder / name).open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        _check_same(folder / name, f"SHA-256 {found}", f"SHA-256 {stored.sha256}")
+    return engine
 
 
-class _Tensors(dict[str, np.ndarray]):
-    """A checkpoint's tensors; one that is asked for and missing is the user's matter."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self._folder = folder
-
-    def __missing__(self, name: str) -> np.ndarray:
-        raise InputError(
-            f"{self._folder}: weights",
-            got=f"no tensor {name}",
-            expected="the weights of every block",
-            remedy="Write the checkpoint again, or compile the one that belongs to this plan.",
-        )
+def _check_same(file: Path, got: str, expected: str) -> None:
+    if got != expected:
+        remedy = "The engine is incomplete: compile it again."
+        raise InputError(str(file), got=got, expected=expected, remedy=remedy)
 
 
-def _save_graph(graph: onnx.ModelProto, path: Path) -> None:
-    """Keeps the weights in a file of their own, which ONNX Runtime maps into memory instead of copying."""
-    onnx.save_model(graph, path, save_as_external_data=True, location=DATA_FILE, size_threshold=_MIN_EXTERNAL_BYTES)
-    for file in (path, path.parent / DATA_FILE):
-        if file.exists():
-            file.chmod(0o644)  # onnx writes its data for the owner only
+def _write_graph(graph: onnx.ModelProto, folder: Path) -> StoredFile:
+    data = graph.SerializeToString()
+    with new_file(folder / GRAPH_FILE) as temporary:
+        temporary.write_bytes(data)
+    return StoredFile(size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def _size_of_graph(folder: Path) -> int:
-    files = (folder / GRAPH_FILE, folder / DATA_FILE)
-    return sum(file.stat().st_size for file in files if file.exists())
+    return _size_of(folder / GRAPH_FILE) + _size_of(folder / DATA_FILE)
+
+
+def _size_of(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
 
 
 def _special_ids(config: dict[str, Any]) -> tuple[tuple[int, ...], int | None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import blockwright
-from blockwright.compile.engine import read_weights
+from blockwright.compile.checkpoint import read_weights
 from blockwright.compile.export_gguf import write_gguf
 from blockwright.compile.export_packed import matrix_formats, write_checkpoint
 from blockwright.compile.export_tokenizer import gguf_tokenizer

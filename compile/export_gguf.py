@@ -15,7 +15,7 @@ from typing import Any, assert_never
 
 import numpy as np
 
-from blockwright.compile.decoder import Weights
+from blockwright.compile.checkpoint import Weights
 from blockwright.compile.export_numbers import as_type
 from blockwright.compile.ggml import BLOCK, BLOCK_BYTES, pack_matrix
 from blockwright.errors import InputError

@@ -20,7 +20,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from blockwright.compile.blocked import quantise_blocks
-from blockwright.compile.decoder import Weights
+from blockwright.compile.checkpoint import Weights
 from blockwright.compile.export_numbers import as_type, scale_error
 from blockwright.files import read_json, write_json
 from blockwright.spec import Format, Model, NoOp

@@ -11,6 +11,7 @@ from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from blockwright.compile.blocked import quantise_blocks
 from blockwright.compile.export_numbers import as_type
+from blockwright.compile.weight_file import WeightFile
 from blockwright.spec import FP16, Format
 
 OPSET = 24
@@ -30,6 +31,8 @@ _INTEGER_TYPES = {"int4": ml_dtypes.int4, "int8": np.int8}
 class Graph:
     """An ONNX graph under construction."""
 
+    store: WeightFile | None = None
+    """Where constants go as soon as they are made; None to keep them in the graph."""
     nodes: list[NodeProto] = field(default_factory=list)
     initializers: dict[str, TensorProto] = field(default_factory=dict)
     inputs: list[ValueInfoProto] = field(default_factory=list)
@@ -47,7 +50,9 @@ class Graph:
     def constant(self, name: str, value: np.ndarray) -> str:
         """Keeps an array under a name, once, and returns the name."""
         if name not in self.initializers:
-            self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+            array = np.ascontiguousarray(value)
+            kept = numpy_helper.from_array(array, name) if self.store is None else self.store.add(name, array)
+            self.initializers[name] = kept
         return name
 
     def node(
@@ -85,7 +90,10 @@ class Graph:
         Raises:
             InputError: one is too large for fp16.
         """
-        return self.constant(name, as_type(name, value, np.float16 if weights == FP16 else np.float32))
+        is_half = weights == FP16
+        return self.constant(
+            name, as_type(name, value, np.float16) if is_half else value.astype(np.float32, copy=False)
+        )
 
     def widened(self, name: str, source: str) -> str:
         """A stored constant in fp32, under another name if it was stored in less."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from blockwright.compile.engine import Engine, EngineOrder, SessionSettings, build_engine, read_engine
+from blockwright.compile.engine import Engine, EngineOrder, SessionSettings, build_engine, read_whole_engine
 from blockwright.compile.export import Export, ExportOrder, Target, read_export, write_export
 from blockwright.compile.flavour import FlavourName, check_writable
 from blockwright.errors import InputError
@@ -73,7 +73,7 @@ def compile_checkpoint(
         home=home,
         reads=whole(source.folder),
     )
-    if (before := stage.reuse(lambda: read_engine(output))) is not None:
+    if (before := stage.reuse(lambda: read_whole_engine(output))) is not None:
         return before
     built = EngineOrder(
         model=model,

@@ -1,0 +1,56 @@
+"""Weights in a file beside the graph that points into it, written one by one as they are made.
+
+So building a graph never holds more than one of them, nothing is bound to the 2 GiB of a protobuf message, and ONNX
+Runtime maps the file into memory instead of copying it.
+"""
+
+import hashlib
+from typing import BinaryIO
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+_MIN_BYTES = 1024
+"""Smaller constants stay in the graph: shapes and axes decide what it does."""
+_ALIGNMENT = 64
+"""Tensors begin at multiples of this: a line of the caches."""
+
+
+class WeightFile:
+    """A file of tensors that grows at its end.
+
+    Args:
+        stream: a new file.
+        location: the name under which a graph finds it beside itself.
+    """
+
+    def __init__(self, stream: BinaryIO, location: str) -> None:
+        self.size_bytes = 0
+        self._stream, self._location = stream, location
+        self._sha = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """Of all that was written."""
+        return self._sha.hexdigest()
+
+    def add(self, name: str, value: np.ndarray) -> TensorProto:
+        """Writes a tensor and returns what points at it, or small ones themselves."""
+        if value.nbytes < _MIN_BYTES:
+            return numpy_helper.from_array(value, name)
+        element = helper.np_dtype_to_tensor_dtype(value.dtype)
+        self._write(bytes(-self.size_bytes % _ALIGNMENT))
+        start = self.size_bytes
+        if element == TensorProto.INT4:  # the only kind that is packed
+            self._write(numpy_helper.from_array(value, name).raw_data)
+        else:
+            self._write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+        tensor = TensorProto(name=name, data_type=element, dims=value.shape, data_location=TensorProto.EXTERNAL)
+        for key, entry in (("location", self._location), ("offset", start), ("length", self.size_bytes - start)):
+            tensor.external_data.add(key=key, value=str(entry))
+        return tensor
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._stream.write(data)
+        self._sha.update(data)
+        self.size_bytes += len(data)
