@@ -27,7 +27,7 @@ from blockwright.compile.flavour import STANDARD, Flavour, Matrix, Operators, Re
 from blockwright.compile.graph import Graph
 from blockwright.compile.standard import StandardOperators
 from blockwright.compile.weight_file import WeightFile
-from blockwright.spec import FFN, FP16, Attention, GatedFFN, LinearFFN, LinearMixer, Mixer, Model, NoOp
+from blockwright.spec import FFN, Attention, GatedFFN, LinearFFN, LinearMixer, Mixer, Model, NoOp
 
 _EMBEDDING = "model.embed_tokens.weight"
 
@@ -51,7 +51,7 @@ def decoder_graph(
     Raises:
         InputError: the flavour has no operator for the model.
     """
-    ops = _operators(model, flavour, Graph(store=store))
+    ops = _operators(model, flavour, Graph(store=store, activations=flavour.activations))
     graph = ops.graph
     graph.input("ids", "int64", ["batch", "tokens"])
     graph.input("last", "int64", ["batch"])
@@ -78,7 +78,7 @@ def _operators(model: Model, flavour: Flavour, graph: Graph) -> Operators:
     check_writable(model, flavour.name)
     match flavour.name:
         case "standard":
-            return StandardOperators(graph, model)
+            return StandardOperators(graph, model, "slots" if flavour.slots is None else flavour.slots)
         case "contrib":
             return ContribOperators(graph, model, flavour.accuracy_level)
         case _:
@@ -135,23 +135,26 @@ def _add_ffn(ops: Operators, index: int, ffn: FFN, residual: Residual, weights: 
 
 
 def _add_embedding(ops: Operators, weights: Weights) -> str:
-    """Adds the tokens' rows; beside integers the table is in fp32."""
+    """Adds the tokens' rows; beside integers the table is in what the graph computes in."""
     graph, table = ops.graph, ops.graph.stored("embedding", weights[_EMBEDDING], ops.model.embedding_weights)
-    if ops.model.embedding_weights != FP16:
+    if graph.is_wide(table):
         return graph.node("Gather", [table, "ids"], "embedded")
     return graph.node("Cast", [graph.node("Gather", [table, "ids"], "rows")], "embedded", to=TensorProto.FLOAT)
 
 
 def _add_head(ops: Operators, x_BD: str, weights: Weights) -> None:
     graph, model = ops.graph, ops.model
+    logits = "logits" if graph.activations == "float32" else "logits.half"
     name = _EMBEDDING if model.has_tied_embeddings else "lm_head.weight"
     if model.embedding_weights.group_size is not None:
         head = Matrix(name="head", weight_NK=weights[name], bias_N=None, weights=model.embedding_weights)
-        ops.linear(head, x_BD, "logits")
+        ops.linear(head, x_BD, logits)
     else:
         is_shared = model.has_tied_embeddings
         stored = "embedding" if is_shared else graph.stored("head", weights[name], model.embedding_weights)
-        graph.node("Gemm", [x_BD, graph.widened("head.wide", stored)], "logits", transB=1)
+        graph.node("Gemm", [x_BD, graph.widened("head.wide", stored)], logits, transB=1)
+    if logits != "logits":
+        graph.node("Cast", [logits], "logits", to=TensorProto.FLOAT)
     graph.output("logits", "float32", ["batch", model.vocab_size])
 
 

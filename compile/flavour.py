@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from blockwright.compile.graph import Graph
+from blockwright.compile.graph import Activations, Dimension, Graph
 from blockwright.errors import InputError
 from blockwright.spec import Attention, Format, Model
 
@@ -28,6 +28,10 @@ class Flavour:
     name: FlavourName
     accuracy_level: Literal[0, 4] = 4
     """Written into each MatMulNBits of ``contrib``; ``standard`` leaves it to the session."""
+    activations: Activations = "float32"
+    """Of ``standard``; ``contrib`` computes in float32."""
+    slots: int | None = None
+    """Of every cache in ``standard``; None for as many as it is given at run time, which TensorRT refuses."""
 
 
 STANDARD = Flavour(name="standard")
@@ -87,9 +91,10 @@ class Residual:
 class Operators(ABC):
     """Writes the pieces of a decoder into a graph, each flavour in its own operators."""
 
-    def __init__(self, graph: Graph, model: Model) -> None:
+    def __init__(self, graph: Graph, model: Model, slots: Dimension = "slots") -> None:
         self.graph = graph
         self.model = model
+        self.slots = slots
 
     @abstractmethod
     def declare_attention_inputs(self, num_positions: int) -> None:
@@ -119,13 +124,13 @@ class Operators(ABC):
 
     def norm(self, name: str, x: str, weight: np.ndarray) -> str:
         """Adds an RMS norm over the last axis."""
-        scale = self.graph.constant(f"{name}.weight", weight.astype(np.float32))
+        scale = self.graph.floats(f"{name}.weight", weight)
         return self.graph.node("RMSNormalization", [x, scale], f"{name}.normed", axis=-1, epsilon=self.model.norm_eps)
 
     def cache(self, index: int, mixer: Attention, word: str) -> tuple[str, str]:
         """Declares a layer's cache of keys or values; returns the names before and behind."""
         past, present = f"past_{word}_{index}", f"present_{word}_{index}"
-        shape: list[int | str] = ["batch", mixer.num_kv_heads, "slots", self.model.head_dim]
-        self.graph.input(past, "float32", shape)
-        self.graph.output(present, "float32", shape)
+        shape: list[Dimension] = ["batch", mixer.num_kv_heads, self.slots, self.model.head_dim]
+        self.graph.input(past, self.graph.activations, shape)
+        self.graph.output(present, self.graph.activations, shape)
         return past, present

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -17,13 +17,18 @@ from blockwright.spec import FP16, Format
 OPSET = 24
 IR_VERSION = 11
 Dimension = int | str
+Activations = Literal["float32", "float16", "bfloat16"]
+"""What a graph computes in: its hidden states, its cache, and all weights that are no integers."""
 
 _ELEMENT_TYPES = {
     "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
     "int64": TensorProto.INT64,
     "int32": TensorProto.INT32,
     "bool": TensorProto.BOOL,
 }
+_NUMBERS = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 _INTEGER_TYPES = {"int4": ml_dtypes.int4, "int8": np.int8}
 
 
@@ -33,6 +38,7 @@ class Graph:
 
     store: WeightFile | None = None
     """Where constants go as soon as they are made; None to keep them in the graph."""
+    activations: Activations = "float32"
     nodes: list[NodeProto] = field(default_factory=list)
     initializers: dict[str, TensorProto] = field(default_factory=dict)
     inputs: list[ValueInfoProto] = field(default_factory=list)
@@ -75,7 +81,7 @@ class Graph:
             return self.widened(name, self.stored(f"{name}.half" if weights == FP16 else name, weight_KN, weights))
         codes, scales = quantise_blocks(weight_KN, weights)
         self.constant(f"{name}.codes", codes.astype(_INTEGER_TYPES[weights.name]))
-        self.constant(f"{name}.scales", scales)
+        self.floats(f"{name}.scales", scales)
         return self.node(
             "DequantizeLinear",
             [f"{name}.codes", f"{name}.scales"],
@@ -85,22 +91,34 @@ class Graph:
         )
 
     def stored(self, name: str, value: np.ndarray, weights: Format) -> str:
-        """Keeps numbers in fp16 where that is the format, else in fp32.
+        """Keeps numbers in fp16 where that is the format, else in what the graph computes in.
 
         Raises:
             InputError: one is too large for fp16.
         """
-        is_half = weights == FP16
-        return self.constant(
-            name, as_type(name, value, np.float16) if is_half else value.astype(np.float32, copy=False)
-        )
+        is_half = weights == FP16 and self.activations == "float32"
+        return self.constant(name, as_type(name, value, np.float16)) if is_half else self.floats(name, value)
+
+    def floats(self, name: str, value: np.ndarray) -> str:
+        """Keeps numbers in what the graph computes in.
+
+        Raises:
+            InputError: one is too large for it.
+        """
+        if self.activations == "float32":
+            return self.constant(name, value.astype(np.float32, copy=False))
+        return self.constant(name, as_type(name, value, _NUMBERS[self.activations]))
+
+    def is_wide(self, name: str) -> bool:
+        """Whether a constant is stored in what the graph computes in."""
+        return self.initializers[name].data_type == _ELEMENT_TYPES[self.activations]
 
     def widened(self, name: str, source: str) -> str:
-        """A stored constant in fp32, under another name if it was stored in less."""
-        if self.initializers[source].data_type == TensorProto.FLOAT:
+        """A stored constant in what the graph computes in, under another name if it was stored in less."""
+        if self.is_wide(source):
             return source
         # ONNX Runtime does this once, when it opens the graph: the file is half as large, the work the same.
-        return self.node("Cast", [source], name, to=TensorProto.FLOAT)
+        return self.node("Cast", [source], name, to=_ELEMENT_TYPES[self.activations])
 
     def model(self) -> onnx.ModelProto:
         """The finished model."""

@@ -24,10 +24,10 @@ class StandardOperators(Operators):
         graph.input("positions", "int64", ["batch", "tokens"])
         graph.input("write_index", "int64", ["batch"])
         for reach in {b.mixer.reach: None for b in model.layers if isinstance(b.mixer, Attention)}:
-            graph.input(mask_name(reach), "bool", ["batch", 1, "tokens", "slots"])
+            graph.input(mask_name(reach), "bool", ["batch", 1, "tokens", self.slots])
         cosines, sines = rotary_tables(model.rope, model.head_dim, num_positions)
-        graph.constant("cosines", cosines)
-        graph.constant("sines", sines)
+        graph.floats("cosines", cosines)
+        graph.floats("sines", sines)
 
     def linear(self, matrix: Matrix, x: str, output: str) -> str:
         graph = self.graph
@@ -35,7 +35,7 @@ class StandardOperators(Operators):
         if matrix.bias_N is None:
             return graph.node("MatMul", [x, stored], output)
         product = graph.node("MatMul", [x, stored], f"{matrix.name}.product")
-        return graph.node("Add", [product, graph.constant(f"{matrix.name}.bias", matrix.bias_N)], output)
+        return graph.node("Add", [product, graph.floats(f"{matrix.name}.bias", matrix.bias_N)], output)
 
     def norm_of_sum(self, name: str, residual: Residual, weight: np.ndarray) -> tuple[Residual, str]:
         x = self.add(residual)
