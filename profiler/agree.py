@@ -4,8 +4,8 @@ Whole models and their parts tell of each other, at each point and in each forma
 
     time = fixed + mixers' scale · Σ their times + ffns' scale · Σ theirs
 
-Fitted to all whole models, with one part's time left free or one whole model left out, in turn. A row is refused where
-that alone brings the others to agree (`_AGREE`, and `_BETTER` times as well as before) and the row is off by more than
+Fitted to all whole models, with one part's time left free or one whole model left out, in turn. A row is odd where that
+alone brings the others to agree (`_AGREE`, and `_BETTER` times as well as before) and the row is off by more than
 `_FACTOR`. On the shipped profile whole models agree within 3 %; of its parts each made 3 times slower, all but the
 linear ones are found, which are too small to show in a whole model.
 """
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Profile, TimeRow, WholeRow
 from blockwright.profiler.check import describe
 
@@ -29,6 +28,26 @@ _ALIKE = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OddRow:
+    """A row, and what all others at its point make of it."""
+
+    row: TimeRow | WholeRow
+    expected_s: float
+    num_others: int
+    error: float
+    """The largest relative error of the others among themselves."""
+    before: float
+    """The same with this row."""
+
+    def __str__(self) -> str:
+        return (
+            f"{describe(self.row)}: {self.row.time_s:.3g} s, where the {self.num_others} other rows at this point say "
+            f"{self.expected_s:.3g} s and agree within {100 * self.error:.0f} %, with it within "
+            f"{100 * self.before:.0f} %: edited, or disturbed"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Fit:
     """What of the others' disagreement is left, and what they make of the row."""
 
@@ -37,12 +56,9 @@ class _Fit:
     expected_s: float
 
 
-def check_rows_agree(profile: Profile) -> None:
-    """Holds parts and whole models against each other.
-
-    Raises:
-        InputError: all but one row agree; names it.
-    """
+def odd_rows(profile: Profile) -> tuple[OddRow, ...]:
+    """Holds parts and whole models against each other; of each backend, format and point at most one row is odd."""
+    found: list[OddRow] = []
     for key in dict.fromkeys((row.backend, row.format, row.point) for row in profile.times):
         parts = [row for row in profile.times if (row.backend, row.format, row.point) == key]
         wholes = [row for row in profile.wholes if (row.backend, row.format, row.point) == key]
@@ -52,13 +68,10 @@ def check_rows_agree(profile: Profile) -> None:
         best = min(fits, key=lambda fit: fit.error)
         off = max(best.row.time_s, 1e-12) / max(best.expected_s, 1e-12)
         if best.error < min(_AGREE, before / _BETTER) and not 1 / _FACTOR < off < _FACTOR:
-            raise InputError(
-                f"profile {profile.name}: {describe(best.row)}, time_s",
-                got=f"{best.row.time_s:.3g} s",
-                expected=f"about {best.expected_s:.3g} s, on which all {len(parts) + len(wholes) - 1} other rows at "
-                f"this point agree within {100 * best.error:.0f} %, and with it within {100 * before:.0f} %",
-                remedy="It was edited, or disturbed: take an unharmed copy, or measure again.",
-            )
+            others = len(parts) + len(wholes) - 1
+            odd = OddRow(row=best.row, expected_s=best.expected_s, num_others=others, error=best.error, before=before)
+            found.append(odd)
+    return tuple(found)
 
 
 def _fits(parts: list[TimeRow], wholes: list[WholeRow]) -> tuple[float, list[_Fit]]:

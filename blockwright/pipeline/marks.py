@@ -6,14 +6,17 @@ from pathlib import Path
 from blockwright.hw_profiles.folder import write_profile
 from blockwright.hw_profiles.profile import Profile
 from blockwright.pipeline.console import say
+from blockwright.profiler.agree import odd_rows
 from blockwright.profiler.check import too_fast
 
 _MOST_SHOWN = 10
 
 
 def marks_of(profile: Profile) -> tuple[str, ...]:
-    """What was marked when the profile was written, and what is faster than its ceilings now that it is read."""
-    return tuple(dict.fromkeys([*profile.coverage.marked, *map(str, too_fast(profile))]))
+    """What was marked when the profile was written, and now that it is read what is faster than its ceilings allow, or
+    contradicted by all other rows."""
+    found = map(str, (*too_fast(profile), *odd_rows(profile)))
+    return tuple(dict.fromkeys([*profile.coverage.marked, *found]))
 
 
 def write_marked(profile: Profile, folder: Path) -> Profile:

@@ -9,9 +9,9 @@ from blockwright.errors import InputError
 from blockwright.files import digest_of, digest_of_files
 from blockwright.hw_profiles.folder import read_profile
 from blockwright.hw_profiles.profile import Backend, Profile
-from blockwright.pipeline.console import progress
+from blockwright.pipeline.console import progress, say
 from blockwright.pipeline.stage import Stage, check_is_no_folder, running, whole
-from blockwright.profiler.agree import check_rows_agree
+from blockwright.profiler.agree import odd_rows
 from blockwright.profiler.check import check_utilisation
 from blockwright.search.budget import parse_budget
 from blockwright.search.build import NO_RULES, Order, Rules, build_problem
@@ -101,7 +101,8 @@ def read_devices(profiles: Sequence[str | Path]) -> dict[str, Profile]:
         name, separator, file = str(text).rpartition("=") if not Path(text).exists() else ("", "", text)
         profile = read_profile(file)
         check_utilisation(profile)
-        check_rows_agree(profile)
+        for odd in odd_rows(profile):
+            say(f"note      profile {profile.name}: {odd}")
         name = name if separator else profile.name
         if name in devices:
             raise InputError(
