@@ -5,7 +5,7 @@ import platform
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import onnx
 
@@ -123,18 +123,10 @@ def build_engine(order: EngineOrder, checkpoint: Path, folder: Path) -> Engine:
     Raises:
         InputError: the checkpoint's weights or tokenizer are missing or broken.
     """
-    tokenizer = checkpoint / TOKENIZER_FILE
-    if not tokenizer.exists():
-        raise InputError(
-            str(tokenizer),
-            got="no such file",
-            expected="the tokenizer in the format of the tokenizers library",
-            remedy="Save it there with AutoTokenizer.from_pretrained(…).save_pretrained(…).",
-        )
-    stop_ids, start_id = _special_ids(read_json(checkpoint / "config.json"))
+    stop_ids, start_id = special_ids(checkpoint)
     with new_folder(folder) as temporary:
         engine = write_engine(order, read_weights(checkpoint), temporary, stop_ids, start_id)
-        shutil.copyfile(tokenizer, temporary / TOKENIZER_FILE)
+        shutil.copyfile(checkpoint / TOKENIZER_FILE, temporary / TOKENIZER_FILE)
     return engine
 
 
@@ -146,13 +138,7 @@ def write_engine(
     model = order.model if weights_format is None else with_format(order.model, weights_format)
     name = best_flavour(model) if order.flavour is None else order.flavour
     flavour = Flavour(name=name, accuracy_level=order.session.accuracy_level)
-    with new_file(folder / DATA_FILE) as temporary, temporary.open("wb") as stream:
-        store = WeightFile(stream, DATA_FILE)
-        graph = decoder_graph(model, weights, order.num_positions, flavour, store)
-    files = {
-        GRAPH_FILE: _write_graph(graph, folder),
-        DATA_FILE: StoredFile(size_bytes=store.size_bytes, sha256=store.sha256),
-    }
+    files = write_graph(model, weights, order.num_positions, flavour, folder)
     engine = Engine(
         schema_version=SCHEMA_VERSION,
         target="onnxruntime",
@@ -174,6 +160,19 @@ def write_engine(
     )
     write_json(folder / ENGINE_FILE, to_data(engine))
     return engine
+
+
+def write_graph(
+    model: Model, weights: Weights, num_positions: int, flavour: Flavour, folder: Path
+) -> dict[str, StoredFile]:
+    """Writes a decoder's graph, and its weights into a file beside it."""
+    with new_file(folder / DATA_FILE) as temporary, temporary.open("wb") as stream:
+        store = WeightFile(stream, DATA_FILE)
+        graph = decoder_graph(model, weights, num_positions, flavour, store)
+    return {
+        GRAPH_FILE: _write_graph(graph, folder),
+        DATA_FILE: StoredFile(size_bytes=store.size_bytes, sha256=store.sha256),
+    }
 
 
 def adopt_tuning(folder: Path, tuning: Tuning) -> Engine:
@@ -200,8 +199,7 @@ def read_engine(folder: Path) -> Engine:
         InputError: there is none, it is broken, or its graph is missing or cut short.
     """
     engine = from_data(Engine, read_json(folder / ENGINE_FILE), str(folder / ENGINE_FILE))
-    for name, stored in engine.files.items():
-        _check_same(folder / name, f"{_size_of(folder / name)} bytes", f"{stored.size_bytes} bytes")
+    check_sizes(folder, engine.files)
     size = _size_of_graph(folder)
     _check_same(folder / GRAPH_FILE, f"{size} bytes with its data", f"{engine.graph_bytes} bytes with its data")
     return engine
@@ -214,11 +212,22 @@ def read_whole_engine(folder: Path) -> Engine:
         InputError: one differs too.
     """
     engine = read_engine(folder)
-    for name, stored in engine.files.items():
+    check_digests(folder, engine.files)
+    return engine
+
+
+def check_sizes(folder: Path, files: dict[str, StoredFile]) -> None:
+    """Refuses files that are gone or cut short."""
+    for name, stored in files.items():
+        _check_same(folder / name, f"{_size_of(folder / name)} bytes", f"{stored.size_bytes} bytes")
+
+
+def check_digests(folder: Path, files: dict[str, StoredFile]) -> None:
+    """Refuses files of which a byte is another."""
+    for name, stored in files.items():
         with (folder / name).open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         _check_same(folder / name, f"SHA-256 {found}", f"SHA-256 {stored.sha256}")
-    return engine
 
 
 def _check_same(file: Path, got: str, expected: str) -> None:
@@ -242,7 +251,21 @@ def _size_of(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
 
 
-def _special_ids(config: dict[str, Any]) -> tuple[tuple[int, ...], int | None]:
+def special_ids(checkpoint: Path) -> tuple[tuple[int, ...], int | None]:
+    """The tokens that end a text and the one that begins it, of a checkpoint that can be shipped with its tokenizer.
+
+    Raises:
+        InputError: the tokenizer or the configuration is missing.
+    """
+    tokenizer = checkpoint / TOKENIZER_FILE
+    if not tokenizer.exists():
+        raise InputError(
+            str(tokenizer),
+            got="no such file",
+            expected="the tokenizer in the format of the tokenizers library",
+            remedy="Save it there with AutoTokenizer.from_pretrained(…).save_pretrained(…).",
+        )
+    config = read_json(checkpoint / "config.json")
     start_id, stop = config.get("bos_token_id"), config.get("eos_token_id")
     stop_ids = set(stop if isinstance(stop, list) else [] if stop is None else [stop])
     # Some models end a text with the token that begins the next one.
