@@ -2,12 +2,14 @@
 
 Writes a folder. For onnxruntime: the graph, its weights, the tokenizer and engine.json. For vllm, sglang, tensorrt-llm
 and transformers: a checkpoint, integers in it as compressed-tensors. For llama.cpp: model.gguf, with integers as Q8_0
-and Q4_0. What the target cannot load is refused before anything is written, layer by layer.
+and Q4_0. For tensorrt: a plan built by the installed TensorRT or TensorRT-RTX, with the graph it was built from. What
+the target cannot load is refused before anything is written, layer by layer.
 
   blockwright compile child --format int4 --out engine
   blockwright compile child --plan plan.json --out engine      # each layer in the format that the plan gives it
   blockwright compile child --target llama.cpp --format int4 --out gguf
   blockwright compile child --target vllm --format int4-g128 --out vllm
+  blockwright compile child --target tensorrt --format int4 --for sm86,sm89,sm120 --out tensorrt
 """
 
 import argparse
@@ -21,17 +23,21 @@ if TYPE_CHECKING:
     from blockwright.search.plan import Plan
 
 FLAVOURS = ("standard", "contrib")
-TARGETS = ("onnxruntime", "vllm", "sglang", "tensorrt-llm", "transformers", "llama.cpp")
+TARGETS = ("onnxruntime", "vllm", "sglang", "tensorrt-llm", "transformers", "llama.cpp", "tensorrt")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the sub-command's flags."""
     parser.add_argument("checkpoint", help="a checkpoint's folder, or a repository of the Hugging Face hub")
     parser.add_argument("--target", default="onnxruntime", choices=TARGETS, help="who runs it (default: onnxruntime)")
-    parser.add_argument("--format", help="of all layers: fp32, fp16, int8-g32, int4-g32, int4-g128 (default: fp32)")
+    parser.add_argument(
+        "--format", help="of all layers: fp32, fp16, int8-g32, int4-g32, int4-g128 (default: fp32, of tensorrt fp16)"
+    )
     parser.add_argument("--plan", type=Path, help="store each layer as this plan of the checkpoint says")
     parser.add_argument("--threads", type=int, help="threads of onnxruntime (default: 1)")
     parser.add_argument("--context", type=int, metavar="TOKENS", help="longest sequence (default: the checkpoint's)")
+    parser.add_argument("--for", dest="capabilities", metavar="SM", help="GPUs of a tensorrt engine, as sm86,sm120")
+    parser.add_argument("--batch", type=int, help="most sequences side by side in a tensorrt engine (default: 1)")
     parser.add_argument(
         "--flavour",
         choices=FLAVOURS,
@@ -59,9 +65,14 @@ def run(arguments: argparse.Namespace) -> None:
             expected="one of them, for a plan says the format of each layer",
             remedy="Leave one out.",
         )
-    weights = None if plan is not None else "fp32" if arguments.format is None else arguments.format
+    default = "fp16" if arguments.target == "tensorrt" else "fp32"
+    weights = None if plan is not None else default if arguments.format is None else arguments.format
     if arguments.target == "onnxruntime":
+        _refuse_given(arguments, "capabilities", "batch")
         _build(arguments, weights, plan)
+    elif arguments.target == "tensorrt":
+        _refuse_given(arguments, "threads", "flavour", "tune")
+        _build_for_tensorrt(arguments, weights, plan)
     else:
         _export(arguments, weights, plan)
 
@@ -92,17 +103,42 @@ def _build(arguments: argparse.Namespace, weights: str | None, plan: "Plan | Non
     print(f"next, blockwright generate {arguments.out} --prompt …")
 
 
-def _export(arguments: argparse.Namespace, weights: str | None, plan: "Plan | None") -> None:
-    from blockwright.pipeline.compile import export_checkpoint
+def _build_for_tensorrt(arguments: argparse.Namespace, weights: str | None, plan: "Plan | None") -> None:
+    from blockwright.pipeline.compile_tensorrt import TensorRtCompileOrder, compile_for_tensorrt
+    from blockwright.pipeline.recipe import check_at_least
 
-    for name in ("threads", "context", "flavour", "tune"):
+    if arguments.context is not None:
+        check_at_least("--context", arguments.context, 1)
+    most_sequences = 1 if arguments.batch is None else arguments.batch
+    check_at_least("--batch", most_sequences, 1)
+    order = TensorRtCompileOrder(
+        format=weights,
+        capabilities=None if arguments.capabilities is None else tuple(arguments.capabilities.split(",")),
+        num_positions=arguments.context,
+        most_sequences=most_sequences,
+    )
+    engine = compile_for_tensorrt(arguments.checkpoint, order, arguments.out, plan=plan)
+    size_mb = engine.files["model.plan"].size_bytes / 1e6
+    print(f"{arguments.out}: {engine.format} for {', '.join(engine.compute_capabilities)}, {size_mb:.2f} MB")
+    print(f"built by {engine.package} {engine.package_version} in {engine.build_s:.1f} s; opens in this version only")
+    print(f"next, on such a GPU, blockwright generate {arguments.out} --prompt …")
+
+
+def _refuse_given(arguments: argparse.Namespace, *names: str) -> None:
+    for name in names:
         if (given := getattr(arguments, name)) is not None:
             raise InputError(
-                f"--{name}",
+                "--for" if name == "capabilities" else f"--{name}",
                 got=f"{'it' if given is True else given} for {arguments.target}",
                 expected="no such setting in what it loads",
                 remedy=f"Leave it out, and tell {arguments.target} itself.",
             )
+
+
+def _export(arguments: argparse.Namespace, weights: str | None, plan: "Plan | None") -> None:
+    from blockwright.pipeline.compile import export_checkpoint
+
+    _refuse_given(arguments, "threads", "context", "flavour", "tune", "capabilities", "batch")
     export = export_checkpoint(arguments.checkpoint, arguments.target, weights, arguments.out, plan=plan)
     print(f"{arguments.out}: {export.format} for {export.target}, {sum(export.files.values()) / 1e6:.2f} MB")
     if export.scale_error:

@@ -7,14 +7,14 @@ from blockwright.compile.engine import Engine, EngineOrder, SessionSettings, bui
 from blockwright.compile.export import Export, ExportOrder, Target, read_export, write_export
 from blockwright.compile.flavour import FlavourName, check_writable
 from blockwright.errors import InputError
-from blockwright.files import digest_of
+from blockwright.files import digest_of, new_folder
 from blockwright.hw_profiles.device import installed_software, this_device
 from blockwright.pipeline.console import progress
 from blockwright.pipeline.inputs import Checkpoint, open_checkpoint
 from blockwright.pipeline.realise import checkpoint_spec
 from blockwright.pipeline.recipe import check_formats
 from blockwright.pipeline.stage import Stage, running, whole
-from blockwright.pipeline.tune import NUM_KINDS, tune_engine
+from blockwright.pipeline.tune import NUM_KINDS, check_can_be_tuned, tune_engine
 from blockwright.search.plan import Plan
 from blockwright.servable import STORABLE
 from blockwright.spec import FP32, Block, Format, Model, NoOp, parse_format, variant_name, with_format
@@ -56,39 +56,30 @@ def compile_checkpoint(
     weights, model = _stored(source, order, plan)
     if order.flavour is not None:
         check_writable(model, order.flavour)
-    if order.num_positions is not None and order.num_positions > source.spec.max_positions:
-        raise InputError(
-            "--context",
-            got=order.num_positions,
-            expected=f"at most the checkpoint's own, {source.spec.max_positions}",
-            remedy="Ask for a shorter one.",
-        )
+    check_context(source, order.num_positions)
     inputs = {"order": to_data(order), "checkpoint": source.digest, "stored": digest_of(to_data(model))}
+    num_positions = source.spec.max_positions if order.num_positions is None else order.num_positions
     if order.tunes:
+        check_can_be_tuned(num_positions)
         inputs |= {"device": this_device().digest, "software": digest_of(installed_software())}
-    stage = Stage(
-        name=f"compile-{output.name}",
-        output=output,
-        inputs=inputs,
-        home=home,
-        reads=whole(source.folder),
-    )
+    stage = Stage(name=f"compile-{output.name}", output=output, inputs=inputs, home=home, reads=whole(source.folder))
     if (before := stage.reuse(lambda: read_whole_engine(output))) is not None:
         return before
     built = EngineOrder(
         model=model,
         weights_format=weights,
-        num_positions=source.spec.max_positions if order.num_positions is None else order.num_positions,
+        num_positions=num_positions,
         session=SessionSettings(num_threads=order.threads),
         built_from=source.digest,
         flavour=order.flavour,
     )
     num_steps = 1 + NUM_KINDS * order.tunes
-    with running(stage), progress(f"compile {output.name}", num_steps) as advance:
-        engine = build_engine(built, source.folder, output)
+    # What stood there stays until the engine is tuned too.
+    with running(stage), progress(f"compile {output.name}", num_steps) as advance, new_folder(output) as folder:
+        engine = build_engine(built, source.folder, folder)
         advance()
         if order.tunes:
-            engine = tune_engine(output, advance)
+            engine = tune_engine(folder, advance)
     return engine
 
 
@@ -112,7 +103,7 @@ def export_checkpoint(
         assert weights is not None, "a format, or a plan that says it"
         model = with_format(source.spec, parse_format(weights))
     else:
-        _check_is_of(source, plan)
+        check_is_of(source, plan)
         model = plan.child
     order = ExportOrder(model=model, target=target, is_child=source.parent is None, built_from=source.digest)
     stage = Stage(
@@ -134,14 +125,25 @@ def _stored(source: Checkpoint, order: CompileOrder, plan: Plan | None) -> tuple
     if plan is None:
         assert order.format is not None, "a format, or a plan that says it"
         return parse_format(order.format), source.spec
-    _check_is_of(source, plan)
+    check_is_of(source, plan)
     parts = (part for block in plan.child.layers for part in (block.mixer, block.ffn))
     formats = {part.weights for part in parts if not isinstance(part, NoOp)} | {plan.child.embedding_weights}
     check_formats("plan: child", sorted(map(str, formats)), STORABLE)
     return None, plan.child
 
 
-def _check_is_of(source: Checkpoint, plan: Plan) -> None:
+def check_context(source: Checkpoint, num_positions: int | None) -> None:
+    """Refuses sequences longer than the checkpoint was made for."""
+    if num_positions is not None and num_positions > source.spec.max_positions:
+        raise InputError(
+            "--context",
+            got=num_positions,
+            expected=f"at most the checkpoint's own, {source.spec.max_positions}",
+            remedy="Ask for a shorter one.",
+        )
+
+
+def check_is_of(source: Checkpoint, plan: Plan) -> None:
     """Refuses a plan whose child has other blocks than the checkpoint, whatever they are stored in."""
     has, wanted = with_format(source.spec, FP32), checkpoint_spec(plan)
     if has == wanted:

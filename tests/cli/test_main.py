@@ -184,7 +184,10 @@ FLAGS = {
         "-o",
     ],
     "evaluate": ["--against", "--batch", "--json", "--limit", "--out", "--task-dir", "--tasks", "-o"],
-    "compile": ["--context", "--flavour", "--format", "--out", "--plan", "--target", "--threads", "--tune", "-o"],
+    "compile": [
+        *("--batch", "--context", "--flavour", "--for", "--format"),
+        *("--out", "--plan", "--target", "--threads", "--tune", "-o"),
+    ],
     "measure": ["--against", "--json", "--load", "--plan", "--seconds"],
     "generate": [
         "--no-stream",

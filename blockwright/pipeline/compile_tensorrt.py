@@ -1,0 +1,90 @@
+"""Stage: compile a checkpoint into a TensorRT engine."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from blockwright.compile.tensorrt_engine import (
+    TensorRtEngine,
+    TensorRtOrder,
+    build_tensorrt_engine,
+    read_tensorrt_engine,
+)
+from blockwright.compile.tensorrt_stored import stored_for_tensorrt
+from blockwright.compile.tensorrt_target import choose_capabilities, choose_package, gpu_capability
+from blockwright.files import digest_of
+from blockwright.pipeline.compile import check_context, check_is_of
+from blockwright.pipeline.console import progress
+from blockwright.pipeline.inputs import open_checkpoint
+from blockwright.pipeline.stage import Stage, running, whole
+from blockwright.search.plan import Plan
+from blockwright.spec import parse_format
+from blockwright.strict import to_data
+
+DEFAULT_POSITIONS = 4096
+"""Longest sequence unless told otherwise: the caches are as long from the first token on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRtCompileOrder:
+    """What to build."""
+
+    format: str | None
+    """Of all layers; None where a plan says how each is stored."""
+    capabilities: tuple[str, ...] | None = None
+    """As ``sm86``; None for what suits the installed TensorRT."""
+    num_positions: int | None = None
+    """Longest sequence; None for the checkpoint's own context, or 4096 where that is longer."""
+    most_sequences: int = 1
+
+
+def compile_for_tensorrt(
+    checkpoint: str, order: TensorRtCompileOrder, output: Path, plan: Plan | None = None
+) -> TensorRtEngine:
+    """Builds a TensorRT engine, or reads the one that was built before from the same inputs.
+
+    Args:
+        checkpoint: a child's or a parent's folder, or a repository of the Hugging Face hub.
+        order: what to build.
+        output: the engine's folder.
+        plan: says how each layer is stored, where the order names no format.
+
+    Raises:
+        InputError: the checkpoint is broken, the plan is not of its blocks, no TensorRT is installed that builds for
+            what was asked, or it refuses the network.
+    """
+    source = open_checkpoint(checkpoint)
+    check_context(source, order.num_positions)
+    if plan is not None:
+        check_is_of(source, plan)
+    weights = None if order.format is None else parse_format(order.format)
+    stored = stored_for_tensorrt(source.spec if plan is None else plan.child, weights)
+    gpu = gpu_capability()
+    package = choose_package(gpu)
+    capabilities = choose_capabilities(package, order.capabilities, gpu, stored.narrow)
+    default = min(DEFAULT_POSITIONS, source.spec.max_positions)
+    stage = Stage(
+        name=f"compile-{output.name}",
+        output=output,
+        inputs={
+            "order": to_data(order),
+            "checkpoint": source.digest,
+            "stored": digest_of(to_data(stored.model)),
+            "package": package.title,
+            "capabilities": list(capabilities),
+        },
+        reads=whole(source.folder),
+    )
+    if (before := stage.reuse(lambda: read_tensorrt_engine(output, is_whole=True))) is not None:
+        return before
+    built = TensorRtOrder(
+        stored=stored,
+        num_positions=default if order.num_positions is None else order.num_positions,
+        most_sequences=order.most_sequences,
+        package=package,
+        capabilities=capabilities,
+        built_from=source.digest,
+    )
+    with running(stage), progress(f"compile {output.name}", 1) as advance:
+        engine = build_tensorrt_engine(built, source.folder, output)
+        advance()
+    return engine

@@ -1,0 +1,245 @@
+"""Builds a TensorRT plan from a graph, in a process of its own: TensorRT aborts on some errors, and with it the caller.
+
+    python -m blockwright.compile.tensorrt_build request.json answer.json
+
+The answer is a `Built`, or what an InputError says. Full TensorRT needs a GPU to build, so with it this was never run.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from blockwright.compile.tensorrt_checks import Expected, check_network, layer_census
+from blockwright.compile.tensorrt_package import Package, PackageName, find_package
+from blockwright.errors import InputError
+from blockwright.files import new_file, read_json, write_json
+from blockwright.strict import from_data, to_data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRange:
+    """An optimisation profile: how many tokens of each sequence a run reads."""
+
+    name: Literal["prefill", "decode"]
+    fewest: int
+    typical: int
+    """What kernels are chosen for."""
+    most: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildRequest:
+    """What to build from which files."""
+
+    package: PackageName
+    graph: str
+    plan: str
+    capabilities: tuple[str, ...]
+    """As ``sm86``, of TensorRT-RTX; TensorRT builds for the GPU at hand."""
+    profiles: tuple[TokenRange, ...]
+    most_sequences: int
+    expected: Expected
+    timing_cache: str | None
+    """Times of kernels, read and written, so that the next build need not measure them. TensorRT only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """What became of it."""
+
+    census: dict[str, int]
+    is_attention_decomposed: bool
+    """TensorRT has no fused kernel for heads of this size, and writes out all scores instead."""
+    build_s: float
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Refused:
+    field: str
+    got: str
+    expected: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    built: Built | None = None
+    refused: _Refused | None = None
+
+
+def build_apart(request: BuildRequest, package: Package) -> Built:
+    """Builds in another process.
+
+    Raises:
+        InputError: TensorRT refuses the graph or cannot build it; or the process was killed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        order, answer_file = Path(folder) / "request.json", Path(folder) / "answer.json"
+        write_json(order, to_data(request))
+        done = subprocess.run(
+            [sys.executable, "-m", "blockwright.compile.tensorrt_build", str(order), str(answer_file)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        if not answer_file.exists():
+            raise _died(done, package)
+        answer = from_data(_Answer, read_json(answer_file), "answer of the build")
+    if answer.refused is not None:
+        refused = answer.refused
+        raise InputError(refused.field, got=refused.got, expected=refused.expected, remedy=refused.remedy)
+    assert answer.built is not None, "one of the two"
+    return answer.built
+
+
+def _died(done: subprocess.CompletedProcess[str], package: Package) -> InputError:
+    last_line = (done.stderr.strip().splitlines() or ["nothing said"])[-1]
+    was_killed = -done.returncode == signal.SIGKILL
+    how = f"signal {signal.Signals(-done.returncode).name}" if done.returncode < 0 else f"exit code {done.returncode}"
+    return InputError(
+        "build",
+        got=f"{package.title} ended with {how}: {last_line}",
+        expected="a plan, or an error",
+        remedy="Give it more memory: the system ends what takes too much."
+        if was_killed
+        else "Try another version of TensorRT, or another format.",
+    )
+
+
+def build(request: BuildRequest, package: Package) -> Built:
+    """Builds in this process, and writes the plan.
+
+    Raises:
+        InputError: TensorRT refuses the graph or cannot build it; says why in its own words.
+    """
+    start, trt = time.perf_counter(), package.trt
+    log = _log(trt)
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(request.graph):
+        raise _unparsed(parser, package)
+    check_network(network, request.expected, package.title)
+    config = builder.create_builder_config()
+    for profile in request.profiles:
+        config.add_optimization_profile(_shapes(builder, network, profile, request.most_sequences))
+    if package.name == "tensorrt_rtx":
+        config.num_compute_capabilities = len(request.capabilities)
+        for index, name in enumerate(request.capabilities):
+            config.set_compute_capability(trt.ComputeCapability.__members__[name.upper()], index)
+    timings = None if request.timing_cache is None else Path(request.timing_cache)
+    if timings is not None:
+        known = timings.read_bytes() if timings.exists() else b""
+        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+    plan = builder.build_serialized_network(network, config)
+    has_no_kernel = plan is None and any("is_decomposable" in error for error in log.errors)
+    if has_no_kernel:
+        _decompose(network, trt)
+        plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise _unbuilt(log.errors, package)
+    with new_file(Path(request.plan)) as temporary:
+        temporary.write_bytes(plan)
+    if timings is not None:
+        timings.write_bytes(config.get_timing_cache().serialize())
+    return Built(
+        census=layer_census(network),
+        is_attention_decomposed=has_no_kernel,
+        build_s=time.perf_counter() - start,
+        warnings=tuple(dict.fromkeys(log.warnings)),
+    )
+
+
+def _decompose(network: Any, trt: Any) -> None:
+    """Lets TensorRT write attention as products and a softmax, which it does not unless told so."""
+    for layer in (network.get_layer(index) for index in range(network.num_layers)):
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            layer.__class__ = trt.IAttentionInputLayer  # how its Python interface casts a layer
+            layer.attention.decomposable = True
+
+
+def _log(trt: Any) -> Any:
+    class Log(trt.ILogger):
+        """Keeps what TensorRT says, instead of printing it."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+            self.warnings: list[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                self.errors.append(msg)
+            elif severity == trt.ILogger.WARNING:
+                self.warnings.append(msg)
+
+    return Log()
+
+
+def _shapes(builder: Any, network: Any, tokens: TokenRange, most_sequences: int) -> Any:
+    """A profile over all inputs: their first dimension is the batch, any other that is open the tokens."""
+    profile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        bounds = ((1, tokens.fewest), (1, tokens.typical), (most_sequences, tokens.most))
+        shapes = [
+            tuple(size if size >= 0 else open_sizes[axis > 0] for axis, size in enumerate(tensor.shape))
+            for open_sizes in bounds
+        ]
+        profile.set_shape(tensor.name, *shapes)
+    return profile
+
+
+def _unparsed(parser: Any, package: Package) -> InputError:
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    first = errors[0]
+    return InputError(
+        f"graph: {first.node_name()} ({first.node_operator()})" if first.node_name() else "graph",
+        got=_words(first.desc()),
+        expected=f"a graph that {package.title} parses",
+        remedy="Choose another format or another block, or a newer TensorRT.",
+    )
+
+
+def _unbuilt(errors: list[str], package: Package) -> InputError:
+    said = [_words(error) for error in errors] or ["nothing said"]
+    is_memory = any("out of memory" in each.lower() for each in said)
+    return InputError(
+        "build",
+        got=said[0],
+        expected=f"a network that {package.title} builds",
+        remedy="Free memory, or build with a shorter --context."
+        if is_memory
+        else "Choose other compute capabilities, another format or another block.",
+    )
+
+
+def _words(message: str) -> str:
+    """A message on one line, without what building in the absence of a GPU adds."""
+    lines = [line.strip() for line in message.splitlines() if line.strip() and "catchCudaError" not in line]
+    return " ".join(lines)[:400] or message[:400]
+
+
+def main(argv: list[str]) -> int:
+    """Reads a request, builds, and writes the answer."""
+    order, answer_file = map(Path, argv)
+    request = from_data(BuildRequest, read_json(order), str(order))
+    try:
+        answer = _Answer(built=build(request, find_package((request.package,))))
+    except InputError as error:
+        refused = _Refused(field=error.field, got=str(error.got), expected=error.expected, remedy=error.remedy)
+        answer = _Answer(refused=refused)
+    write_json(answer_file, to_data(answer))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

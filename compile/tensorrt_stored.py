@@ -1,0 +1,106 @@
+"""How a model's weights are stored for TensorRT, and what stands in the way.
+
+TensorRT keeps int4 in groups of 16 to 128, and nothing else that is narrower than what it computes in: int8 in groups
+is multiplied out to fp16, groups of 256 too (TensorRT-RTX 1.7.1, by the size of the plan). So the token embedding and
+the head are in fp16 or bf16 whatever the layers are, and the layers in one of these or in int4.
+"""
+
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+from blockwright.compile.graph import Activations
+from blockwright.errors import InputError
+from blockwright.spec import (
+    FP16,
+    Attention,
+    Format,
+    GatedFFN,
+    LinearFFN,
+    LinearMixer,
+    Model,
+    NoOp,
+    with_format,
+)
+
+BF16 = Format(name="bf16")
+LARGEST_GROUP = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """A model as TensorRT has it."""
+
+    model: Model
+    activations: Activations
+
+    @property
+    def narrow(self) -> tuple[str, ...]:
+        """What older GPUs have no arithmetic for."""
+        has_int4 = any(part.weights.name == "int4" for _, part in _parts(self.model))
+        return ("int4",) * has_int4 + ("bf16",) * (self.activations == "bfloat16")
+
+
+def stored_for_tensorrt(model: Model, weights: Format | None) -> Stored:
+    """The model in a format of all layers, or as it says itself, with embedding and head beside it.
+
+    Raises:
+        InputError: TensorRT does not keep a layer's format; names the layers.
+    """
+    model = model if weights is None else with_format(model, weights)
+    found = [f"layer {index}: {reason}" for index, part in _parts(model) if (reason := _obstacle(model, part))]
+    names = {part.weights.name for _, part in _parts(model)}
+    if {"fp16", "bf16"} <= names:
+        found.append("fp16 and bf16 in one network")
+    if found:
+        raise InputError(
+            "--format" if weights is not None else "plan: child",
+            got="; ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else ""),
+            expected="fp16 or bf16, or int4 in groups of 16 to 128 that divide a matrix's inputs",
+            remedy="Compile with --format fp16, int4-g32 or int4-g128, whichever fits the widths.",
+        )
+    is_brain = "bf16" in names or (not names and model.embedding_weights == BF16)
+    return Stored(
+        model=replace(model, embedding_weights=BF16 if is_brain else FP16),
+        activations="bfloat16" if is_brain else "float16",
+    )
+
+
+def _parts(model: Model) -> list[tuple[int, Attention | LinearMixer | GatedFFN | LinearFFN]]:
+    return [
+        (index, part)
+        for index, block in enumerate(model.layers)
+        for part in (block.mixer, block.ffn)
+        if not isinstance(part, NoOp)
+    ]
+
+
+def _obstacle(model: Model, part: Attention | LinearMixer | GatedFFN | LinearFFN) -> str | None:
+    weights, word = part.weights, "a mixer" if isinstance(part, Attention | LinearMixer) else "an ffn"
+    match weights.name:
+        case "fp16" | "bf16":
+            return None
+        case "fp32":
+            return f"{word} in fp32, in which TensorRT has no attention"
+        case "int8":
+            return f"{word} in {weights}, which TensorRT multiplies out to fp16"
+        case "int4":
+            pass
+        case _:
+            assert_never(weights.name)
+    assert weights.group_size is not None, "int4 has one"
+    if weights.group_size > LARGEST_GROUP:
+        return f"{word} in {weights}, which TensorRT multiplies out to fp16"
+    odd = [size for size in _num_inputs(model, part) if size % weights.group_size]
+    return f"{word} in {weights} with {odd[0]} inputs, which is no whole number of groups" if odd else None
+
+
+def _num_inputs(model: Model, part: Attention | LinearMixer | GatedFFN | LinearFFN) -> list[int]:
+    match part:
+        case Attention():
+            return [model.hidden_size, model.num_heads * model.head_dim]
+        case GatedFFN(width=width):
+            return [model.hidden_size, width]
+        case LinearMixer() | LinearFFN():
+            return [model.hidden_size]
+        case _:
+            assert_never(part)

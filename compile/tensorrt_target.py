@@ -1,0 +1,79 @@
+"""Which GPUs an engine is built for, and by which TensorRT."""
+
+import re
+from collections.abc import Sequence
+
+import torch
+
+from blockwright.compile.tensorrt_package import Package, find_package
+from blockwright.errors import InputError
+
+DEFAULT_CAPABILITIES = ("sm80", "sm86", "sm89", "sm120")
+"""What TensorRT-RTX builds for unless told otherwise: A100, and the consumer's of three generations."""
+
+_FIRST_WITH_INT4_AND_BF16 = 80
+"""TensorRT-RTX 1.7.1 says so itself: «Cannot compile for target(s) sm75, because the model contains HW-specific
+datatypes: int4», and so for bf16."""
+
+_ELSEWHERE = {
+    "sm87": "A Jetson Orin is served by TensorRT: compile on it, with TensorRT 10.15 or later (JetPack 7.2).",
+    "sm110": "A Jetson Thor is served by TensorRT: compile on it (JetPack 7).",
+}
+
+
+def gpu_capability() -> str | None:
+    """Of the GPU at hand, as ``sm86``; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm{major}{minor}"
+
+
+def choose_package(gpu: str | None) -> Package:
+    """The installed TensorRT that can build here: without a GPU only TensorRT-RTX can.
+
+    Raises:
+        InputError: there is none.
+    """
+    return find_package(("tensorrt", "tensorrt_rtx") if gpu else ("tensorrt_rtx", "tensorrt"))
+
+
+def choose_capabilities(
+    package: Package, asked: Sequence[str] | None, gpu: str | None, narrow: Sequence[str]
+) -> tuple[str, ...]:
+    """What to build for.
+
+    Args:
+        package: who builds.
+        asked: as ``sm86``; None for what suits.
+        gpu: at hand.
+        narrow: which of int4 and bf16 the engine holds.
+
+    Raises:
+        InputError: the package does not build for one of them, or not here.
+    """
+    for name in asked or ():
+        if not re.fullmatch(r"sm\d{2,3}", name):
+            raise _refused(repr(name), "compute capabilities as sm86,sm120", "Write them so.")
+    if package.name == "tensorrt":
+        if gpu is None or (asked and tuple(asked) != (gpu,)):
+            wanted = f"{', '.join(asked)} with " if asked else ""
+            raise _refused(
+                wanted + ("no GPU" if gpu is None else f"an {gpu} here"),
+                f"the GPU at hand, for {package.title} builds for no other",
+                "Compile on that GPU, or with TensorRT-RTX, which needs none: pip install 'blockwright[tensorrt-rtx]'.",
+            )
+        return (gpu,)
+    known = [name.lower() for name in package.trt.ComputeCapability.__members__ if name.startswith("SM")]
+    chosen = tuple(dict.fromkeys(asked)) if asked else tuple(name for name in DEFAULT_CAPABILITIES if name in known)
+    for name in chosen:
+        if name not in known:
+            remedy = _ELSEWHERE.get(name, "Compile with TensorRT on that GPU, or leave it out.")
+            raise _refused(name, f"some of {', '.join(known)}, which {package.title} builds for", remedy)
+        if narrow and int(name[2:]) < _FIRST_WITH_INT4_AND_BF16:
+            raise _refused(f"{name} with {' and '.join(narrow)}", "sm80 or later for these", "Compile with fp16.")
+    return chosen
+
+
+def _refused(got: str, expected: str, remedy: str) -> InputError:
+    return InputError("--for", got=got, expected=expected, remedy=remedy)

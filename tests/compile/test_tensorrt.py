@@ -1,0 +1,263 @@
+"""TensorRT plans, really parsed and built, which TensorRT-RTX does without a GPU; nothing here can run one."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import save_file
+
+from blockwright.cli.main import main
+from blockwright.compile.decoder import decoder_graph
+from blockwright.compile.engine import GRAPH_FILE, TOKENIZER_FILE
+from blockwright.compile.flavour import Flavour
+from blockwright.compile.tensorrt_build import BuildRequest, TokenRange, build, build_apart
+from blockwright.compile.tensorrt_checks import expected_of
+from blockwright.compile.tensorrt_engine import (
+    PLAN_FILE,
+    TensorRtOrder,
+    build_tensorrt_engine,
+    read_tensorrt_engine,
+    token_ranges,
+)
+from blockwright.compile.tensorrt_package import find_package
+from blockwright.compile.tensorrt_stored import stored_for_tensorrt
+from blockwright.errors import InputError
+from blockwright.llama import llama
+from blockwright.profiler.synthetic import random_weights
+from blockwright.spec import (
+    Attention,
+    Block,
+    GatedFFN,
+    LinearFFN,
+    LinearMixer,
+    Model,
+    NoOp,
+    Rope,
+    Window,
+    parse_format,
+)
+
+try:
+    PACKAGE = find_package(("tensorrt_rtx",))
+except InputError as absent:
+    pytest.skip(f"TensorRT-RTX is needed (the extra tensorrt-rtx): {absent.got}", allow_module_level=True)
+
+GPUS = ("sm86", "sm89", "sm120")
+CONTEXT = 128
+LLAMA3 = (
+    ("factor", 8.0),
+    ("high_freq_factor", 4.0),
+    ("low_freq_factor", 1.0),
+    ("original_max_position_embeddings", 32.0),
+)
+HETEROGENEOUS = (
+    Block(mixer=NoOp(), ffn=GatedFFN(width=512)),
+    Block(mixer=Attention(num_kv_heads=4), ffn=GatedFFN(width=256)),
+    Block(mixer=LinearMixer(), ffn=LinearFFN()),
+    Block(mixer=Attention(num_kv_heads=1), ffn=NoOp()),
+    Block(mixer=NoOp(), ffn=NoOp()),
+    Block(mixer=Attention(num_kv_heads=2, reach=Window(num_tokens=16)), ffn=GatedFFN(width=128)),
+)
+HOMOGENEOUS = (Block(mixer=Attention(num_kv_heads=2), ffn=GatedFFN(width=256)),) * 2
+PLAIN = llama(HETEROGENEOUS, hidden_size=128, num_heads=4, head_dim=32, vocab_size=256, max_positions=CONTEXT)
+SMALL = replace(PLAIN, layers=HOMOGENEOUS)
+MODELS: dict[str, tuple[Model, str]] = {
+    "homogeneous": (SMALL, "fp16"),
+    "heterogeneous": (PLAIN, "fp16"),
+    "heterogeneous in bf16": (PLAIN, "bf16"),
+    "heterogeneous in int4": (PLAIN, "int4-g32"),
+    "untied with biases in groups of 128": (
+        replace(PLAIN, has_tied_embeddings=False, has_qkv_bias=True, has_output_bias=True, has_ffn_bias=True),
+        "int4-g128",
+    ),
+    "norms on queries and keys": (replace(SMALL, family="qwen3", has_qk_norm=True), "int4-g32"),
+    "llama 3's rope": (replace(SMALL, rope=Rope(theta=5e5, scaling="llama3", parameters=LLAMA3)), "fp16"),
+    "no attention": (replace(PLAIN, layers=(HETEROGENEOUS[0], HETEROGENEOUS[2])), "int4-g64"),
+}
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Callable[[Model], Path]:
+    def write(model: Model) -> Path:
+        folder = tmp_path / "checkpoint"
+        folder.mkdir()
+        save_file(random_weights(model), folder / "model.safetensors")
+        (folder / TOKENIZER_FILE).write_text("{}")
+        (folder / "config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2}))
+        return folder
+
+    return write
+
+
+def _order(model: Model, text: str, **changes: Any) -> TensorRtOrder:
+    order = TensorRtOrder(
+        stored=stored_for_tensorrt(model, parse_format(text)),
+        num_positions=CONTEXT,
+        most_sequences=2,
+        package=PACKAGE,
+        capabilities=GPUS,
+        built_from="digest",
+    )
+    return replace(order, **changes)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_children_parse_and_build_with_every_layer_they_have(
+    name: str, checkpoint: Callable[[Model], Path], tmp_path: Path
+) -> None:
+    model, text = MODELS[name]
+    engine = build_tensorrt_engine(_order(model, text), checkpoint(model), tmp_path / "engine")
+    assert read_tensorrt_engine(tmp_path / "engine", is_whole=True) == engine
+    assert not engine.is_attention_decomposed
+    assert (engine.compute_capabilities, engine.slots, engine.package_version) == (GPUS, CONTEXT, PACKAGE.version)
+    num_attentions = sum(isinstance(block.mixer, Attention) for block in model.layers)
+    attentions = {
+        "ATTENTION_INPUT": num_attentions,
+        "ATTENTION_OUTPUT": num_attentions,
+        "KV_CACHE_UPDATE": 2 * num_attentions,
+        "ROTARY_EMBEDDING": 2 * num_attentions,
+    }
+    assert {kind: engine.census.get(kind, 0) for kind in attentions} == attentions
+    graph = onnx.load(tmp_path / "engine" / GRAPH_FILE, load_external_data=False).graph
+    num_integers = sum(node.op_type == "DequantizeLinear" for node in graph.node)
+    assert engine.census.get("DEQUANTIZE", 0) == num_integers
+    assert (num_integers > 0) == text.startswith("int4")
+
+
+def _request(folder: Path, model: Model, text: str = "fp16", **changes: Any) -> BuildRequest:
+    """Of a graph written into a folder, with a profile."""
+    stored = stored_for_tensorrt(model, parse_format(text))
+    flavour = Flavour(name="standard", activations=stored.activations, slots=CONTEXT)
+    onnx.save_model(decoder_graph(stored.model, random_weights(model), CONTEXT, flavour), folder / GRAPH_FILE)
+    request = BuildRequest(
+        package=PACKAGE.name,
+        graph=str(folder / GRAPH_FILE),
+        plan=str(folder / PLAN_FILE),
+        capabilities=GPUS,
+        profiles=token_ranges(CONTEXT)[:1],
+        most_sequences=1,
+        expected=expected_of(stored.model),
+        timing_cache=None,
+    )
+    return replace(request, **changes)
+
+
+def test_a_plan_is_hardly_larger_than_its_integers(tmp_path: Path) -> None:
+    """4.2 million weights in int4, a sixteenth in anything else: in fp16 they would be 8.4 MB."""
+    layers = (Block(mixer=Attention(num_kv_heads=4), ffn=GatedFFN(width=8192)),) * 2
+    request = _request(tmp_path, replace(PLAIN, layers=layers, hidden_size=512, head_dim=128), "int4-g128")
+    graph_bytes = (tmp_path / GRAPH_FILE).stat().st_size
+    one_token = TokenRange(name="decode", fewest=1, typical=1, most=1)
+    build(replace(request, profiles=(one_token,)), PACKAGE)
+    assert (tmp_path / PLAN_FILE).stat().st_size < 1.1 * graph_bytes + 6e6
+
+
+def test_two_profiles_keep_one_copy_of_the_weights(tmp_path: Path) -> None:
+    layers = (Block(mixer=NoOp(), ffn=GatedFFN(width=65536)),)
+    request = _request(tmp_path, replace(PLAIN, layers=layers), profiles=token_ranges(CONTEXT))
+    graph_bytes = (tmp_path / GRAPH_FILE).stat().st_size
+    build(request, PACKAGE)
+    assert 4e7 < graph_bytes < (tmp_path / PLAN_FILE).stat().st_size < 1.4 * graph_bytes
+
+
+def _edited(request: BuildRequest, edit: Callable[[onnx.GraphProto], None]) -> BuildRequest:
+    model = onnx.load(request.graph)
+    edit(model.graph)
+    onnx.save_model(model, request.graph)
+    return request
+
+
+def _without_mask(graph: onnx.GraphProto) -> None:
+    for node in graph.node:
+        if node.op_type == "Attention":
+            node.input[3] = ""
+            node.attribute.append(helper.make_attribute("is_causal", 1))
+
+
+def _with_surplus(graph: onnx.GraphProto) -> None:
+    graph.input.append(helper.make_tensor_value_info("surplus", TensorProto.INT64, ["batch"]))
+
+
+def _with_a_stranger(graph: onnx.GraphProto) -> None:
+    graph.node.insert(0, helper.make_node("Stranger", ["ids"], ["strange"], name="stranger"))
+
+
+def _in_uint4(graph: onnx.GraphProto) -> None:
+    for index, each in enumerate(graph.initializer):
+        if each.name == "model.layers.0.mlp.up_proj.weight.codes":
+            codes = numpy_helper.to_array(each).astype(np.int8).clip(0)
+            graph.initializer[index].CopyFrom(helper.make_tensor(each.name, TensorProto.UINT4, codes.shape, codes))
+
+
+@pytest.mark.parametrize(
+    ("edit", "field", "complaint"),
+    [
+        (_without_mask, "network", "model.layers.0.self_attn.attended_AttentionInput without a mask"),
+        (_with_surplus, "network", "an input surplus that no layer reads"),
+        (_in_uint4, "graph", "UNSUPPORTED_NODE"),
+        (_in_uint4, "graph", "model.layers.0.mlp.up_proj.weight.codes"),
+        (_with_a_stranger, "graph: stranger (Stranger)", "Plugin not found"),
+    ],
+)
+def test_what_tensorrt_would_drop_or_refuse_is_refused_with_its_place(
+    edit: Callable[[onnx.GraphProto], None], field: str, complaint: str, tmp_path: Path
+) -> None:
+    request = _edited(_request(tmp_path, SMALL, "int4-g32"), edit)
+    with pytest.raises(InputError) as refused:
+        build_apart(request, PACKAGE)
+    assert refused.value.field == field
+    assert complaint in str(refused.value.got)
+    assert not Path(request.plan).exists()
+
+
+def test_a_network_with_fewer_layers_than_its_model_is_refused(tmp_path: Path) -> None:
+    request = _request(tmp_path, SMALL)
+    more = replace(request.expected, num_integer_matrices=1)
+    with pytest.raises(InputError, match=r"0 layers of DEQUANTIZE.*expected 1"):
+        build(replace(request, expected=more), PACKAGE)
+
+
+def test_what_cannot_be_built_is_told_in_tensorrts_own_words(tmp_path: Path) -> None:
+    request = _request(tmp_path, SMALL, "int4-g32", capabilities=("sm75",))
+    with pytest.raises(InputError, match=r"Cannot compile for target\(s\) sm75.*int4"):
+        build_apart(request, PACKAGE)
+
+
+def test_a_build_that_is_killed_is_an_error_and_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = _request(tmp_path, SMALL)
+    shot = tmp_path / "python"
+    shot.write_text("#!/bin/sh\necho terminate called >&2\nkill -ABRT $$\n")
+    shot.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(shot))
+    with pytest.raises(InputError, match="SIGABRT: terminate called"):
+        build_apart(request, PACKAGE)
+
+
+def test_a_failed_build_leaves_the_engine_that_stood_there(checkpoint: Callable[[Model], Path], tmp_path: Path) -> None:
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    (folder / "kept").write_text("")
+    with pytest.raises(InputError, match="sm75"):
+        build_tensorrt_engine(_order(SMALL, "int4-g32", capabilities=("sm75",)), checkpoint(SMALL), folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "engine"]
+    assert [path.name for path in folder.iterdir()] == ["kept"]
+
+
+def test_the_command_builds_and_says_what_generating_lacks(
+    small_parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = tmp_path / "engine"
+    words = ["compile", str(small_parent), "--target", "tensorrt", "--for", "sm86", "--out", str(engine)]
+    assert main(words) == 0
+    built = read_tensorrt_engine(engine)
+    assert (built.format, built.compute_capabilities) == ("fp16", ("sm86",))
+    assert built.is_attention_decomposed, "heads of 8 have no kernel of their own"
+    before = (engine / PLAN_FILE).stat().st_mtime_ns
+    assert main(words) == 0, "and is not built twice"
+    assert (engine / PLAN_FILE).stat().st_mtime_ns == before
