@@ -94,8 +94,9 @@ class Stage:
 def running(stage: Stage) -> Iterator[Path]:
     """Gives the folder for unfinished work; after the block the stage counts as done and the folder is gone.
 
-    The block must write the output itself, whole or not at all. Work left by the same stage with other inputs stays
-    until then: it may hold the last good state of a training whose settings were changed for it.
+    The block must write the output itself, whole or not at all. Meanwhile no earlier inputs count as done: a block that
+    is stopped after it has written would leave their entry beside another output. Work left by the same stage with
+    other inputs stays until then: it may hold the last good state of a training whose settings were changed for it.
 
     Raises:
         InputError: a whole run, the same stage, or one that touches the same files is at work in the same folder.
@@ -103,9 +104,12 @@ def running(stage: Stage) -> Iterator[Path]:
     with at_work(stage.folder, stage.name, stage.output, stage.reads):
         started = time.monotonic()
         stage.work.mkdir(exist_ok=True)
+        stood, before = _stamps(stage.output), _take_out(stage)
         try:
             yield stage.work
         except BaseException:
+            if before is not None and _stamps(stage.output) == stood:
+                _enter(stage, before)
             with contextlib.suppress(OSError):
                 stage.work.rmdir()  # only where there is no work in it yet
             raise
@@ -118,11 +122,32 @@ def running(stage: Stage) -> Iterator[Path]:
             "inputs": stage.inputs,
             "software": installed_software() | {"blockwright": blockwright.__version__},
         }
-        with entering(stage.folder):
-            write_json(stage.folder / MANIFEST, read_manifest(stage.folder) | {stage.name: entry})
+        _enter(stage, entry)
         for work in stage.folder.glob(f".{stage.name}-" + _KEY_DIGITS * "[0-9a-f]"):
             shutil.rmtree(work, ignore_errors=True)
         say(f"{stage.name:<9} {seconds:4.0f} s  {stage.output}")
+
+
+def _enter(stage: Stage, entry: dict[str, Any]) -> None:
+    with entering(stage.folder):
+        write_json(stage.folder / MANIFEST, read_manifest(stage.folder) | {stage.name: entry})
+
+
+def _take_out(stage: Stage) -> dict[str, Any] | None:
+    """Takes the entry of a stage's output out of the manifest; None where there is none."""
+    with entering(stage.folder):
+        manifest = read_manifest(stage.folder)
+        if manifest.get(stage.name, {}).get("output") != stage.place:
+            return None
+        entry = manifest.pop(stage.name)
+        write_json(stage.folder / MANIFEST, manifest)
+        return entry
+
+
+def _stamps(output: Path) -> dict[Path, tuple[int, int]]:
+    """What changes when a file of an output is written anew, at the cost of a look at each."""
+    looks = {path: path.stat() for path in (output, *output.rglob("*")) if path.exists()}
+    return {path: (look.st_ino, look.st_mtime_ns) for path, look in looks.items()}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from blockwright.compile.engine import Engine, SessionSettings, Tried, Tuning, adopt_tuning, read_engine
 from blockwright.cost import Load
+from blockwright.errors import InputError
 from blockwright.hw_profiles.device import this_device
 from blockwright.profiler.clock import Samples, timing_of
 from blockwright.profiler.tuning import SettingsSamples, TuningRequest, sample_settings
@@ -24,6 +25,7 @@ SECONDS = 0.3
 _TURNS = 2
 _HALF_TOKENS = 128
 """Of the prompt, and of what is written, where the engine's context is so long."""
+_LEAST_POSITIONS = 2
 
 Choices = Callable[[SessionSettings], list[SessionSettings]]
 """What to compare with settings: they themselves and others that differ in one kind."""
@@ -56,6 +58,21 @@ def tune_engine(folder: Path, on_kind: Callable[[], object] = lambda: None) -> E
         best = tuning.fastest.settings if tuning.tried else best
         on_kind()
     return adopt_tuning(folder, tuning)
+
+
+def check_can_be_tuned(num_positions: int) -> None:
+    """Refuses an engine that is too short to read a token and to write one.
+
+    Raises:
+        InputError: it is.
+    """
+    if num_positions < _LEAST_POSITIONS:
+        raise InputError(
+            "--context",
+            got=num_positions,
+            expected=f"at least {_LEAST_POSITIONS} with --tune, which reads a token and writes one",
+            remedy="Ask for a longer one, or compile without --tune.",
+        )
 
 
 def print_tuning(tuning: Tuning) -> None:

@@ -29,6 +29,33 @@ def test_another_output_of_the_same_stage_does_not_count_for_this_one(tmp_path: 
     assert not Stage(name="search", output=tmp_path / "a.json", inputs={"budget": 60}).is_done()
 
 
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_what_was_replaced_by_a_stage_that_then_failed_is_not_taken_for_what_stood_there(
+    is_folder: bool, tmp_path: Path
+) -> None:
+    output = tmp_path / "plan"
+    first, other = (Stage(name="search", output=output, inputs={"budget": budget}) for budget in (40, 60))
+    with running(first):
+        if is_folder:
+            output.mkdir()
+        (output / "plan.json" if is_folder else output).write_text("40")
+    with pytest.raises(KeyboardInterrupt), running(other):
+        assert not first.is_done() and not other.is_done(), "a kill here leaves one beside the other's output"
+        raise KeyboardInterrupt
+    assert first.is_done(), "its output still stands there"
+    with pytest.raises(KeyboardInterrupt), running(other):
+        (output / "plan.json" if is_folder else output).write_text("60")
+        raise KeyboardInterrupt
+    assert not first.is_done() and not other.is_done()
+
+
+def test_a_stage_that_failed_spares_the_entry_of_its_other_output(tmp_path: Path) -> None:
+    stage = _run(tmp_path / "a.json", budget=40)
+    with pytest.raises(KeyboardInterrupt), running(Stage(name="search", output=tmp_path / "b.json", inputs={})):
+        raise KeyboardInterrupt
+    assert stage.is_done()
+
+
 def test_a_stage_whose_output_is_gone_is_not_done(tmp_path: Path) -> None:
     stage = _run(tmp_path / "plan.json", budget=40)
     stage.output.unlink()

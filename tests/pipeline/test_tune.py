@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from blockwright.cli.main import main
+from blockwright.cli.main import BAD_INPUT, main
 from blockwright.compile.engine import GRAPH_FILE, SessionSettings, read_engine
 from blockwright.compile.session import Decoder
 from blockwright.pipeline import tune
@@ -172,3 +172,27 @@ def test_engines_from_before_there_was_tuning_are_read(compiled: Callable[..., P
     old = text.replace(' "tuning": null,\n', "").replace(',\n  "zeroes_denormals": true', "")
     (folder / "engine.json").write_text(old)
     assert old != text and read_engine(folder).session == SessionSettings(num_threads=2)
+
+
+def test_an_engine_that_could_not_be_tuned_does_not_take_the_place_of_the_one_before(
+    compiled: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_engine(compiled(format="fp32"))
+
+    def fails(settings: SessionSettings) -> float:
+        raise RuntimeError("no time")
+
+    _made_up(monkeypatch, fails)
+    with pytest.raises(RuntimeError, match="no time"):
+        compiled(format="int4", tunes=True)
+    assert read_engine(folder := compiled(format="fp32")) == before
+    assert {path.name for path in folder.parent.iterdir()} <= {"engine", "manifest.json", ".lock"}
+
+
+def test_an_engine_too_short_to_be_tuned_is_refused_before_anything(
+    small_parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["compile", str(small_parent), "--tune", "--out", str(tmp_path / "engine")]
+    assert main([*words, "--context", "1"]) == BAD_INPUT
+    assert "error in --context" in (complaint := capsys.readouterr().err) and "at least 2 with --tune" in complaint
+    assert not list(tmp_path.iterdir())
