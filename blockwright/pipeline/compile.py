@@ -56,13 +56,7 @@ def compile_checkpoint(
     weights, model = _stored(source, order, plan)
     if order.flavour is not None:
         check_writable(model, order.flavour)
-    if order.num_positions is not None and order.num_positions > source.spec.max_positions:
-        raise InputError(
-            "--context",
-            got=order.num_positions,
-            expected=f"at most the checkpoint's own, {source.spec.max_positions}",
-            remedy="Ask for a shorter one.",
-        )
+    check_context(source, order.num_positions)
     inputs = {"order": to_data(order), "checkpoint": source.digest, "stored": digest_of(to_data(model))}
     num_positions = source.spec.max_positions if order.num_positions is None else order.num_positions
     if order.tunes:
@@ -109,7 +103,7 @@ def export_checkpoint(
         assert weights is not None, "a format, or a plan that says it"
         model = with_format(source.spec, parse_format(weights))
     else:
-        _check_is_of(source, plan)
+        check_is_of(source, plan)
         model = plan.child
     order = ExportOrder(model=model, target=target, is_child=source.parent is None, built_from=source.digest)
     stage = Stage(
@@ -131,14 +125,25 @@ def _stored(source: Checkpoint, order: CompileOrder, plan: Plan | None) -> tuple
     if plan is None:
         assert order.format is not None, "a format, or a plan that says it"
         return parse_format(order.format), source.spec
-    _check_is_of(source, plan)
+    check_is_of(source, plan)
     parts = (part for block in plan.child.layers for part in (block.mixer, block.ffn))
     formats = {part.weights for part in parts if not isinstance(part, NoOp)} | {plan.child.embedding_weights}
     check_formats("plan: child", sorted(map(str, formats)), STORABLE)
     return None, plan.child
 
 
-def _check_is_of(source: Checkpoint, plan: Plan) -> None:
+def check_context(source: Checkpoint, num_positions: int | None) -> None:
+    """Refuses sequences longer than the checkpoint was made for."""
+    if num_positions is not None and num_positions > source.spec.max_positions:
+        raise InputError(
+            "--context",
+            got=num_positions,
+            expected=f"at most the checkpoint's own, {source.spec.max_positions}",
+            remedy="Ask for a shorter one.",
+        )
+
+
+def check_is_of(source: Checkpoint, plan: Plan) -> None:
     """Refuses a plan whose child has other blocks than the checkpoint, whatever they are stored in."""
     has, wanted = with_format(source.spec, FP32), checkpoint_spec(plan)
     if has == wanted:
