@@ -23,7 +23,10 @@ from blockwright.train.chunked_kl import Head, Targets, chunked_losses
 from blockwright.train.losses import parse_losses
 
 LOSSES = ("kl", "reverse-kl", "js", "lm")
-SIZES = {"cpu": ((8192, 64, 4096), (4096, 256, 16384), (4096, 128, 32768)), "cuda": ((8192, 2048, 32768), (4096, 4096, 128256))}
+SIZES = {
+    "cpu": ((8192, 64, 4096), (4096, 256, 16384), (4096, 128, 32768)),
+    "cuda": ((8192, 2048, 32768), (4096, 4096, 128256)),
+}
 """Tokens, hidden size, vocabulary; four chunks of tokens at the least."""
 ROUNDS = {"cpu": 5, "cuda": 15}
 

@@ -73,6 +73,8 @@ class Setting:
     window_tokens: int
     bld_tokens: int
     gkd_tokens: int
+    gkd_learning_rate: float = 0.002
+    """The demo's; a parent that it makes worse gets another."""
     held_out_tokens: int = 16384
     budget: str = "parameters <= 60%"
 
@@ -118,7 +120,7 @@ class Bench:
             window_tokens=setting.window_tokens,
             budgets=(setting.budget,),
             library=replace(recipe.library, tokens=setting.bld_tokens),
-            distill=replace(recipe.distill, tokens=setting.gkd_tokens),
+            distill=replace(recipe.distill, tokens=setting.gkd_tokens, learning_rate=setting.gkd_learning_rate),
         )
         self.parent: Parent = open_parent(setting.parent)
         self.model: PreTrainedModel = load_model(self.parent)
@@ -261,8 +263,9 @@ def settings(data: Path | None) -> list[Setting]:
     found: list[Setting] = []
     if data is not None:
         shared = {"text": str(data / "text" / "tinystories"), "bld_tokens": 32768, "gkd_tokens": 32768}
-        for name in ("stories260K", "babyllama105"):
-            found.append(Setting(name=name, parent=str(data / "models" / name), window_tokens=128, **shared))
+        for name, rate in (("stories260K", 0.002), ("babyllama105", 0.0001)):
+            parent = str(data / "models" / name)
+            found.append(Setting(name=name, parent=parent, window_tokens=128, gkd_learning_rate=rate, **shared))
     demo = Setting(
         name="demo",
         parent=str(REPOSITORY / "recipes" / "demo-parent"),

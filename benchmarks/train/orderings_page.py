@@ -8,8 +8,8 @@ def as_text(results: dict[str, Any]) -> str:
     lines = [f"# Published orderings, {results['date']}", "", f"`{results['command']}` at {results['commit']}", ""]
     for one in results["parents"]:
         lines += [
-            f"## {one['name']}: {one['seeds']} seeds, BLD {one['bld_tokens']:,} tokens, GKD {one['gkd_tokens']:,}, "
-            f"{one['budget']}",
+            f"## {one['name']}: {one['seeds']} seeds, BLD {one['bld_tokens']:,} tokens, GKD {one['gkd_tokens']:,} "
+            f"at {one['gkd_learning_rate']}, {one['budget']}",
             "",
             "| claim | KL of the better | of the other | difference (95 %), margin included | by seed | |",
             "|---|---|---|---|---|---|",
