@@ -3,8 +3,7 @@
 Shapes: B batch, T new tokens, S slots, V vocabulary.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,11 @@ import onnx
 
 from blockwright.compile.contrib import set_accuracy_level
 from blockwright.compile.engine import GRAPH_FILE, Engine, SessionSettings, read_engine
+from blockwright.compile.places import chunks_of_prompts, places, reach_by_mask
 from blockwright.compile.runtime import ORT_ERRORS, ort
 from blockwright.compile.slots import PREFILL_CHUNK, slots_for, slots_now
-from blockwright.compile.standard import mask_name
 from blockwright.errors import InputError
-from blockwright.spec import Attention, Full, Model, Reach, Window
+from blockwright.spec import Attention, Model
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
 
@@ -150,43 +149,6 @@ class Binding:
         self._session.run_with_iobinding(self._binding)
 
 
-def reach_by_mask(model: Model) -> dict[str, Reach]:
-    """The reaches that a model's layers have, by the names of their masks."""
-    reaches = [block.mixer.reach for block in model.layers if isinstance(block.mixer, Attention)]
-    return {mask_name(reach): reach for reach in reaches}
-
-
-def places(
-    masks: Mapping[str, Reach], starts_B: np.ndarray, num_tokens: int, slot_S: np.ndarray
-) -> dict[str, Callable[[], np.ndarray]]:
-    """What each input that any flavour may have says of T new tokens from these positions on, made when asked for.
-
-    Slot and position are the same number.
-    """
-    positions_BT = starts_B[:, None] + np.arange(num_tokens)
-    known: dict[str, Callable[[], np.ndarray]] = {
-        "positions": lambda: positions_BT,
-        "write_index": lambda: starts_B,
-        "last_slot": lambda: positions_BT[:, -1],
-        "total_length": lambda: positions_BT.max() + 1,
-    }
-    return known | {name: partial(_mask, reach, positions_BT, slot_S) for name, reach in masks.items()}
-
-
-def _mask(reach: Reach, positions_BT: np.ndarray, slot_S: np.ndarray) -> np.ndarray:
-    return visible(reach, positions_BT, slot_S)[:, None]
-
-
-def visible(reach: Reach, positions_BT: np.ndarray, slot_S: np.ndarray) -> np.ndarray:
-    """Which slots tokens at these positions may see, mask_BTS; slot and position are the same number."""
-    mask_BTS = slot_S <= positions_BT[..., None]
-    if isinstance(reach, Window):
-        mask_BTS &= slot_S > positions_BT[..., None] - reach.num_tokens
-    else:
-        assert isinstance(reach, Full)
-    return mask_BTS
-
-
 class Sequences:
     """A batch of sequences being written, with their cache, which grows with them up to `most_slots`."""
 
@@ -233,21 +195,14 @@ class Sequences:
 
     def _read(self, prompts: Sequence[Sequence[int]], rows: slice) -> np.ndarray:
         """Reads some rows' prompts in chunks, all rows at once."""
-        lengths_B = self.lengths_B[rows]
-        ids_BT = np.zeros((len(prompts), lengths_B.max()), dtype=np.int64)
-        for row, prompt in zip(ids_BT, prompts, strict=True):
-            row[: len(prompt)] = prompt
         logits_BV = np.zeros((len(prompts), self._model.vocab_size), dtype=np.float32)
-        for start in range(0, ids_BT.shape[1], PREFILL_CHUNK):
-            chunk_BT = ids_BT[:, start : start + PREFILL_CHUNK]
-            binding = self._bind(rows, chunk_BT.shape[1])
-            binding.arrays["ids"][:] = chunk_BT
-            last_B = lengths_B - 1 - start
-            binding.arrays["last"][:] = last_B.clip(0, chunk_BT.shape[1] - 1)
-            binding.place(np.full(len(prompts), start))
+        for chunk in chunks_of_prompts(prompts):
+            binding = self._bind(rows, chunk.ids_BT.shape[1])
+            binding.arrays["ids"][:] = chunk.ids_BT
+            binding.arrays["last"][:] = chunk.last_B
+            binding.place(np.full(len(prompts), chunk.start))
             binding.run()
-            ends_here_B = (last_B >= 0) & (last_B < chunk_BT.shape[1])
-            logits_BV[ends_here_B] = binding.arrays["logits"][ends_here_B]
+            logits_BV[chunk.ends_here_B] = binding.arrays["logits"][chunk.ends_here_B]
         return logits_BV
 
     def _bind(self, rows: slice, num_tokens: int) -> Binding:

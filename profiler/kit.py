@@ -21,7 +21,8 @@ from onnx import TensorProto, helper
 from blockwright.compile.decoder import decoder_graph, stack_graph
 from blockwright.compile.engine import SessionSettings
 from blockwright.compile.graph import IR_VERSION, OPSET
-from blockwright.compile.session import places, reach_by_mask, session_entries
+from blockwright.compile.places import places, reach_by_mask
+from blockwright.compile.session import session_entries
 from blockwright.compile.slots import chunks_of, slots_for
 from blockwright.cost import Load
 from blockwright.hw_profiles.profile import Point
