@@ -19,7 +19,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blockwright.cli.flags import add_out, read_loads
+from blockwright.cli.flags import read_loads
 from blockwright.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,7 +49,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--format", help="of the weights, where files do not say it or have one of their own")
     parser.add_argument("--version", help="of the runtime, where files do not say it: those of trtexec, mostly vllm's")
-    add_out(parser, "profile", "the profile's folder")
+    parser.add_argument(
+        "-o", "--out", type=Path, help="the profile's folder to write (default: profile-NAME-OF-THE-PROFILE)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

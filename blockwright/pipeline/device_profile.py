@@ -6,13 +6,20 @@ from pathlib import Path
 from blockwright.compile.engine import SessionSettings
 from blockwright.hw_profiles.conditions import conditions_now
 from blockwright.hw_profiles.device import cache_bytes, installed_software, this_device
-from blockwright.hw_profiles.folder import read_profile
 from blockwright.hw_profiles.profile import SCHEMA_VERSION, OperatorRow, Profile
 from blockwright.hw_profiles.provenance import Method
 from blockwright.pipeline.marks import write_marked
 from blockwright.pipeline.measuring import Limits, measure_all
 from blockwright.pipeline.power import with_power
-from blockwright.pipeline.profile import at_best, ceilings_in, coverage_of, now, reference_for, started_at
+from blockwright.pipeline.profile import (
+    at_best,
+    ceilings_in,
+    coverage_of,
+    now,
+    read_profile_of,
+    reference_for,
+    started_at,
+)
 from blockwright.pipeline.stage import Stage, running
 from blockwright.profiler.clock import OUTLIER_RULE, WARM_UP, Effort, clock_for
 from blockwright.profiler.operator_grid import grid_cases
@@ -43,7 +50,7 @@ def profile_device(order: DeviceOrder, output: Path) -> Profile:
     device, software = this_device(), installed_software()
     inputs = {"order": to_data(order), "device": device.digest, "software": software}
     stage = Stage(name="profile-device", output=output, inputs=inputs)
-    if (before := stage.reuse(lambda: read_profile(output))) is not None:
+    if (before := stage.reuse(lambda: read_profile_of(output, device))) is not None:
         return before
     session = SessionSettings(num_threads=order.threads)
     with running(stage) as work:

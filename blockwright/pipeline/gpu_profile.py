@@ -1,9 +1,11 @@
 """Stage: measure an NVIDIA GPU with torch: ceilings, operators, blocks and whole children of a parent, memory, power.
 
-Beside the profile stand `FOLDER.journal.json`, how each measurement went and what held the clock down, and
-`FOLDER.work`, with which a run that was stopped goes on. The same code runs on the CPU without a GPU, to try it out.
+Beside the profile stand `FOLDER.journal.json`, how each measurement went and what held the clock down, and,
+until all of it is measured, `FOLDER.work`, with which a run that was stopped goes on. The same code runs on the CPU
+without a GPU, to try it out.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -21,6 +23,7 @@ from blockwright.hw_profiles.gpu import nvidia_gpus
 from blockwright.hw_profiles.profile import SCHEMA_VERSION, MemoryRow, OperatorRow, Profile, TimeRow, WholeRow
 from blockwright.hw_profiles.provenance import Coverage, Method
 from blockwright.pipeline.console import progress, say
+from blockwright.pipeline.lock import at_work
 from blockwright.pipeline.marks import write_marked
 from blockwright.profiler.gpu_blocks import BF16, Bench
 from blockwright.profiler.gpu_ceilings import GpuCeilings, measure_ceilings, reference_work
@@ -77,9 +80,17 @@ def profile_gpu(order: GpuOrder, output: Path) -> Profile:
     """Measures everything that a plan asks for, and writes the profile and the journal.
 
     Raises:
-        InputError: there is no GPU, nothing could be measured on it, or what was begun was of another order.
+        InputError: there is no GPU, nothing could be measured on it, what was begun was of another order, or somebody
+            is at work on the profile.
     """
-    identity, conditions, software = identify(order.device)
+    found = identify(order.device)
+    with at_work(output.parent, "profile-gpu", output, ()):
+        return _profile_gpu(order, output, *found)
+
+
+def _profile_gpu(
+    order: GpuOrder, output: Path, identity: Device, conditions: Conditions, software: dict[str, str]
+) -> Profile:
     parent = with_format(order.parent, BF16)
     device: TorchDevice = CudaDevice() if order.device == "cuda" else CpuDevice()
     work = output.with_name(f"{output.name}.work")
@@ -102,6 +113,8 @@ def profile_gpu(order: GpuOrder, output: Path) -> Profile:
     profile = _with_rows(profile, [row for step in sitting.rows[: sitting.num_steps] for row in step])
     profile = write_marked(_tried(profile, sitting, order.plan), output)
     write_json(output.with_name(f"{output.name}.journal.json"), journal(sitting, profile))
+    if profile.coverage.status == "complete":
+        shutil.rmtree(work)
     return profile
 
 

@@ -9,6 +9,8 @@ from blockwright.count import parameters
 from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import ImportedBackend, Profile, WholeRow
 from blockwright.pipeline.console import say
+from blockwright.pipeline.kit import folder_of_imported
+from blockwright.pipeline.lock import at_work
 from blockwright.pipeline.marks import write_marked
 from blockwright.profiler.imported_costs import check_imported
 from blockwright.profiler.imports import NOT_TOLD, Results, Told, WholeTime, joined
@@ -38,12 +40,17 @@ class ImportOrder:
     files: tuple[tuple[Path, Told], ...]
 
 
-def import_results(order: ImportOrder, output: Path) -> Profile:
+def import_results(order: ImportOrder, output: Path | None) -> Profile:
     """Writes a profile's copy with the times of some files in it, in place of those that were there at the same points.
+
+    Args:
+        order: what to read in.
+        output: the copy's folder; None for `folder_of_imported`.
 
     Raises:
         InputError: a file is broken, of another model or device, or faster than it; its software is of another version
-            than that of times that are there; the profile is about a parent of another shape.
+            than that of times that are there; the profile is about a parent of another shape; or somebody is at work
+            on it.
     """
     results = [_read(order, path, told) for path, told in order.files]
     for (path, _), result in zip(order.files, results, strict=True):
@@ -59,11 +66,13 @@ def import_results(order: ImportOrder, output: Path) -> Profile:
     for row in rows:
         check_imported(profile, row)
     profile = replace(profile, wholes=(*_others(order.into.wholes, rows), *rows))
-    profile = write_marked(profile, output)
+    folder = folder_of_imported(profile) if output is None else output
+    with at_work(folder.parent, f"import-{folder.name}", folder, [path for path, _ in order.files]):
+        profile = write_marked(profile, folder)
     devices = ", ".join(dict.fromkeys(result.device for result in results if result.device))
     backend = _BACKEND_OF[order.source]
     say(
-        f"{output}: {len(rows)} times of {backend} {software[backend]}, taken as {profile.name}'s"
+        f"{folder}: {len(rows)} times of {backend} {software[backend]}, taken as {profile.name}'s"
         + (f"; the file says {devices}" if devices else "; the files name no device")
     )
     if software[backend] == NOT_TOLD:

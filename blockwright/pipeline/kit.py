@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from blockwright.cost import Load
-from blockwright.hw_profiles.folder import write_profile
 from blockwright.hw_profiles.profile import Profile
 from blockwright.pipeline.console import progress, say
-from blockwright.profiler.check import check_utilisation
+from blockwright.pipeline.lock import at_work
+from blockwright.pipeline.marks import write_marked
 from blockwright.profiler.kit import KitOrder, write_kit
 from blockwright.profiler.kit_results import read_kit_results
 from blockwright.search.space import SpaceSettings, candidates
@@ -36,16 +36,25 @@ def pack(parent: Model, space: SpaceSettings, loads: Sequence[Load], formats: Se
     say("Bring its folder results/ back, then: blockwright profile import results/")
 
 
-def take_in(results: Path, output: Path) -> Profile:
-    """Writes the profile of the device that a kit was run on.
+def take_in(results: Path, output: Path | None) -> Profile:
+    """Writes the profile of the device that a kit was run on, with marks on what cannot be.
+
+    Args:
+        results: the folder that the runner made.
+        output: the profile's folder; None for `folder_of_imported`.
 
     Raises:
-        InputError: the results are incomplete or damaged, or a time is less than the device's ceilings allow.
+        InputError: the results are incomplete or damaged, or somebody is at work on the profile.
     """
     profile = read_kit_results(results)
-    check_utilisation(profile)
-    write_profile(profile, output)
-    return profile
+    folder = folder_of_imported(profile) if output is None else output
+    with at_work(folder.parent, f"import-{folder.name}", folder, [results]):
+        return write_marked(profile, folder)
+
+
+def folder_of_imported(profile: Profile) -> Path:
+    """Where a profile goes that was taken in: never where this machine's own does."""
+    return Path(f"profile-{profile.name}")
 
 
 def offered(parent: Model, space: SpaceSettings) -> tuple[tuple[Mixer, ...], tuple[FFN, ...]]:

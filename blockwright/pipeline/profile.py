@@ -8,10 +8,11 @@ from pathlib import Path
 
 from blockwright.compile.engine import SessionSettings
 from blockwright.cost import Load
+from blockwright.errors import InputError
 from blockwright.files import read_json, write_json
 from blockwright.hw_profiles.ceilings import Ceilings, Figure
 from blockwright.hw_profiles.conditions import conditions_now
-from blockwright.hw_profiles.device import installed_software, this_device
+from blockwright.hw_profiles.device import Device, installed_software, this_device
 from blockwright.hw_profiles.folder import read_profile
 from blockwright.hw_profiles.profile import SCHEMA_VERSION, Backend, MemoryRow, Profile, TimeRow, WholeRow
 from blockwright.hw_profiles.provenance import Coverage, Method
@@ -61,7 +62,7 @@ def profile_machine(order: ProfileOrder, output: Path) -> Profile:
         output=output,
         inputs={"order": to_data(order), "device": device.digest, "software": software},
     )
-    if (before := stage.reuse(lambda: read_profile(output))) is not None:
+    if (before := stage.reuse(lambda: read_profile_of(output, device, order.parent))) is not None:
         return before
     session = SessionSettings(num_threads=order.threads)
     with running(stage) as work:
@@ -99,6 +100,29 @@ def profile_machine(order: ProfileOrder, output: Path) -> Profile:
             memory=tuple(row for row in rows if isinstance(row, MemoryRow)),
         )
         profile = write_marked(profile, output)
+    return profile
+
+
+def read_profile_of(folder: Path, device: Device, parent: Model | None = None) -> Profile:
+    """A profile that was measured, and not one that was since taken in to the same place.
+
+    Args:
+        folder: the profile's.
+        device: whose it must be.
+        parent: that it must be about; None for any.
+
+    Raises:
+        InputError: there is none, or it is another device's or about another parent.
+    """
+    profile = read_profile(folder)
+    if profile.device.digest != device.digest or parent not in (None, profile.model):
+        got = f"that of {profile.name}" if profile.device.digest != device.digest else "about another parent"
+        raise InputError(
+            str(folder),
+            got=got,
+            expected=f"{device.name}'s, about what was asked",
+            remedy="Measure this machine again.",
+        )
     return profile
 
 

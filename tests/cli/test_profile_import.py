@@ -10,8 +10,11 @@ import pytest
 
 from blockwright.cli.flags import ALL_BACKENDS, LOCAL_BACKENDS
 from blockwright.cli.main import BAD_INPUT, main
-from blockwright.hw_profiles.folder import read_profile, write_profile
-from blockwright.hw_profiles.profile import BACKENDS, LocalBackend, WholeRow
+from blockwright.errors import InputError
+from blockwright.hw_profiles.folder import measured_profiles, read_profile, write_profile
+from blockwright.hw_profiles.profile import BACKENDS, LocalBackend, WholeRow, parent_of
+from blockwright.pipeline import kit
+from blockwright.pipeline.profile import read_profile_of
 from blockwright.profiler.imports import decode, prefill
 from blockwright.search.plan import read_plan
 from blockwright.search.scores import ScoreTable, write_scores
@@ -95,6 +98,45 @@ def test_the_same_times_may_come_again_and_those_of_another_version_not(bench: P
     other.write_text(json.dumps([_test(256, 0, 2_200_000, build_commit="deadbeef")]))
     code, _, told = _import(run, "llama-bench", other, out=tmp_path / "three", into=tmp_path / "one")
     assert code == BAD_INPUT and "Another version" in told and not (tmp_path / "three").exists()
+
+
+def test_without_a_name_this_machines_profile_is_spared(
+    bench: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(kit, "read_kit_results", lambda _: read_profile("h200_sxm"))
+    assert run("profile", "import", "results")[0] == 0
+    assert run("profile", "import", "llama-bench", bench, "--for", DEMO, "--into", "rtx_4090")[0] == 0
+    assert {path.name for path in tmp_path.glob("profile*")} == {"profile-h200_sxm", "profile-rtx_4090"}
+    assert read_profile(tmp_path / "profile-rtx_4090").name == "rtx_4090"
+
+
+def test_another_devices_profile_in_the_place_of_this_machines_is_not_taken_for_it(
+    small_parent: Path, tmp_path: Path, run: Run
+) -> None:
+    out = tmp_path / "profile"
+    words = ["profile", "--for", small_parent, "--seconds", "0.002", "--time-limit", "1", "--load", "chat=1x16+16"]
+    assert run(*words, "--out", out)[0] == 0
+    own = read_profile(out)
+    assert run(*words, "--out", out)[0] == 0 and read_profile(out) == own
+    write_profile(read_profile("h200_sxm"), out)
+    code, _, told = run(*words, "--out", out)
+    assert code == 0 and "made again" in told and "h200_sxm" in told
+    assert read_profile(out).device == own.device
+    with pytest.raises(InputError, match="about another parent"):
+        read_profile_of(out, own.device, replace(parent_of(own), vocab_size=7))
+
+
+def test_a_time_of_a_kit_that_no_device_can_have_made_is_marked(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = read_profile(measured_profiles()[0])
+    *others, longest = sorted(profile.times, key=lambda row: row.time_s)
+    short = replace(longest, time_s=1e-3 * longest.time_s, low_s=0.0, high_s=longest.high_s)
+    monkeypatch.setattr(kit, "read_kit_results", lambda _: replace(profile, times=(*others, short)))
+    code, _, told = run("profile", "import", "results", "--out", tmp_path / "device")
+    assert code == 0 and "marked, not to be relied on" in told
+    assert any("ceilings allow" in mark for mark in read_profile(tmp_path / "device").coverage.marked)
 
 
 def test_runtimes_stand_side_by_side(bench: Path, tmp_path: Path, run: Run) -> None:

@@ -5,14 +5,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from blockwright.errors import InputError
+from blockwright.hw_profiles.folder import read_profile
+from blockwright.llama import LLAMA_8B
+from blockwright.pipeline import gpu_profile, imports, kit
 from blockwright.pipeline.lock import locked
 from blockwright.pipeline.stage import Stage, read_manifest, running
+from blockwright.profiler.gpu_plan import QUICK
+from blockwright.profiler.imports import Results, Told
 
 _OTHER = """
 import sys
@@ -74,6 +79,33 @@ def test_who_holds_the_folder_is_named_and_what_to_do_holds(there: tuple, here: 
             pass
     with running(_stage(tmp_path, *here)):
         pass
+
+
+def _import_kit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kit, "read_kit_results", lambda _: read_profile("h200_sxm"))
+    kit.take_in(folder / "results", folder / "profile")
+
+
+def _import_times(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imports, "_read", lambda *_: Results(software={"llama.cpp": "1"}, times=()))
+    files, into = ((folder / "bench.json", Told()),), read_profile("rtx_4090")
+    order = imports.ImportOrder(source="llama-bench", parent=LLAMA_8B, into=into, files=files)
+    imports.import_results(order, folder / "profile")
+
+
+def _measure_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_profile.profile_gpu(gpu_profile.GpuOrder(parent=LLAMA_8B, device="cpu", plan=QUICK), folder / "profile")
+
+
+@pytest.mark.parametrize("write", [_import_kit, _import_times, _measure_gpu])
+@pytest.mark.parametrize("stage", ["profile", "search"])
+def test_a_profile_is_not_replaced_while_it_is_made_or_read(
+    write: Callable[[Path, pytest.MonkeyPatch], None], stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = ["profile"] if stage == "profile" else ["plan.json", "profile"]
+    with _another(tmp_path, stage, *files), pytest.raises(InputError, match=f"the stage {stage} at work here"):
+        write(tmp_path, monkeypatch)
+    assert not (tmp_path / "profile").exists()
 
 
 def test_a_run_does_not_enter_while_a_stage_is_at_work(tmp_path: Path) -> None:

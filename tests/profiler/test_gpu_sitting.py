@@ -138,7 +138,7 @@ def _run_script(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_the_script_writes_a_profile_that_reads_back_and_goes_on(tmp_path: Path) -> None:
+def test_the_script_writes_a_profile_that_reads_back(tmp_path: Path) -> None:
     parent = str(ROOT / "recipes/demo-parent")
     out = tmp_path / "device"
     first = _run_script(out, "--parent", parent, "--device", "cpu", "--quick")
@@ -150,12 +150,7 @@ def test_the_script_writes_a_profile_that_reads_back_and_goes_on(tmp_path: Path)
     assert {(row.phase, row.num_held_out) for row in profile.accuracy} == {("decode", 24), ("prefill", 24)}
     notes = json.loads((tmp_path / "device.journal.json").read_text())
     assert notes["drift_of_repeats"]["num_repeated"] > 0 and notes["looks_s"]
-    lost, *kept = sorted((tmp_path / "device.work").glob("step-*.json"), reverse=True)
-    before = {path: path.stat().st_mtime_ns for path in kept}
-    lost.unlink()
-    again = _run_script(out, "--parent", parent, "--device", "cpu", "--quick")
-    assert again.returncode == 0, again.stderr
-    assert lost.exists() and {path: path.stat().st_mtime_ns for path in kept} == before
+    assert not (tmp_path / "device.work").exists()
 
 
 @pytest.mark.slow  # for all that it imports
