@@ -192,6 +192,12 @@ def adopt_tuning(folder: Path, tuning: Tuning) -> Engine:
     return engine
 
 
+def engine_target(folder: Path) -> str:
+    """Who runs an engine, by its description; the rest of it is left unread."""
+    data = read_json(folder / ENGINE_FILE)
+    return str(data.get("target")) if isinstance(data, dict) else ""
+
+
 def read_engine(folder: Path) -> Engine:
     """Reads an engine's description.
 

@@ -5,6 +5,7 @@ Shapes: B batch.
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -12,15 +13,44 @@ from tokenizers.decoders import DecodeStream
 
 from blockwright.compile.engine import TOKENIZER_FILE
 from blockwright.compile.sampling import Sampling, choose, penalised
-from blockwright.compile.session import Decoder
 from blockwright.errors import InputError
 
 FINISHED = -1
 """Stands for a token in sequences that have ended."""
 
 
+class Described(Protocol):
+    """What every engine says of the texts it writes."""
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def start_id(self) -> int | None: ...
+
+    @property
+    def num_positions(self) -> int: ...
+
+
+class Writing(Protocol):
+    """A batch of sequences being written, in whatever runtime."""
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> np.ndarray: ...
+
+    def step(self, ids_B: np.ndarray) -> np.ndarray: ...
+
+
+class AnyDecoder(Protocol):
+    """An engine opened for running, in whatever runtime."""
+
+    @property
+    def engine(self) -> Described: ...
+
+    def start(self, batch: int, num_tokens: int) -> Writing: ...
+
+
 def generate_ids(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], max_new_tokens: int, sampling: Sampling
+    decoder: AnyDecoder, prompts: Sequence[Sequence[int]], max_new_tokens: int, sampling: Sampling
 ) -> Iterator[np.ndarray]:
     """Continues a batch of prompts until each has written a stop token or `max_new_tokens`.
 
@@ -55,7 +85,7 @@ def _seen(prompts: Sequence[Sequence[int]], vocab_size: int) -> np.ndarray:
 
 
 def generate_text(
-    decoder: Decoder,
+    decoder: AnyDecoder,
     tokenizer: Tokenizer,
     prompt: str,
     max_new_tokens: int,
@@ -92,7 +122,7 @@ def _overlap(text: str, stop: str) -> int:
 
 
 def _pieces(
-    decoder: Decoder, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, sampling: Sampling
+    decoder: AnyDecoder, tokenizer: Tokenizer, prompt: str, max_new_tokens: int, sampling: Sampling
 ) -> Iterator[str]:
     prompt_ids = tokenizer.encode(prompt).ids
     if not prompt_ids and decoder.engine.start_id is not None:

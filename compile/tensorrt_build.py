@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from blockwright.compile.tensorrt_checks import Expected, check_network, layer_census
-from blockwright.compile.tensorrt_package import Package, PackageName, find_package
+from blockwright.compile.tensorrt_package import Package, PackageName, find_package, in_words
 from blockwright.errors import InputError
 from blockwright.files import new_file, read_json, write_json
 from blockwright.strict import from_data, to_data
@@ -121,7 +121,7 @@ def build(request: BuildRequest, package: Package) -> Built:
         InputError: TensorRT refuses the graph or cannot build it; says why in its own words.
     """
     start, trt = time.perf_counter(), package.trt
-    log = _log(trt)
+    log = package.new_log()
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
@@ -166,24 +166,6 @@ def _decompose(network: Any, trt: Any) -> None:
             layer.attention.decomposable = True
 
 
-def _log(trt: Any) -> Any:
-    class Log(trt.ILogger):
-        """Keeps what TensorRT says, instead of printing it."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.warnings: list[str] = []
-
-        def log(self, severity: Any, msg: str) -> None:
-            if severity <= trt.ILogger.ERROR:
-                self.errors.append(msg)
-            elif severity == trt.ILogger.WARNING:
-                self.warnings.append(msg)
-
-    return Log()
-
-
 def _shapes(builder: Any, network: Any, tokens: TokenRange, most_sequences: int) -> Any:
     """A profile over all inputs: their first dimension is the batch, any other that is open the tokens."""
     profile = builder.create_optimization_profile()
@@ -203,14 +185,14 @@ def _unparsed(parser: Any, package: Package) -> InputError:
     first = errors[0]
     return InputError(
         f"graph: {first.node_name()} ({first.node_operator()})" if first.node_name() else "graph",
-        got=_words(first.desc()),
+        got=in_words(first.desc()),
         expected=f"a graph that {package.title} parses",
         remedy="Choose another format or another block, or a newer TensorRT.",
     )
 
 
 def _unbuilt(errors: list[str], package: Package) -> InputError:
-    said = [_words(error) for error in errors] or ["nothing said"]
+    said = [in_words(error) for error in errors] or ["nothing said"]
     is_memory = any("out of memory" in each.lower() for each in said)
     return InputError(
         "build",
@@ -220,12 +202,6 @@ def _unbuilt(errors: list[str], package: Package) -> InputError:
         if is_memory
         else "Choose other compute capabilities, another format or another block.",
     )
-
-
-def _words(message: str) -> str:
-    """A message on one line, without what building in the absence of a GPU adds."""
-    lines = [line.strip() for line in message.splitlines() if line.strip() and "catchCudaError" not in line]
-    return " ".join(lines)[:400] or message[:400]
 
 
 def main(argv: list[str]) -> int:

@@ -50,6 +50,30 @@ class Package:
         """Its name and version as people write them."""
         return f"{_KINDS[self.name].title} {self.version}"
 
+    def new_log(self) -> Any:
+        """A logger that keeps what TensorRT says, in `errors` and `warnings`, instead of printing it."""
+        trt = self.trt
+
+        class Log(trt.ILogger):
+            def __init__(self) -> None:
+                trt.ILogger.__init__(self)
+                self.errors: list[str] = []
+                self.warnings: list[str] = []
+
+            def log(self, severity: Any, msg: str) -> None:
+                if severity <= trt.ILogger.ERROR:
+                    self.errors.append(msg)
+                elif severity == trt.ILogger.WARNING:
+                    self.warnings.append(msg)
+
+        return Log()
+
+
+def in_words(message: str) -> str:
+    """A message on one line, without what the absence of a GPU adds."""
+    lines = [line.strip() for line in message.splitlines() if line.strip() and "catchCudaError" not in line]
+    return " ".join(lines)[:400] or message[:400]
+
 
 def find_package(names: Sequence[PackageName]) -> Package:
     """The first of these that is installed and new enough.

@@ -9,6 +9,10 @@ import io
 import itertools
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from blockwright.compile.generate import AnyDecoder
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +35,6 @@ def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
     from blockwright.compile.generate import generate_text, open_tokenizer
     from blockwright.compile.sampling import Sampling
-    from blockwright.compile.session import Decoder
     from blockwright.errors import InputError
     from blockwright.pipeline.recipe import check_at_least, check_seed
 
@@ -54,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(flags, got=given, expected=str(error), remedy="Correct the value.") from error
     if "" in arguments.stop:
         raise InputError("--stop", got="no text", expected="a text to end before", remedy="Write one, or leave it out.")
-    decoder, tokenizer = Decoder.open(arguments.engine), open_tokenizer(arguments.engine)
+    decoder, tokenizer = _open(arguments.engine), open_tokenizer(arguments.engine)
     prompt = sys.stdin.buffer.read().decode(errors="surrogateescape") if arguments.prompt == "-" else arguments.prompt
     check_is_text("--prompt", prompt)
     room = decoder.engine.num_positions - len(tokenizer.encode(prompt).ids)
@@ -66,6 +69,19 @@ def run(arguments: argparse.Namespace) -> None:
     for piece in whole if arguments.stream else ("".join(whole),):
         print(piece, end="", flush=True)
     print()
+
+
+def _open(folder: Path) -> "AnyDecoder":
+    """Opens an engine in the runtime that it was built for, and loads no other."""
+    from blockwright.compile.engine import engine_target
+
+    if engine_target(folder) == "tensorrt":
+        from blockwright.compile.tensorrt_session import TensorRtDecoder
+
+        return TensorRtDecoder.open(folder)
+    from blockwright.compile.session import Decoder
+
+    return Decoder.open(folder)
 
 
 def check_is_text(field: str, text: str) -> None:
