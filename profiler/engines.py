@@ -5,14 +5,16 @@ python -m blockwright.profiler.engines '{"folders": […], "load": {…}, "secon
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from blockwright.compile.engine import read_engine
 from blockwright.compile.session import Decoder
 from blockwright.cost import Load
+from blockwright.errors import InputError
 from blockwright.profiler.clock import Effort, Timing, time_in_turn
 from blockwright.profiler.memory import peak_bytes
 from blockwright.profiler.process import run_module
@@ -58,8 +60,9 @@ def measure_engines(request: EngineRequest, on_step: Callable[[], None] = lambda
         on_step: called after the times and after the memory.
 
     Raises:
-        InputError: an engine cannot run the load.
+        InputError: an engine cannot run the load, or they differ in what one process can have but one way.
     """
+    _check_can_share(request.folders)
     answer = run_module("blockwright.profiler.engines", [json.dumps(to_data(request))], " and ".join(request.folders))
     times = from_data(tuple[EngineTimes, ...], json.loads(answer), "times of engines")
     on_step()
@@ -69,6 +72,18 @@ def measure_engines(request: EngineRequest, on_step: Callable[[], None] = lambda
         EngineCosts(time_per_token=t.time_per_token, time_to_first_token=t.time_to_first_token, memory_bytes=peak)
         for t, peak in zip(times, memory, strict=True)
     ]
+
+
+def _check_can_share(folders: Sequence[str]) -> None:
+    """Refuses engines of which the first would decide how the others compute."""
+    zeroes = {folder: read_engine(Path(folder)).session.zeroes_denormals for folder in folders}
+    if len(set(zeroes.values())) > 1:
+        raise InputError(
+            "engines: zeroes_denormals",
+            got=", ".join(f"{value} of {folder}" for folder, value in zeroes.items()),
+            expected="the same of all: the first session in a process decides it for the others",
+            remedy="Compile all of them without --tune, or measure each against one that has the same.",
+        )
 
 
 def time_engines(request: EngineRequest) -> list[EngineTimes]:

@@ -1,7 +1,7 @@
 """Measures what a kit holds, on the device that it was brought to: Python 3.10, numpy and onnxruntime are enough.
 
   python run.py                     measure everything, into results/; run again, it goes on, and measures what failed
-                                    or was changed once more
+                                    or was changed once more; results of another kit or other settings are put aside
   python run.py --seconds 1         longer, for a device that is not calm
   python run.py --threads 4         with so many threads (the clock is then the wall's)
 
@@ -10,6 +10,7 @@ Bring the folder results/ back, and:  blockwright profile import results/
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -50,6 +51,9 @@ _SYSCTL = (
 COMMANDS = ("nvpmodel -q", *(f"sysctl -n {name}" for name in _SYSCTL))
 """What the device says of itself; the workstation reads its identity and its conditions from these."""
 
+_SETTINGS = ("system", "architecture", "software", "threads", "seconds", "backend")
+"""What must be the same of all cases of a folder."""
+
 
 def main(arguments: list[str] | None = None, here: Path | None = None) -> int:
     """Runs the kit; 0 where everything was measured."""
@@ -64,6 +68,7 @@ def main(arguments: list[str] | None = None, here: Path | None = None) -> int:
     if asked.memory_of is not None:
         print(_peak_of(here, kit, asked.memory_of, asked.threads))
         return 0
+    put_aside(asked, (here / "cases.json").read_bytes())
     asked.out.mkdir(parents=True, exist_ok=True)
     make_weights(here / "graphs", kit["weights"])
     sums = read_sums(asked.out)
@@ -71,6 +76,30 @@ def main(arguments: list[str] | None = None, here: Path | None = None) -> int:
     if not _is_unchanged(asked.out / "device.json", sums):
         _write(asked.out / "device.json", described(asked))
     return run_cases(here, kit, asked)
+
+
+def put_aside(asked: argparse.Namespace, cases: bytes) -> None:
+    """Moves results that these would be mixed with out of the way: cases are told apart by their names alone."""
+    if not any(asked.out.glob("case-*.json")):
+        return
+    sums, now = read_sums(asked.out), described(asked)
+    if not _is_unchanged(asked.out / "cases.json", sums) or (asked.out / "cases.json").read_bytes() != cases:
+        why = "another kit's"
+    elif not _is_unchanged(asked.out / "device.json", sums):
+        why = "without an unharmed device.json, which says how they were measured"
+    else:
+        then = json.loads((asked.out / "device.json").read_text())
+        differ = [name for name in _SETTINGS if then.get(name) != now[name]]
+        if not differ:
+            return
+        why = "of another device, software or setting: " + ", ".join(f"{name} {then.get(name)}" for name in differ)
+    number = next(number for number in itertools.count(1) if not _aside(asked.out, number).exists())
+    asked.out.rename(_aside(asked.out, number))
+    print(f"{asked.out} held results {why}. They are in {_aside(asked.out, number)} now, and all is measured anew.")
+
+
+def _aside(out: Path, number: int) -> Path:
+    return out.resolve().with_name(f"{out.resolve().name}.before-{number}")
 
 
 def run_cases(here: Path, kit: dict[str, Any], asked: argparse.Namespace) -> int:

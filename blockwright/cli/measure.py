@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_above_zero("--seconds", arguments.seconds)
     plan = read_plan(arguments.plan) if arguments.plan else None
     if plan is not None:
-        check_promises_hold_here(plan, arguments.engine)
+        check_promises_hold_here(plan, arguments.engine, arguments.against)
     loads = plan.loads if plan else read_loads(arguments.load)
     costs = measure_costs((arguments.against, arguments.engine), loads, arguments.seconds)
     if arguments.json:

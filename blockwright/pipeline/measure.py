@@ -37,6 +37,7 @@ from blockwright.pipeline.inputs import (
     windows_to_judge_by,
 )
 from blockwright.pipeline.stage import Stage, running
+from blockwright.pipeline.tune import settings_words
 from blockwright.profiler.clock import Timing
 from blockwright.profiler.engines import EngineRequest, measure_engines
 from blockwright.search.plan import Plan
@@ -173,11 +174,17 @@ def measure_costs(
     return costs
 
 
-def check_promises_hold_here(plan: Plan, engine: Path) -> None:
+def check_promises_hold_here(plan: Plan, engine: Path, against: Path) -> None:
     """Refuses to hold a plan's promises against another machine or engine than they were made for.
 
+    Args:
+        plan: the child's.
+        engine: the child's.
+        against: the parent's engine, which promises are of too.
+
     Raises:
-        InputError: the plan rests on another machine's profile, or is about another format, runtime or flavour.
+        InputError: the plan rests on another machine's profile, or is about another format, runtime or flavour; or the
+            engines run with different settings.
     """
     here, built = this_device(), Decoder.open(engine).engine
     if (plan.format, plan.backend) != (built.format, built.target):
@@ -193,6 +200,13 @@ def check_promises_hold_here(plan: Plan, engine: Path) -> None:
             got=f"promises about {best_flavour(built.model)}",
             expected=f"the engine's, {built.flavour}",
             remedy="Compile the child without --flavour, or measure this engine without --plan.",
+        )
+    if built.session != (beside := Decoder.open(against).engine.session):
+        raise InputError(
+            "plan: settings",
+            got=settings_words(built.session),
+            expected=f"those of {against}, {settings_words(beside)}: a plan's promises are made with one for both",
+            remedy="Compile both with the same --threads and without --tune, or measure without --plan.",
         )
     if plan.profile != here.name:
         raise InputError(

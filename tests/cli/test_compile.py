@@ -77,9 +77,18 @@ def test_promises_are_about_one_flavour(small_parent: Path, tmp_path: Path) -> N
     for flavour in ("standard", "contrib"):
         order = CompileOrder(format="fp32", threads=1, flavour=flavour)
         compile_checkpoint(str(small_parent), order, tmp_path / flavour)
-    check_promises_hold_here(plan, tmp_path / "standard")
+    check_promises_hold_here(plan, tmp_path / "standard", tmp_path / "contrib")
     with pytest.raises(InputError, match="plan: flavour: got promises about standard"):
-        check_promises_hold_here(plan, tmp_path / "contrib")
+        check_promises_hold_here(plan, tmp_path / "contrib", tmp_path / "standard")
+
+
+def test_promises_are_about_one_setting_of_both_engines(small_parent: Path, tmp_path: Path) -> None:
+    plan = _plan_of(small_parent)
+    for threads in (1, 2):
+        compile_checkpoint(str(small_parent), CompileOrder(format="fp32", threads=threads), tmp_path / str(threads))
+    check_promises_hold_here(plan, tmp_path / "2", tmp_path / "2")
+    with pytest.raises(InputError, match=r"plan: settings: got 2 threads, .*those of .*/1, 1 thread, "):
+        check_promises_hold_here(plan, tmp_path / "2", tmp_path / "1")
 
 
 def _plan_of(parent: Path) -> Plan:

@@ -34,13 +34,13 @@ MODEL = Model(
 )
 
 
-def _write(folder: Path, model: Model) -> Path:
+def _write(folder: Path, model: Model, zeroes_denormals: bool = True) -> Path:
     folder.mkdir()
     order = EngineOrder(
         model=model,
         weights_format=FP32,
         num_positions=64,
-        session=SessionSettings(num_threads=1),
+        session=SessionSettings(num_threads=1, zeroes_denormals=zeroes_denormals),
         built_from="random weights",
     )
     write_engine(order, random_weights(model), folder)
@@ -83,3 +83,10 @@ def test_half_of_the_layers_take_less_time_and_memory(engine: Path, half: Path) 
 def test_an_engine_that_is_not_there_is_named(engine: Path) -> None:
     with pytest.raises(InputError, match="no-engine"):
         measure_engines(_request(engine, engine / "no-engine"))
+
+
+def test_engines_that_one_process_cannot_run_as_they_are_built_are_refused(half: Path, tmp_path: Path) -> None:
+    tuned = _write(tmp_path / "tuned", replace(MODEL, layers=MODEL.layers[:2]), zeroes_denormals=False)
+    with pytest.raises(InputError, match=r"zeroes_denormals: got True of .*half, False of .*tuned"):
+        measure_engines(_request(half, tuned))
+    assert len(measure_engines(_request(tuned, tuned))) == 2

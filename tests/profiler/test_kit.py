@@ -1,5 +1,6 @@
 """Kits: packed here, run where there is nothing but Python, numpy and onnxruntime, and taken in again."""
 
+import argparse
 import hashlib
 import importlib.util
 import json
@@ -165,6 +166,48 @@ def test_what_failed_is_tried_again(unpacked: Path, copied: Path, tmp_path: Path
     assert done.returncode == 0, done.stderr
     assert json.loads(failed.read_text())["timings"]
     assert read_kit_results(copied).coverage.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({}, ""),
+        ({"cases": b"{}"}, "another kit's"),
+        ({"threads": 2}, "threads 1"),
+        ({"seconds": 0.002}, "seconds 0.001"),
+        ({"device": {"software": {"onnxruntime": "1.0"}}}, "software {'onnxruntime': '1.0'}"),
+        ({"device": {"architecture": "other"}}, "architecture other"),
+        ({"harmed": "device.json"}, "without an unharmed device.json"),
+    ],
+)
+def test_results_that_new_ones_must_not_be_mixed_with_are_put_aside(
+    change: dict[str, Any], why: str, unpacked: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _edit(copied / "device.json", lambda data: data.update(change.get("device", {})))
+    if "harmed" in change:
+        (copied / change["harmed"]).write_text("{")
+    asked = argparse.Namespace(out=copied, threads=change.get("threads", 1), seconds=change.get("seconds", 0.001))
+    before = {path.name: path.read_bytes() for path in copied.iterdir()}
+    for number in (1, 2):
+        kit_runner.put_aside(asked, change.get("cases", (unpacked / "cases.json").read_bytes()))
+        aside = copied.with_name(f"results.before-{number}")
+        assert aside.exists() == bool(why) == (not copied.exists())
+        told = capsys.readouterr().out
+        assert (why in told and str(aside) in told) if why else not told
+        if why:
+            assert {path.name: path.read_bytes() for path in aside.iterdir()} == before
+            shutil.copytree(aside, copied)
+    shutil.rmtree(copied)
+    kit_runner.put_aside(asked, b"")
+    assert not copied.exists(), "there is nothing to put aside"
+
+
+def test_a_kit_run_over_anothers_results_measures_its_own(unpacked: Path, copied: Path, tmp_path: Path) -> None:
+    _edit(copied / "cases.json", lambda data: data.update(order=None))
+    done = _run(unpacked, _bare_python(tmp_path / "packages"), "--out", str(copied))
+    assert done.returncode == 0, done.stderr
+    assert "another kit's" in done.stdout and (tmp_path / "results.before-1" / "case-0000.json").exists()
+    assert read_kit_results(copied).coverage.status == "complete"
 
 
 def test_a_kit_knows_no_trtexec(unpacked: Path, tmp_path: Path) -> None:
