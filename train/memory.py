@@ -1,15 +1,18 @@
 """How much memory a distillation will take, told before it starts, and what would fit where it does not.
 
-    weights       4 bytes a parameter of the child; 4 or 2 of what training needs of the parent, and of the child's own
-                  copy in bf16
+    weights       4 bytes a parameter of the child; 4 or 2 of what training needs of the parent; 2 of the child's copy
+                  in bf16: of all layers or, where layers are run again, of one
     gradients     4 bytes a parameter of the child
     optimiser     8 bytes a parameter (AdamW), 4 of a matrix (Muon)
+    workspace     what a step of Muon takes beside that (`muon.py`), when activations are gone
     activations   what autograd keeps of the child's layers for one part of a batch: all of it, or, where layers are run
                   again, what enters each layer and the whole of the largest one
     logits        four or five chunks of logits, and the head's gradient, in fp32 (`chunked_kl.py`)
     gathered      of several ranks: what each has whole for a while, embeddings, heads and two layers
     allocator     on a CPU: blocks below 32 MiB leave holes in the heap
-    beforehand    both models in fp32, as they are loaded, and the logits of judging; not at the same time as the others
+    beforehand    both models in fp32, as they are loaded, and what judging takes: states, the widest layer, six chunks
+                  of logits (`quality.py`); not at the same time as the others
+    afterwards    of several ranks on CPUs: the whole child, on the first
 
 Activations, logits and gradients are not at their highest at once, so the total is less than their sum. Counted from
 the specs, per token, with the values that stock transformers' layers save; held against real peaks in
@@ -30,6 +33,8 @@ from blockwright.spec import Attention, Block, GatedFFN, LinearFFN, LinearMixer,
 from blockwright.train.chunked_kl import CHUNK_TOKENS
 from blockwright.train.distill import GkdSettings
 from blockwright.train.losses import OF_LOGITS, OF_STATES
+from blockwright.train.muon import workspace_bytes
+from blockwright.train.quality import JUDGED_WINDOWS
 
 _RESERVE = 1.25
 """A prediction may be so much too low (real peaks of small runs: 0.7 to 1.2 times)."""
@@ -38,9 +43,8 @@ _HEAP_BYTES = 2**25
 _HOLES = 0.85
 """Holes in the heap, as a share of what comes and goes. Measured with tests/train/test_memory.py under glibc: resident
 memory was 70 to 170 MB above live tensors, 0.4 to 1.1 times what comes and goes; none with mmap for all blocks."""
-_JUDGED_WINDOWS = 8
-"""Of a batch when a child is judged; six arrays of their logits live in `quality.py`."""
 _JUDGED_LOGITS = 6
+"""Chunks of logits that live at once in `quality.py`: both models', their logarithms, and two between."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +55,13 @@ class Memory:
     child_bytes: float
     gradients_bytes: float
     optimiser_bytes: float
+    workspace_bytes: float
     activations_bytes: float
     logits_bytes: float
     gathered_bytes: float
     allocator_bytes: float
     beforehand_bytes: float
+    afterwards_bytes: float
     total_bytes: float
     """At the peak."""
 
@@ -81,8 +87,8 @@ class Work:
 
 def predict_memory(work: Work) -> Memory:
     """The peak of one rank's memory."""
-    settings, child, parent = work.settings, work.child, work.parent
-    num_child, num_matrix = parameters(child), sum(_num_matrix(child, block) for block in child.layers)
+    settings, child = work.settings, work.child
+    num_child = parameters(child)
     tokens = -(-work.windows // settings.parts) * work.window_tokens
     layers = [4 * tokens * _saved_values(work, block) for block in child.layers]
     state = 4 * tokens * child.hidden_size
@@ -90,10 +96,11 @@ def predict_memory(work: Work) -> Memory:
     largest = max(layers, default=0.0) if settings.recomputes_activations else 0.0
     kept = sum(layers) if not settings.recomputes_activations else num_states * state * len(layers)
     kept += 6 * state  # what enters the first layer and leaves the last norm, of both, and its gradient
+    optimiser, workspace = _optimiser(work)
     weights = {
         "parent_bytes": _width(settings) * _num_needed(work) / work.num_ranks,
-        "child_bytes": 4 * num_child / work.num_ranks + (2 * num_child if settings.precision == "bf16" else 0),
-        "optimiser_bytes": (8 * num_child - 4 * num_matrix * (settings.optimizer == "muon")) / work.num_ranks,
+        "child_bytes": 4 * num_child / work.num_ranks + _copied(work),
+        "optimiser_bytes": optimiser,
         "gathered_bytes": _gathered(work) if work.num_ranks > 1 else 0.0,
     }
     gradients = 4 * num_child / work.num_ranks
@@ -101,17 +108,20 @@ def predict_memory(work: Work) -> Memory:
     forward = kept + chunks + head_gradient + (gradients if settings.parts > 1 else 0)
     backward = max(gradients + kept + largest if largest else gradients, kept + 2 * head_gradient)
     holes = _in_heap(state, kept - 6 * state + largest) + _in_heap(chunks / 4, chunks)
-    training = sum(weights.values()) + max(forward, backward) + (0 if work.has_gpu else _HOLES * holes)
-    judging = _JUDGED_LOGITS * _JUDGED_WINDOWS * work.window_tokens * child.vocab_size if work.is_judged else 0
-    beforehand = 4 * (num_child + parameters(parent)) / work.num_ranks + 4 * judging
+    allocator = 0 if work.has_gpu else _HOLES * holes
+    training = sum(weights.values()) + max(forward + allocator, backward + allocator, gradients + workspace)
+    beforehand = 4 * (num_child + parameters(work.parent)) / work.num_ranks + _judging(work)
+    afterwards = 4 * num_child * (1 + 1 / work.num_ranks) if work.num_ranks > 1 and not work.has_gpu else 0.0
     return Memory(
         **weights,
         gradients_bytes=gradients,
+        workspace_bytes=workspace,
         activations_bytes=kept + largest,
         logits_bytes=chunks + head_gradient,
-        allocator_bytes=0 if work.has_gpu else _HOLES * holes,
+        allocator_bytes=allocator,
         beforehand_bytes=beforehand,
-        total_bytes=max(training, beforehand),
+        afterwards_bytes=afterwards,
+        total_bytes=max(training, beforehand, afterwards),
     )
 
 
@@ -157,9 +167,36 @@ def _width(settings: GkdSettings) -> int:
     return 4 if settings.precision == "fp32" else 2
 
 
-def _num_matrix(model: Model, block: Block) -> int:
-    matrices = mixer_matrices(model, block.mixer) + ffn_matrices(model, block.ffn)
-    return sum(inputs * outputs for inputs, outputs in matrices)
+def _optimiser(work: Work) -> tuple[float, float]:
+    """What the optimiser keeps, and what a step of it takes for a while."""
+    kept = 8.0 * parameters(work.child)
+    if work.settings.optimizer == "adamw":
+        return kept / work.num_ranks, 0.0
+    found = [(mixer_matrices(work.child, b.mixer), ffn_matrices(work.child, b.ffn)) for b in work.child.layers]
+    shapes = [(outputs, inputs) for mixer, ffn in found for inputs, outputs in (*mixer, *ffn)]
+    kept -= 4.0 * sum(rows * columns for rows, columns in shapes)
+    return kept / work.num_ranks, float(workspace_bytes(shapes))
+
+
+def _copied(work: Work) -> float:
+    """The child in bf16: autograd keeps what products have read, and a layer that is run again is let go before."""
+    if work.settings.precision == "fp32":
+        return 0.0
+    blocks = [block_parameters(work.child, block) for block in work.child.layers]
+    return 2.0 * (max(blocks, default=0) if work.settings.recomputes_activations else sum(blocks))
+
+
+def _judging(work: Work) -> float:
+    """What both models hold beside their weights, for the first windows of a batch; parents are at least as wide."""
+    if not work.is_judged:
+        return 0.0
+    tokens = JUDGED_WINDOWS * work.window_tokens
+    plain = replace(work, settings=replace(work.settings, precision="fp32"), masks_documents=False)
+    models = [replace(plain, child=work.parent), plain]
+    largest = max(_saved_values(each, block) for each in models for block in each.child.layers)
+    logits = _JUDGED_LOGITS * min(CHUNK_TOKENS, tokens) * work.child.vocab_size
+    gathered = _gathered(work) if work.num_ranks > 1 else 0.0
+    return 4 * tokens * (2 * work.child.hidden_size + largest) + 4 * logits + gathered
 
 
 def _num_needed(work: Work) -> int:

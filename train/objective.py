@@ -102,7 +102,8 @@ def objective_loss(
         The weighted sum, and the value of each term.
     """
     dtype = DTYPES[objective.precision]
-    with torch.autocast(batch.ids_BT.device.type, dtype, enabled=objective.precision != "fp32"):
+    is_low, keeps_copies = objective.precision != "fp32", not objective.recomputes_activations
+    with torch.autocast(batch.ids_BT.device.type, dtype, is_low, cache_enabled=keeps_copies):
         x_BTD, y_BTD, of_states = _states(child, parent, objective, batch, needs_logits=top is None)
         h_ND = child.model.norm(x_BTD).flatten(0, 1)
         said: Head | TopK | None = top

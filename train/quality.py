@@ -19,7 +19,8 @@ from blockwright.statistics import estimate_mean, estimate_ratio
 from blockwright.train.chunked_kl import CHUNK_TOKENS
 from blockwright.train.windows import Windows
 
-_BATCH_WINDOWS = 8
+JUDGED_WINDOWS = 8
+"""Of a batch, whose states are there at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,7 @@ def compare(child: PreTrainedModel, parent: PreTrainedModel, windows: Windows) -
 def compare_windows(child: PreTrainedModel, parent: PreTrainedModel, windows: Windows) -> PerWindow:
     """Compares a child with its parent, window by window; logits are made for some tokens at a time."""
     columns: list[Tensor] = []
-    for ids_BT in windows.ids_NT.to(child.device).split(_BATCH_WINDOWS):
+    for ids_BT in windows.ids_NT.to(child.device).split(JUDGED_WINDOWS):
         next_BT = ids_BT[:, 1:]
         h_MD, g_MD = (_states(model, ids_BT)[:, :-1].flatten(0, 1) for model in (child, parent))
         chunks = zip(*(x.split(CHUNK_TOKENS) for x in (h_MD, g_MD, next_BT.flatten())), strict=True)

@@ -3,10 +3,12 @@
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
+from blockwright.count import parameters
 from blockwright.errors import InputError
 from blockwright.spec import Attention, Block, Full, GatedFFN, LinearMixer, Model, NoOp, Rope
 from blockwright.train import memory
@@ -40,7 +42,10 @@ from dataclasses import replace
 from pathlib import Path
 from transformers import AutoConfig, AutoModelForCausalLM
 from blockwright.train.distill import GkdSettings, distill
-parts, recomputes, windows = int(sys.argv[1]), sys.argv[2] == "True", 16
+from blockwright.train.quality import compare_windows
+from blockwright.train.windows import Windows
+parts, recomputes, is_judged = int(sys.argv[1]), *(flag == "True" for flag in sys.argv[2:4])
+optimizer, precision = sys.argv[4:]
 def resident():
     fields = Path("/proc/self/statm").read_text().split()
     return int(fields[1]) * resource.getpagesize()
@@ -49,23 +54,62 @@ def run(hidden, vocab, windows):
         num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=256,
         tie_word_embeddings=False)
     child, parent = (AutoModelForCausalLM.from_config(config, attn_implementation="sdpa") for _ in range(2))
+    if is_judged:
+        ids_NT = torch.randint(0, vocab, (8, 512))
+        return compare_windows(child, parent, Windows(ids_NT=ids_NT, document_N=None, bytes_per_token=1))
     batches = [torch.randint(0, vocab, (windows, 128)) for _ in range(2)]
-    settings = GkdSettings(learning_rate=1e-3, checkpoint_steps=100, parts=parts, recomputes_activations=recomputes)
+    settings = GkdSettings(learning_rate=1e-3, checkpoint_steps=100, parts=parts, recomputes_activations=recomputes,
+        optimizer=optimizer, precision=precision)
     distill(child, parent, batches, settings, Path(tempfile.mkdtemp()) / "state")
 run(16, 64, 1)
 before = resident()
-run(256, 4096, windows)
+run(256, 4096, 16)
 status = open('/proc/self/status').read()  # a peak of its own: getrusage hands on that of the process that forked
 print(1024 * int(status.split('VmHWM:')[1].split()[0]) - before)
 """
 
 
-@pytest.mark.parametrize(("parts", "recomputes"), [(1, False), (4, False), (1, True)])
-def test_the_prediction_is_near_the_real_peak(parts: int, recomputes: bool) -> None:
-    command = [sys.executable, "-c", _RUN, str(parts), str(recomputes)]
-    peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    work = replace(WORK, settings=replace(SETTINGS, parts=parts, recomputes_activations=recomputes))
-    assert 0.7 < peak / predict_memory(work).total_bytes < 1.25
+_STEP = """
+import resource, torch
+from pathlib import Path
+from blockwright.train.muon import Muon, workspace_bytes
+def matrices(count, size):
+    found = [torch.nn.Parameter(torch.ones(size, size)) for _ in range(count)]
+    for matrix in found:
+        matrix.grad = torch.ones(size, size)
+    return found
+Muon(matrices(2, 32), lr=0.1).step()
+optimizer = Muon(matrices(400, 256), lr=0.1)
+before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+optimizer.step()
+peak = 1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+print((peak - before - 4 * 400 * 256**2) / workspace_bytes([(256, 256)] * 400))
+"""
+
+
+def _peak(settings: GkdSettings, *, is_judged: bool = False) -> int:
+    flags = (settings.parts, settings.recomputes_activations, is_judged, settings.optimizer, settings.precision)
+    command = [sys.executable, "-c", _RUN, *map(str, flags)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"parts": 4}, {"recomputes_activations": True}, {"optimizer": "muon"}],
+)
+def test_the_prediction_is_near_the_real_peak(changes: dict[str, Any]) -> None:
+    work = replace(WORK, settings=replace(SETTINGS, **changes))
+    assert 0.7 < _peak(work.settings) / predict_memory(work).total_bytes < 1.25
+
+
+def test_the_prediction_is_near_the_real_peak_of_judging() -> None:
+    predicted = predict_memory(replace(WORK, is_judged=True, window_tokens=512)).beforehand_bytes
+    assert 0.7 < _peak(SETTINGS, is_judged=True) / predicted < 1.25
+
+
+def test_a_step_of_muon_takes_what_is_predicted_however_many_matrices_there_are() -> None:
+    found = subprocess.run([sys.executable, "-c", _STEP], check=True, capture_output=True, text=True).stdout
+    assert 0.7 < float(found) < 1.5
 
 
 def test_less_is_predicted_for_every_way_to_save() -> None:
@@ -81,14 +125,18 @@ def test_less_is_predicted_for_every_way_to_save() -> None:
 
 def test_what_is_needed_beforehand_and_of_the_parent_is_counted() -> None:
     plain = predict_memory(WORK)
-    judged = predict_memory(replace(WORK, is_judged=True, window_tokens=2048, windows=1))
-    assert judged.beforehand_bytes == judged.total_bytes > 4 * 6 * 8 * 2048 * 4096
+    judged = predict_memory(replace(WORK, is_judged=True, window_tokens=512, windows=1))
+    assert judged.beforehand_bytes == judged.total_bytes > plain.beforehand_bytes + 4 * 6 * 1024 * 4096
+    longer = predict_memory(replace(WORK, is_judged=True, window_tokens=1024, windows=1))
+    assert longer.beforehand_bytes - judged.beforehand_bytes < 2 * 4 * 8 * 512 * 4096  # no logits of whole windows
     looked_up = replace(WORK, has_answers=True)
     assert predict_memory(looked_up).parent_bytes == plain.parent_bytes
     without_states = replace(looked_up, settings=replace(SETTINGS, losses=kl_and_cosine(0)))
     assert predict_memory(without_states).parent_bytes == 0
     assert predict_memory(replace(WORK, masks_documents=True)).activations_bytes > plain.activations_bytes
     assert predict_memory(replace(WORK, num_ranks=2)).gathered_bytes > plain.gathered_bytes == 0
+    many = predict_memory(replace(WORK, num_ranks=64, windows=1))
+    assert many.afterwards_bytes > 4 * parameters(SPEC) > plain.afterwards_bytes == 0
     assert predict_memory(replace(WORK, has_gpu=True)).allocator_bytes == 0 < plain.allocator_bytes
 
 
