@@ -9,6 +9,7 @@ Locks are the system's and end with their process; a note that nobody holds was 
 
 import contextlib
 import os
+import secrets
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from blockwright.strict import from_data, to_data
 LOCK = ".lock"
 _ENTER_S = 2.0
 """How long to wait for a stage that enters at the same moment, which takes milliseconds."""
+_TOKEN = secrets.token_hex(8)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,8 @@ class _Note:
     process: int
     host: str
     since: str
+    token: str = ""
+    """The process's own: after a restart, another one may have its number."""
     writes: tuple[str, ...]
     reads: tuple[str, ...]
 
@@ -43,7 +47,7 @@ class _Note:
     @property
     def is_ours(self) -> bool:
         """Whether it is this very process: a run holds its folder while its stages enter."""
-        return (self.process, self.host) == (os.getpid(), socket.gethostname())
+        return (self.process, self.host, self.token) == (os.getpid(), socket.gethostname(), _TOKEN)
 
 
 @contextlib.contextmanager
@@ -153,6 +157,7 @@ def _note(what: str, writes: Sequence[Path], reads: Sequence[Path]) -> _Note:
         what=what,
         process=os.getpid(),
         host=socket.gethostname(),
+        token=_TOKEN,
         since=datetime.now(UTC).isoformat(timespec="seconds"),
         writes=tuple(str(path.resolve()) for path in writes),
         reads=tuple(str(path.resolve()) for path in reads),

@@ -101,8 +101,11 @@ def read_devices(profiles: Sequence[str | Path]) -> dict[str, Profile]:
         name, separator, file = str(text).rpartition("=") if not Path(text).exists() else ("", "", text)
         profile = read_profile(file)
         check_utilisation(profile)
-        for odd in odd_rows(profile):
-            say(f"note      profile {profile.name}: {odd}")
+        odd = [str(each) for each in odd_rows(profile)]
+        for line in odd:
+            say(f"note      profile {profile.name}: {line}")
+        if marked := set(profile.coverage.marked) - set(odd):
+            say(f"note      profile {profile.name}: {len(marked)} marks on rows: see blockwright profile show {file}")
         name = name if separator else profile.name
         if name in devices:
             raise InputError(

@@ -125,6 +125,19 @@ def test_what_a_killed_stage_left_stops_nobody(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} <= {".lock", "manifest.json"}
 
 
+def test_what_a_killed_process_of_our_number_left_is_not_ours(tmp_path: Path) -> None:
+    with _another(tmp_path, "library", "library"):
+        left = json.loads((tmp_path / ".lock-library.json").read_text())
+        note = tmp_path / ".lock-library.json"
+        note.write_text(json.dumps(left | {"process": os.getpid()}))
+        with pytest.raises(InputError, match="the stage library at work here"), locked(tmp_path):
+            raise AssertionError("entered")
+    (tmp_path / ".lock.json").write_text(json.dumps(left | {"process": os.getpid(), "what": "a whole run"}))
+    with locked(tmp_path):
+        assert json.loads((tmp_path / ".lock.json").read_text())["token"] != left["token"]
+    assert not (tmp_path / ".lock.json").exists() and not note.exists()
+
+
 def test_stages_of_one_process_may_be_nested(tmp_path: Path) -> None:
     with running(_stage(tmp_path, "refine", "refined")), running(_stage(tmp_path, "search", "plan", "refined")):
         held = json.loads((tmp_path / ".lock-refine.json").read_text())

@@ -68,6 +68,16 @@ def test_who_foretells_from_an_edited_profile_is_told(tmp_path: Path, capsys: py
     assert any("edited, or disturbed" in mark for mark in marks_of(read_profile(folder)))
 
 
+def test_who_foretells_from_marked_rows_is_told_how_many_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marks = tuple(f"mixer {number}: heat held the clock down while it was measured" for number in range(7))
+    write_profile(replace(SHIPPED, coverage=replace(SHIPPED.coverage, marked=marks)), tmp_path / "hot")
+    assert main(["predict", "--parent", DEMO, "--profile", str(tmp_path / "hot")]) == 0
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "note" in line]
+    assert "7 marks on rows" in line and f"blockwright profile show {tmp_path / 'hot'}" in line
+
+
 def test_who_measures_is_told_of_a_disturbed_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_marked(_with_part(LARGE[0], 3.0), tmp_path / "disturbed")
     assert "marked, not to be relied on: 1 rows" in capsys.readouterr().err
