@@ -25,7 +25,8 @@ Linear = Literal["product", "least-squares"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InitSettings:
-    """How candidates begin; by default as benchmarks/results/initialise_* found best beyond doubt."""
+    """How candidates begin; by default as published, but where benchmarks/results/initialise_* found another way better
+    beyond doubt: of KV heads ``importance`` has the smaller mean error, with an interval that reaches 1.009."""
 
     channels: Channels = "fitted"
     """Which channels a narrower ffn keeps: those that contribute most each by itself, or those that are left when a

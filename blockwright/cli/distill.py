@@ -13,7 +13,8 @@ Reads a checkpoint that `blockwright realise` wrote and writes another one.
   lm                    of the text itself; makes a child worse as a rule
 
 With --teacher-logits cached the parent is asked of all tokens beforehand, and its likeliest tokens are kept on disk;
-terms that compare states still run the parent's layers.
+terms that compare states still run the parent's layers. KL, that of --eval-every too, is then over these tokens and all
+others as one: a lower bound of the whole.
 
 On several GPUs, or processes, each with a share of both models; with whatever number of them, it goes on where it was:
 

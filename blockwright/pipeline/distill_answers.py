@@ -27,6 +27,8 @@ class AnswersOrder:
 class KeptAnswers:
     """All that the parent will be asked for, on disk.
 
+    A KL by them is over k tokens and all others as one, which is at most the KL over all tokens.
+
     Args:
         order: what to keep, and where.
         batches: this rank's windows to train on.

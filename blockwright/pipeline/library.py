@@ -210,7 +210,8 @@ def _library(parent: Parent, order: LibraryOrder, trained: list[Trained], digest
 def _tell(trained: list[Trained]) -> None:
     for result in trained:
         if result.stopped_at is not None:
-            words = f"its loss was no number at batch {result.stopped_at}, its last good state is kept"
+            state = "first weights are" if result.kept == "initial" else "last good state is"
+            words = f"its loss was no number at batch {result.stopped_at}, its {state} kept"
             say(f"warning   {result.file}: {words}")
         elif result.kept == "initial":
             errors = f"{result.initial_reserved_nmse:.3g} became {result.trained_reserved_nmse:.3g}"

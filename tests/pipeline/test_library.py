@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -15,14 +16,16 @@ from blockwright.library import CURVES, Library, read_library
 from blockwright.model.parent import Parent, open_parent
 from blockwright.pipeline import library_plan
 from blockwright.pipeline.candidates import candidates_in
-from blockwright.pipeline.library import LibraryOrder, build_library, count_for
+from blockwright.pipeline.library import LibraryOrder, _tell, build_library, count_for
 from blockwright.pipeline.library_plan import LibraryMeans
 from blockwright.pipeline.library_table import count_words
 from blockwright.pipeline.score import ScoreOrder, score_library
 from blockwright.search.scores import read_scores
 from blockwright.search.space import LayerSpace, SpaceSettings
 from blockwright.spec import FP32, NoOp, parse_format
+from blockwright.train.bld import Trainee
 from blockwright.train.initialise import AS_PUBLISHED
+from blockwright.train.trained import Kept, Trained
 
 INT4 = parse_format("int4")
 SPACE = SpaceSettings(
@@ -161,3 +164,27 @@ def test_a_recipe_whose_formats_its_space_forbids_is_refused_before_any_work(
     message = capsys.readouterr().err
     assert "error in formats" in message and "in layer 1: int8-g32" in message
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("kept", "words"), [("initial", "its first weights are kept"), ("trained", "its last good")])
+def test_what_is_kept_of_a_training_that_broke_off_is_said(
+    kept: Kept, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = Trained(
+        trainee=cast("Trainee", None),
+        file="layer-0.safetensors",
+        initial_nmse=1.0,
+        nmse=1.0,
+        initial_delta_nmse=1.0,
+        delta_nmse=1.0,
+        trained_nmse=None,
+        trained_delta_nmse=None,
+        initial_reserved_nmse=1.0,
+        trained_reserved_nmse=None,
+        kept=kept,
+        stopped_at=3,
+        trained_steps=2,
+        curve={},
+    )
+    _tell([result])
+    assert f"no number at batch 3, {words}" in capsys.readouterr().err
