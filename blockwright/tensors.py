@@ -2,12 +2,15 @@
 
 import contextlib
 import errno
+import json
+import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -15,6 +18,41 @@ from torch import Tensor
 from blockwright.errors import InputError
 
 _NUMBER = re.compile(r"os error (\d+)")
+_FORMATS = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64"}
+"""Names of safetensors' own."""
+
+
+def stream_tensors(
+    path: Path,
+    shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    tensors: Iterable[Tensor],
+    metadata: Mapping[str, str],
+) -> None:
+    """Writes a safetensors file tensor by tensor, so that no more than one need be there at a time.
+
+    Args:
+        path: the file.
+        shapes: what will come, by name: where each stands is known beforehand.
+        tensors: in the same order, on any device.
+        metadata: strings to keep in the header.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, (dtype, shape) in shapes.items():
+        start, end = end, end + dtype.itemsize * math.prod(shape)
+        header[name] = {"dtype": _FORMATS[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        expected = iter(shapes.values())
+        for tensor in tensors:  # no zip: it would keep the last one
+            assert (tensor.dtype, tuple(tensor.shape)) == next(expected)
+            values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            file.write(values)  # pyright: ignore[reportArgumentType] (an array is a buffer)
+            del values
+            del tensor  # before the next one is there
+        assert next(expected, None) is None
 
 
 @contextlib.contextmanager

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from blockwright.errors import InputError
 from blockwright.files import new_file
-from blockwright.tensors import writing_tensors
+from blockwright.tensors import stream_tensors
 from blockwright.train.ranks import Ranks
 from blockwright.train.sharded import local, read_share, whole
 
@@ -23,7 +22,7 @@ _WEIGHT, _OPTIMISER = "weight.", "optimiser."
 
 def save_weights(path: Path, model: nn.Module, ranks: Ranks) -> None:
     """Writes a model's weights alone; all ranks must call it, the first writes."""
-    _write(path, _gathered(_weights(model), ranks), None, ranks)
+    _write(path, _weights(model), None, ranks)
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
@@ -35,7 +34,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 def save_state(path: Path, model: nn.Module, optimizers: Sequence[Optimizer], data: Any, ranks: Ranks) -> None:
     """Writes weights, what the optimisers know of each, and plain data; as `save_weights`."""
-    _write(path, _gathered(chain(_weights(model), _known(model, optimizers)), ranks), data, ranks)
+    _write(path, chain(_weights(model), _known(model, optimizers)), data, ranks)
 
 
 def load_state(path: Path, model: nn.Module, optimizers: Sequence[Optimizer]) -> Any:
@@ -74,22 +73,17 @@ def _known(model: nn.Module, optimizers: Sequence[Optimizer]) -> Iterator[tuple[
                 yield f"{_OPTIMISER}{key}.{names[parameter]}", value
 
 
-def _gathered(tensors: Iterable[tuple[str, Tensor]], ranks: Ranks) -> dict[str, Tensor]:
-    """All tensors whole, on the first rank's CPU; a device, and every other rank, has one of them at a time."""
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors:
-        gathered = whole(tensor)
-        if ranks.is_first:
-            found[name] = gathered.cpu().contiguous()
-        del gathered  # before the next one is there
-    return found
-
-
-def _write(path: Path, tensors: dict[str, Tensor], data: Any, ranks: Ranks) -> None:
+def _write(path: Path, tensors: Iterable[tuple[str, Tensor]], data: Any, ranks: Ranks) -> None:
+    """Writes tensors one by one: every rank, the first too, has no more than one of them whole at a time."""
+    shares = dict(tensors)
+    wholes = (whole(share) for share in shares.values())
     if not ranks.is_first:
+        for _ in wholes:
+            pass
         return
-    with new_file(path) as temporary, writing_tensors(path):
-        save_file(tensors, temporary, {"data": json.dumps(data)})
+    shapes = {name: (share.dtype, tuple(share.shape)) for name, share in shares.items()}
+    with new_file(path) as temporary:
+        stream_tensors(temporary, shapes, wholes, {"data": json.dumps(data)})
 
 
 def _opened(path: Path) -> Any:

@@ -113,13 +113,16 @@ def test_no_rank_ever_holds_a_whole_model(way: str, pairs: dict[str, tuple[Path,
 
 
 @pytest.mark.slow
-def test_only_the_first_rank_holds_the_state_that_is_written(pairs: dict[str, tuple[Path, Model]], found: None) -> None:
+def test_no_rank_holds_more_than_a_tensor_of_the_state_that_is_written(
+    pairs: dict[str, tuple[Path, Model]], found: None
+) -> None:
     folder, spec = pairs["untied"]
     child = load_child(folder / "child", spec)
     state, largest = 3 * bytes_of(child), max(weight.nbytes for weight in child.parameters())
     first, second = (int(load_file(folder / f"rank-{rank}.safetensors")["peak of saving"]) for rank in (0, 1))
-    assert first > 0.95 * state
-    assert second - state / 6 < 6 * largest < first / 2  # its shares are there, and the copies that gathering makes
+    assert 6 * largest < state / 2
+    for peak in (first, second):
+        assert peak - state / 6 < 6 * largest  # its shares are there, and the copies that gathering makes
 
 
 def test_one_process_reads_what_the_whole_loader_reads(pairs: dict[str, tuple[Path, Model]]) -> None:
