@@ -77,7 +77,8 @@ class GkdStep:
     gradient_norm: float
     """Before clipping."""
     held_out_kl: float | None = None
-    """After the step, where it was measured."""
+    """After the step, where it was measured; where the parent's next tokens are looked up, over its k likeliest and all
+    others as one, which is at most the KL over all."""
 
     @property
     def kl(self) -> float:
@@ -113,7 +114,7 @@ def distill(
         checkpoint: a file (safetensors) to keep the state of training in; the best child stands beside it. Removed by
             the caller when done with them.
         on_step: called after each step.
-        held_out: this rank's windows to measure on, where the settings ask for it.
+        held_out: this rank's windows to measure on, where the settings ask for it; at least one batch.
         top_of: looks up the parent's likeliest tokens, of held-out windows too; None where the parent says them live.
         ranks: who trains together; None for one process.
 
@@ -213,15 +214,19 @@ class _Learner:
         return GkdStep(step=step, loss=total, terms=terms, gradient_norm=norm)
 
     @torch.no_grad()
-    def held_out_kl(self, batches: Iterable[Batch | Tensor]) -> float:
-        """Mean KL(parent ‖ child) over tokens."""
+    def held_out_kl(self, batches: Sequence[Batch | Tensor]) -> float:
+        """Mean KL(parent ‖ child) over tokens of all ranks.
+
+        Ranks may have different numbers of batches, but must gather weights as often: who has done its own does its
+        first again, for nothing.
+        """
         objective = Objective(losses=kl_and_cosine(0), precision=self.settings.precision)
         total = torch.zeros(2, device=self.child.device)
-        for each in batches:
-            batch = self._here(each)
+        for index in range(self.ranks.most(len(batches))):
+            batch = self._here(batches[index if index < len(batches) else 0])
             count = counts_of(batch)[0]
             kl, _ = self._loss(objective, batch, (int(count), 1))
-            total += torch.stack([kl * count, count])
+            total += torch.stack([kl * count, count]) * (index < len(batches))
         kl, count = self.ranks.sum(total).tolist()
         return kl / count
 

@@ -148,6 +148,8 @@ def cut_windows(
     Raises:
         InputError: the text is shorter than one window.
     """
+    if not documents:
+        raise too_short(0, length)
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(documents))
     shuffled = [documents[int(index)] for index in order]

@@ -17,6 +17,7 @@ from blockwright.pipeline.console import say
 from blockwright.pipeline.distill_answers import AnswersOrder, KeptAnswers
 from blockwright.pipeline.distill_models import as_checkpoint, in_precision, loaded
 from blockwright.pipeline.distill_order import DistillOrder, check_order, check_pair, device_of
+from blockwright.pipeline.distill_windows import judging_windows, stopping_batches
 from blockwright.pipeline.inputs import (
     Checkpoint,
     Text,
@@ -27,7 +28,6 @@ from blockwright.pipeline.inputs import (
     open_checkpoint,
     read_text,
     training_windows,
-    windows_to_judge_by,
 )
 from blockwright.pipeline.stage import Stage, whole
 from blockwright.pipeline.together import gathered, progress_of_first, running_together
@@ -41,12 +41,9 @@ from blockwright.train.ranks import Ranks
 from blockwright.train.sharded import Sharded
 from blockwright.train.sources import local_paths
 from blockwright.train.teacher_cache import CacheOrder
-from blockwright.train.windows import Batch
 
 HISTORY, QUALITY = "distillation.json", "quality.json"
-_SEED_SHIFT, _STOP_SEED_SHIFT, _JUDGE_SEED_SHIFT = 2, 3, 4
-_STOP_TOKENS = 8192
-"""Held-out tokens that decide when to stop."""
+_SEED_SHIFT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +103,7 @@ def distill_child(
 
 def _stage(child: Checkpoint, teacher: Parent, order: DistillOrder, text: Text, output: Path) -> Stage:
     inputs = {
-        "order": to_data(order),
+        "order": {name: value for name, value in to_data(order).items() if name != "device"},  # it goes on on any
         "child": child.digest,
         "teacher": checkpoint_digest(teacher.folder),
         "text": text.digest,
@@ -171,14 +168,7 @@ class _Job:
 
     def compare(self, child: PreTrainedModel, parent: PreTrainedModel) -> Quality:
         """The child on held-out text, by documents that no stopping has seen."""
-        documents = self.text.held_out[1::2] if self.order.eval_steps else self.text.held_out
-        windows = windows_to_judge_by(
-            self.teacher,
-            documents,
-            length=self.order.window_tokens,
-            num_tokens=self.order.judging_tokens,
-            seed=self.order.seed + _JUDGE_SEED_SHIFT,
-        )
+        windows = judging_windows(self.teacher, self.text, self.order)
         return Sharded(child, parent, self.ranks)(compare, child, parent, windows)
 
     def answers(self) -> AnswersOrder:
@@ -197,27 +187,12 @@ class _Job:
             ),
         )
 
-    def stopping_batches(self) -> list[Batch]:
-        """This rank's windows to stop by; as many as every other rank's."""
-        if not self.order.eval_steps:
-            return []
-        windows = windows_to_judge_by(
-            self.teacher,
-            self.text.held_out[::2],
-            length=self.order.window_tokens,
-            num_tokens=max(_STOP_TOKENS, self.ranks.world_size * self.order.window_tokens),
-            seed=self.order.seed + _STOP_SEED_SHIFT,
-        )
-        rows = self.ranks.shard(torch.arange(windows.num_windows // self.ranks.world_size * self.ranks.world_size))
-        found = [windows.read(some) for some in rows.split(self.order.batch_windows)]
-        return found if self.order.masks_documents else [Batch(ids_BT=batch.ids_BT) for batch in found]
-
 
 def _distill(job: _Job, device: torch.device) -> tuple[PreTrainedModel, list[GkdStep], Distilled | None]:
     order, ranks = job.order, job.ranks
     num_steps = max(1, order.tokens // (order.batch_windows * order.window_tokens))
     batches = job.training.batches(order.batch_windows, num_steps, order.seed, ranks)
-    held_out = job.stopping_batches()
+    held_out = stopping_batches(job.teacher, job.text, order, ranks)
     answers = None
     if order.teacher_logits == "cached":
         answers = KeptAnswers(job.answers(), batches, held_out)

@@ -62,10 +62,16 @@ def shards(seed: int, num_batches: int, ranks: Ranks) -> list[Batch]:
     return [Batch(ids_BT=ranks.shard(ids_BT), segments_BT=ranks.shard(segments_BT)) for ids_BT in ids_NBT]
 
 
+def uneven(ranks: Ranks) -> list[Batch]:
+    """A rank's windows to stop by: of two ranks the first has one batch more than the other."""
+    ids_NT = torch.randint(0, 64, (3, 12), generator=torch.Generator().manual_seed(6))
+    return [Batch(ids_BT=ids_BT) for ids_BT in ranks.shard(ids_NT).split(1)]
+
+
 def run(way: str, ranks: Ranks, folder: Path) -> None:
     """Distils in one way, and writes what the first rank knows of it."""
     child, parent = pair()
-    batches, held_out = shards(5, NUM_STEPS, ranks), shards(6, 1, ranks)
+    batches, held_out = shards(5, NUM_STEPS, ranks), uneven(ranks)
     cache = None
     if way == "cached":
         order = CacheOrder(k=9, temperature=1.0, origin={})
