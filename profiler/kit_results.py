@@ -214,14 +214,15 @@ def _complete(timings: dict[str, Timing], folder: Path) -> dict[str, Timing]:
 
 
 def _coverage(asked: int, results: Mapping[str, _Result], started: str, ended: str) -> Coverage:
-    failed = sum(result.error is not None for result in results.values())
-    done = len(results) - failed
+    failures = tuple(f"{name}: {result.error}" for name, result in results.items() if result.error is not None)
+    done = len(results) - len(failures)
     return Coverage(
         status="complete" if done == asked else "partial",
         asked=asked,
         done=done,
-        failed=failed,
+        failed=len(failures),
         started=started,
         ended=ended,
         wall_s=(datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds(),
+        failures=failures,
     )

@@ -156,6 +156,9 @@ def test_a_case_that_fails_is_told_and_the_others_are_measured(unpacked: Path, t
     assert "1 failed" in done.stdout
     profile = read_kit_results(broken / "results")
     assert (profile.coverage.status, profile.coverage.failed) == ("partial", 1)
+    [why] = profile.coverage.failures
+    [name] = {json.loads(path.read_text())["name"] for path in (broken / "results").glob("case-0000.json")}
+    assert why.startswith(f"{name}: ") and "00000.onnx" in why
     assert len(profile.times) == sum(isinstance(case, PartCase) for case in ORDER.cases().values()) - 1
 
 
