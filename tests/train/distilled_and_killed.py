@@ -3,6 +3,7 @@
 Each is a process forked from this one, which has done no backward pass: torch allows none after a fork otherwise.
 """
 
+import itertools
 import json
 import os
 import random
@@ -23,15 +24,24 @@ NUM_STEPS, KILLS = 60, 4
 SETTINGS = GkdSettings(learning_rate=3e-3, checkpoint_steps=2, eval_steps=3)
 MOST_DELAY_S = 0.05
 """Some steps, of a few milliseconds each; a state is kept every other one."""
+STEPS_TO_A_KILL = 10
+"""A process that is to be killed waits for it after so many, so that all kills come before the end on any machine."""
 
 
-def start(folder: Path) -> int:
-    """Starts a process that distils, or goes on with it; writes what it ends with."""
+def start(folder: Path, most_steps: int = NUM_STEPS + 1) -> int:
+    """Starts a process that distils, or goes on with it; writes what it ends with, where it may make so many steps."""
     if pid := os.fork():
         return pid
     child, parent = pair()
     batches, held_out = (shards(seed, num_batches, Ranks.alone()) for seed, num_batches in ((5, NUM_STEPS), (6, 1)))
-    history = distill(child, parent, batches, SETTINGS, folder / "state.safetensors", held_out=held_out)
+    made = itertools.count(1)
+
+    def wait_at_the_last(_: object) -> None:
+        if next(made) == most_steps:
+            signal.pause()
+
+    state = folder / "state.safetensors"
+    history = distill(child, parent, batches, SETTINGS, state, held_out=held_out, on_step=wait_at_the_last)
     save_file(child.state_dict(), folder / "child.safetensors")
     (folder / "history.json").write_text(json.dumps([asdict(step) for step in history]))
     os._exit(0)
@@ -62,7 +72,8 @@ if __name__ == "__main__":
     whole, killed = (Path(sys.argv[1]) / name for name in ("whole", "killed"))
     for folder in (whole, killed):
         folder.mkdir()
-    kills = [kill_later(start(killed), killed / "state.safetensors") for _ in range(KILLS)]
+    random.seed(0)
+    kills = [kill_later(start(killed, STEPS_TO_A_KILL), killed / "state.safetensors") for _ in range(KILLS)]
     for folder in (whole, killed):
         _, status = os.waitpid(start(folder), 0)
         assert status == 0
