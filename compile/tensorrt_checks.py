@@ -8,13 +8,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from blockwright.count import ffn_matrices, mixer_matrices
 from blockwright.errors import InputError
-from blockwright.spec import Attention, GatedFFN, LinearFFN, LinearMixer, Model, NoOp
+from blockwright.spec import Attention, Model, NoOp
 
-MOST_GROWTH = 1.1
-"""How much larger than the stored weights a plan may be …"""
-KERNEL_BYTES = 8_000_000
-"""… beside the kernels of each profile: 5.0 to 7.4 MB with TensorRT-RTX 1.7.1. So small models tell nothing."""
+KERNEL_BYTES = 12_000_000
+"""What the kernels of a profile may take in a plan: 3.2 to 11.3 MB with TensorRT-RTX 1.7.1, more the more shapes there
+are. So plans of small models do not tell how their integers are kept."""
 
 _MASK = 3
 """Which input of an attention layer the mask is, behind queries, keys and values."""
@@ -39,23 +39,25 @@ def expected_of(model: Model) -> Expected:
         num_attentions=num_attentions,
         num_caches=2 * num_attentions,
         num_rotations=2 * num_attentions,
-        num_integer_matrices=sum(
-            _num_matrices(part)
-            for block in model.layers
-            for part in (block.mixer, block.ffn)
-            if not isinstance(part, NoOp) and part.weights.group_size is not None
-        ),
+        num_integer_matrices=len(_int4_matrices(model)),
     )
 
 
-def _num_matrices(part: Attention | LinearMixer | GatedFFN | LinearFFN) -> int:
-    match part:
-        case Attention():
-            return 4
-        case GatedFFN():
-            return 3
-        case LinearMixer() | LinearFFN():
-            return 1
+def int4_bytes(model: Model) -> int:
+    """Of a model's codes, two in a byte; their scales aside."""
+    return sum(inputs * outputs // 2 for inputs, outputs in _int4_matrices(model))
+
+
+def _int4_matrices(model: Model) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    for block in model.layers:
+        for part, matrices in (
+            (block.mixer, mixer_matrices(model, block.mixer)),
+            (block.ffn, ffn_matrices(model, block.ffn)),
+        ):
+            if not isinstance(part, NoOp) and part.weights.name == "int4":
+                found += matrices
+    return found
 
 
 def layer_census(network: Any) -> dict[str, int]:
@@ -95,19 +97,25 @@ def check_network(network: Any, expected: Expected, package: str) -> None:
             raise _lost(f"an input {name} that no layer reads", "every input to be read", package)
 
 
-def check_plan_size(plan_bytes: int, weight_bytes: int, num_profiles: int) -> None:
-    """Refuses a plan so large that its integers cannot be integers any more.
+def check_plan_size(plan_bytes: int, weight_bytes: int, codes_bytes: int, num_profiles: int) -> None:
+    """Refuses a plan so large that int4 in it is int4 no more: as fp16 it takes four times its bytes.
+
+    Args:
+        plan_bytes: of the plan.
+        weight_bytes: of all weights as the graph stores them.
+        codes_bytes: of them, those of int4 codes.
+        num_profiles: each brings kernels.
 
     Raises:
-        InputError: it is larger than the weights as stored and the kernels of its profiles.
+        InputError: half of what multiplying out would add is there, and more than kernels take.
     """
-    most = round(MOST_GROWTH * weight_bytes + num_profiles * KERNEL_BYTES)
-    if plan_bytes > most:
+    most = weight_bytes + max(num_profiles * KERNEL_BYTES, 3 * codes_bytes // 2)
+    if codes_bytes and plan_bytes > most:
         raise InputError(
             "plan",
             got=f"{plan_bytes / 1e6:.1f} MB",
             expected=f"at most {most / 1e6:.1f} MB, for weights of {weight_bytes / 1e6:.1f} MB",
-            remedy="TensorRT did not keep the weights as they are stored. Try int4-g32, int4-g128 or fp16.",
+            remedy="TensorRT did not keep int4 as it is stored. Try groups of 32 or 128, or fp16.",
         )
 
 

@@ -32,7 +32,7 @@ from blockwright.compile.flavour import Flavour
 from blockwright.compile.graph import Activations
 from blockwright.compile.slots import PREFILL_CHUNK, slots_for
 from blockwright.compile.tensorrt_build import BuildRequest, TokenRange, build_apart
-from blockwright.compile.tensorrt_checks import check_plan_size, expected_of
+from blockwright.compile.tensorrt_checks import check_plan_size, expected_of, int4_bytes
 from blockwright.compile.tensorrt_package import Package, PackageName
 from blockwright.compile.tensorrt_stored import Stored
 from blockwright.files import new_folder, read_json, write_json
@@ -117,7 +117,8 @@ def build_tensorrt_engine(order: TensorRtOrder, checkpoint: Path, folder: Path) 
         built = build_apart(_request(order, slots, temporary), package)
         files |= {PLAN_FILE: _stored_file(temporary / PLAN_FILE)}
         weight_bytes = files[DATA_FILE].size_bytes
-        check_plan_size(files[PLAN_FILE].size_bytes, weight_bytes, len(token_ranges(slots)))
+        codes_bytes, num_profiles = int4_bytes(stored.model), len(token_ranges(slots))
+        check_plan_size(files[PLAN_FILE].size_bytes, weight_bytes, codes_bytes, num_profiles)
         shutil.copyfile(checkpoint / TOKENIZER_FILE, temporary / TOKENIZER_FILE)
         engine = TensorRtEngine(
             schema_version=SCHEMA_VERSION,

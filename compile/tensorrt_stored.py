@@ -1,7 +1,8 @@
 """How a model's weights are stored for TensorRT, and what stands in the way.
 
-TensorRT keeps int4 in groups of 16 to 128, and nothing else that is narrower than what it computes in: int8 in groups
-is multiplied out to fp16, groups of 256 too (TensorRT-RTX 1.7.1, by the size of the plan). So the token embedding and
+TensorRT keeps int4 in groups, and nothing else that is narrower than what it computes in: of three matrices in int8 it
+multiplied two out to fp16 (TensorRT-RTX 1.7.1, by the size of the plan). Groups of 256 were kept in one network and not
+in another; those of up to 128 always. So the token embedding and
 the head are in fp16 or bf16 whatever the layers are, and the layers in one of these or in int4.
 """
 
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import assert_never
 
 from blockwright.compile.graph import Activations
+from blockwright.count import ffn_matrices, mixer_matrices
 from blockwright.errors import InputError
 from blockwright.spec import (
     FP16,
@@ -89,18 +91,7 @@ def _obstacle(model: Model, part: Attention | LinearMixer | GatedFFN | LinearFFN
             assert_never(weights.name)
     assert weights.group_size is not None, "int4 has one"
     if weights.group_size > LARGEST_GROUP:
-        return f"{word} in {weights}, which TensorRT multiplies out to fp16"
-    odd = [size for size in _num_inputs(model, part) if size % weights.group_size]
+        return f"{word} in {weights}, which TensorRT does not always keep"
+    matrices = mixer_matrices(model, part) if isinstance(part, Attention | LinearMixer) else ffn_matrices(model, part)
+    odd = [inputs for inputs, _ in matrices if inputs % weights.group_size]
     return f"{word} in {weights} with {odd[0]} inputs, which is no whole number of groups" if odd else None
-
-
-def _num_inputs(model: Model, part: Attention | LinearMixer | GatedFFN | LinearFFN) -> list[int]:
-    match part:
-        case Attention():
-            return [model.hidden_size, model.num_heads * model.head_dim]
-        case GatedFFN(width=width):
-            return [model.hidden_size, width]
-        case LinearMixer() | LinearFFN():
-            return [model.hidden_size]
-        case _:
-            assert_never(part)

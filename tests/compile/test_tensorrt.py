@@ -26,11 +26,12 @@ from blockwright.compile.tensorrt_engine import (
     token_ranges,
 )
 from blockwright.compile.tensorrt_package import find_package
-from blockwright.compile.tensorrt_stored import stored_for_tensorrt
+from blockwright.compile.tensorrt_stored import Stored, stored_for_tensorrt
 from blockwright.errors import InputError
 from blockwright.llama import llama
 from blockwright.profiler.synthetic import random_weights
 from blockwright.spec import (
+    FP16,
     Attention,
     Block,
     GatedFFN,
@@ -41,6 +42,7 @@ from blockwright.spec import (
     Rope,
     Window,
     parse_format,
+    with_format,
 )
 
 try:
@@ -132,10 +134,13 @@ def test_children_parse_and_build_with_every_layer_they_have(
 
 def _request(folder: Path, model: Model, text: str = "fp16", **changes: Any) -> BuildRequest:
     """Of a graph written into a folder, with a profile."""
-    stored = stored_for_tensorrt(model, parse_format(text))
+    return replace(_written(folder, stored_for_tensorrt(model, parse_format(text))), **changes)
+
+
+def _written(folder: Path, stored: Stored) -> BuildRequest:
     flavour = Flavour(name="standard", activations=stored.activations, slots=CONTEXT)
-    onnx.save_model(decoder_graph(stored.model, random_weights(model), CONTEXT, flavour), folder / GRAPH_FILE)
-    request = BuildRequest(
+    onnx.save_model(decoder_graph(stored.model, random_weights(stored.model), CONTEXT, flavour), folder / GRAPH_FILE)
+    return BuildRequest(
         package=PACKAGE.name,
         graph=str(folder / GRAPH_FILE),
         plan=str(folder / PLAN_FILE),
@@ -145,7 +150,6 @@ def _request(folder: Path, model: Model, text: str = "fp16", **changes: Any) -> 
         expected=expected_of(stored.model),
         timing_cache=None,
     )
-    return replace(request, **changes)
 
 
 def test_a_plan_is_hardly_larger_than_its_integers(tmp_path: Path) -> None:
@@ -156,6 +160,14 @@ def test_a_plan_is_hardly_larger_than_its_integers(tmp_path: Path) -> None:
     one_token = TokenRange(name="decode", fewest=1, typical=1, most=1)
     build(replace(request, profiles=(one_token,)), PACKAGE)
     assert (tmp_path / PLAN_FILE).stat().st_size < 1.1 * graph_bytes + 6e6
+
+
+def test_int8_is_multiplied_out_which_is_why_it_is_refused(tmp_path: Path) -> None:
+    layers = (Block(mixer=NoOp(), ffn=GatedFFN(width=13056)),)
+    model = with_format(replace(PLAIN, layers=layers, hidden_size=512), parse_format("int8-g32"))
+    request = _written(tmp_path, Stored(model=replace(model, embedding_weights=FP16), activations="float16"))
+    build(replace(request, expected=replace(request.expected, num_integer_matrices=3)), PACKAGE)
+    assert (tmp_path / PLAN_FILE).stat().st_size > 1.4 * (tmp_path / GRAPH_FILE).stat().st_size
 
 
 def test_two_profiles_keep_one_copy_of_the_weights(tmp_path: Path) -> None:

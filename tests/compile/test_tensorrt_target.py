@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from blockwright.compile.tensorrt_checks import KERNEL_BYTES, check_plan_size
+from blockwright.compile.tensorrt_checks import KERNEL_BYTES, check_plan_size, expected_of, int4_bytes
 from blockwright.compile.tensorrt_engine import token_ranges
 from blockwright.compile.tensorrt_package import Package, PackageName, find_package
 from blockwright.compile.tensorrt_stored import BF16, stored_for_tensorrt
@@ -179,7 +179,7 @@ def test_a_plan_may_mix_integers_with_one_of_the_halves(beside: Format, activati
     [
         ("fp32", "layer 0: a mixer in fp32.*layer 0: an ffn.*layer 1: a mixer"),
         ("int8-g32", "layer 0: a mixer in int8-g32, which TensorRT multiplies out"),
-        ("int4-g256", "layer 0: a mixer in int4-g256, which TensorRT multiplies out"),
+        ("int4-g256", "layer 0: a mixer in int4-g256, which TensorRT does not always keep"),
         ("int4-g64", "got layer 0: an ffn in int4-g64 with 352 inputs, which is no whole number of groups;"),
     ],
 )
@@ -207,6 +207,17 @@ def test_both_profiles_allow_the_same_tokens_and_favour_their_own() -> None:
 
 
 def test_a_plan_in_which_integers_were_multiplied_out_is_refused() -> None:
-    check_plan_size(110_000_000 + 2 * KERNEL_BYTES, 100_000_000, 2)
-    with pytest.raises(InputError, match=r"got 400\.0 MB; expected at most 126\.0 MB"):
-        check_plan_size(400_000_000, 100_000_000, 2)
+    check_plan_size(5_000_000 + 2 * KERNEL_BYTES, 5_000_000, 4_000_000, 2)
+    check_plan_size(180_000_000, 100_000_000, 80_000_000, 2)
+    check_plan_size(400_000_000, 100_000_000, 0, 2)
+    with pytest.raises(InputError, match=r"got 340\.0 MB; expected at most 220\.0 MB"):
+        check_plan_size(340_000_000, 100_000_000, 80_000_000, 2)
+
+
+def test_codes_are_counted_in_int4_parts_alone() -> None:
+    first, second = MODEL.layers
+    mixed = replace(MODEL, layers=(Block(mixer=stored_as(first.mixer, INT4), ffn=first.ffn), second))
+    projections = 256 * 256 + 2 * 256 * 128 + 256 * 256
+    assert int4_bytes(mixed) == projections // 2
+    assert expected_of(mixed).num_integer_matrices == 4
+    assert expected_of(with_format(MODEL, INT4)).num_integer_matrices == 4 + 3 + 1
