@@ -243,7 +243,7 @@ def as_text(results: dict[str, Any]) -> str:
         f"geometric means over layers, candidates and {len(SEEDS)} seeds of {results['calibration_tokens']} tokens of "
         "calibration text. A ratio is to the first way of its group, in pairs, with a 95 % bootstrap interval over "
         f"layers; below 1 is better. Steps are of {results['batch_tokens']} tokens, AdamW at "
-        f"{results['learning_rate']:g}, warmed up, then along a cosine to zero at {STEPS} steps.",
+        f"{results['learning_rate']:g}, warmed up, then along a cosine down to 5 % of it in {STEPS} steps.",
         "",
         "| | parent | way | " + " | ".join(f"error after {steps} | ratio after {steps}" for steps in LOOKS) + " |",
         "|---|---|---|" + "---|---|" * len(LOOKS),

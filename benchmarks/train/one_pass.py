@@ -7,11 +7,12 @@ widths of the ffn and a linear ffn. On the same batches, with the same settings,
 2. truncated: a job for each candidate that runs the parent from the embeddings to the candidate's layer;
 3. full: the same, but the parent runs to its logits, as it does where a stock forward is hooked.
 
-A job has its parent in memory and its channels ranked already, which flatters 2 and 3; what one pass has over them is
-the parent's pass alone. They run a sample of the candidates, evenly from all layers and kinds, and the time of all is
-the sample's over its share of their counted work. FLOPs are those of `train/groups.py` (a test holds it to torch's own
-count), the head's included in 3. What both learn is compared, number by number. Writes
-benchmarks/results/one-pass_<device>_<date>.json and .md.
+A job has its parent in memory and its channels ranked already, which flatters 2 and 3. What one pass has over them is
+the parent's pass: over what is trained on, which the FLOPs count, and over the batches that are judged on, which they
+do not, though a job runs the parent there for itself, within the times of 2 and 3. They run a sample of the candidates,
+evenly from all layers and kinds, and the time of all is the sample's over its share of their counted work. FLOPs are
+those of `train/groups.py` (a test holds it to torch's own count), the head's included in 3. What both learn is
+compared, number by number. Writes benchmarks/results/one-pass_<device>_<date>.json and .md.
 """
 
 import argparse
@@ -203,7 +204,8 @@ def as_text(results: dict[str, Any]) -> str:
         "",
         f"{results['candidates']} candidates in {LAYERS} layers of hidden size {HIDDEN}, {work['num_steps']} steps of "
         f"{work['batch_windows']} × {work['window_tokens']} tokens. {results['sampled']} jobs ran, the rest is by "
-        "counted work. Median of rounds in turn (least to most); a ratio is of times of one round.",
+        "counted work. Times hold judging too, for which each job runs the parent again; FLOPs are of training alone. "
+        "Median of rounds in turn (least to most); a ratio is of times of one round.",
         "",
         "| way | FLOPs | over one pass | seconds for all | over one pass |",
         "|---|---|---|---|---|",

@@ -11,7 +11,11 @@ For each parent and seed, at a budget of parameters, on held-out text, by KL to 
 
 A claim is reproduced where the paired difference over windows, pooled over seeds, has its whole 95 % interval over
 documents on the right side of the margin that is stated, and the mean of every seed lies there too. Every other
-outcome is printed as not reproduced at this scale. Goes on after a kill.
+outcome is printed as not reproduced at this scale. "No BLD" is a library that trains at a rate of 0: its candidates are
+as they begin, and they begin fitted, by least squares where there is a matrix to fit, not at random.
+
+Goes on after a kill, in a folder for each parent, seed and digest of all that was asked for: other tokens, another
+recipe, parent or text begin anew. Changed code does not: name another --folder.
 
 Writes benchmarks/results/orderings_<date>.json and .md.
 """
@@ -29,14 +33,14 @@ from orderings_page import as_text
 from provenance import REPOSITORY, RESULTS, origin
 from transformers import PreTrainedModel
 
-from blockwright.files import new_folder
+from blockwright.files import digest_of, new_folder
 from blockwright.hw_profiles.device import this_device
 from blockwright.hw_profiles.folder import read_profile
 from blockwright.library import read_library
 from blockwright.model.child import build_child, load_weights, save_child
 from blockwright.model.parent import Parent, load_model, load_tokenizer, open_parent
 from blockwright.pipeline.distill import distill_child
-from blockwright.pipeline.inputs import load_checkpoint, open_checkpoint, read_text, windows_of
+from blockwright.pipeline.inputs import checkpoint_digest, load_checkpoint, open_checkpoint, read_text, windows_of
 from blockwright.pipeline.library import build_library
 from blockwright.pipeline.recipe import Recipe, read_recipe
 from blockwright.pipeline.run import distill_order, library_order, score_order, search_order
@@ -110,8 +114,7 @@ class Bench:
 
     def __init__(self, setting: Setting, seed: int, folder: Path) -> None:
         recipe = read_recipe(REPOSITORY / "recipes" / "demo.yaml")
-        self.setting, self.seed, self.folder = setting, seed, folder / setting.name / f"seed-{seed}"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.setting, self.seed = setting, seed
         self.recipe: Recipe = replace(
             recipe,
             parent=setting.parent,
@@ -124,9 +127,12 @@ class Bench:
         )
         self.parent: Parent = open_parent(setting.parent)
         self.model: PreTrainedModel = load_model(self.parent)
-        held_out = read_text(setting.text).held_out
+        text = read_text(setting.text)
+        asked = [repr(self.recipe), repr(setting), checkpoint_digest(self.parent.folder), text.digest]
+        self.folder: Path = folder / setting.name / f"seed-{seed}-{digest_of(asked)[:12]}"
+        self.folder.mkdir(parents=True, exist_ok=True)
         self.windows: Windows = windows_of(
-            self.parent, held_out, length=setting.window_tokens, num_tokens=setting.held_out_tokens, seed=seed
+            self.parent, text.held_out, length=setting.window_tokens, num_tokens=setting.held_out_tokens, seed=seed
         )
 
     def losses(self) -> dict[str, np.ndarray]:

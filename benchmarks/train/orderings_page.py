@@ -2,10 +2,22 @@
 
 from typing import Any
 
+_NONE = (
+    "No BLD is a library that trained at a rate of 0: its candidates are as they begin, and they begin fitted, by "
+    "least squares where there is a matrix to fit."
+)
+
 
 def as_text(results: dict[str, Any]) -> str:
     """The results for people."""
-    lines = [f"# Published orderings, {results['date']}", "", f"`{results['command']}` at {results['commit']}", ""]
+    lines = [
+        f"# Published orderings, {results['date']}",
+        "",
+        f"`{results['command']}` at {results['commit']}",
+        "",
+        _NONE,
+        "",
+    ]
     for one in results["parents"]:
         lines += [
             f"## {one['name']}: {one['seeds']} seeds, BLD {one['bld_tokens']:,} tokens, GKD {one['gkd_tokens']:,} "
