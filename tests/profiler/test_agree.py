@@ -1,9 +1,11 @@
 """A row that contradicts all others, of a profile whose checksums were made anew."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pytest
 
 from blockwright.cli.main import main
@@ -32,19 +34,30 @@ def test_what_ships_agrees(name: str) -> None:
     assert odd_rows(read_profile(name)) == ()
 
 
-@pytest.mark.parametrize("at", LARGE)
-def test_a_part_made_three_times_slower_is_named(at: int) -> None:
-    slower = _with_part(at, 3.0)
-    [odd] = odd_rows(slower)
-    assert odd.row == slower.times[at] and odd.expected_s == pytest.approx(SHIPPED.times[at].time_s, rel=0.5)
-    row = SHIPPED.times[at]
-    assert str(odd).startswith(f"{row.part} {row.variant} in {row.format} at batch 1, {row.point.new_tokens} new")
+@pytest.mark.parametrize(("factor", "share"), [(3.0, 21 / 24), (1 / 3, 17 / 24)])
+def test_most_parts_made_three_times_slower_or_faster_are_named(factor: float, share: float) -> None:
+    named = 0
+    for at in LARGE:
+        edited, row = _with_part(at, factor), SHIPPED.times[at]
+        found = odd_rows(edited)
+        assert [odd.row for odd in found] in ([], [edited.times[at]]), "another row is accused"
+        for odd in found:
+            named += 1
+            assert odd.expected_s == pytest.approx(row.time_s, rel=0.5)
+            place = f"{row.part} {row.variant} in {row.format} at batch 1, {row.point.new_tokens} new"
+            assert str(odd).startswith(place)
+    assert named >= share * len(LARGE)
 
 
-def test_most_made_three_times_faster_are_named() -> None:
-    profiles = {at: _with_part(at, 1 / 3) for at in LARGE}
-    named = [at for at, profile in profiles.items() if [odd.row for odd in odd_rows(profile)] == [profile.times[at]]]
-    assert len(named) >= 0.7 * len(LARGE)
+@pytest.mark.parametrize("noise", [0.03, 0.05])
+def test_of_200_noisy_profiles_at_most_one_has_a_row_called_odd(noise: float) -> None:
+    accused = 0
+    for seed in range(200):
+        generator = np.random.default_rng(seed)
+        times = tuple(_off(row, math.exp(noise * generator.standard_normal())) for row in SHIPPED.times)
+        wholes = tuple(_off(row, math.exp(noise * generator.standard_normal())) for row in SHIPPED.wholes)
+        accused += bool(odd_rows(replace(SHIPPED, times=times, wholes=wholes)))
+    assert accused <= 1
 
 
 def test_a_whole_model_off_is_named() -> None:
