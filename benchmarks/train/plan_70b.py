@@ -26,6 +26,8 @@ from blockwright.hw_profiles.datasheet_figures import Datasheet, datasheet
 from blockwright.llama import LLAMA_8B
 from blockwright.search.space import SpaceSettings, candidates
 from blockwright.spec import FFN, Attention, Block, GatedFFN, LinearFFN, LinearMixer, Mixer, Model, NoOp
+from blockwright.train.distill import GkdSettings
+from blockwright.train.memory import Work, predict_memory
 
 LLAMA_70B = replace(
     LLAMA_8B,
@@ -151,28 +153,51 @@ def scores(gpu: Datasheet, num_gpus: int) -> Stage:
 
 
 def gkd(gpu: Datasheet, num_gpus: int, tokens: float, is_lean: bool) -> Stage:
-    """FSDP2 of child and parent, a window per GPU at a time, activations computed anew.
+    """FSDP2 of child and parent, a window per GPU at a time, activations computed anew, products in bf16.
 
-    `is_lean` gathers weights and keeps the parent and the states in bf16; else all are fp32, as the code has them now.
+    `is_lean` gathers weights and keeps states in bf16 too; else memory is what `blockwright distill` would foretell.
     """
     child = child_of_51b()
     flops = 4 * layers_flops(child, WINDOW_TOKENS) + 3 * head_flops(child)
     flops += layers_flops(LLAMA_70B, WINDOW_TOKENS) + head_flops(LLAMA_70B)
-    width = 2.0 if is_lean else 4.0
+    memory = _lean(child, num_gpus) if is_lean else _foretold(child, num_gpus)
+    memory["a quarter in reserve"] = sum(memory.values()) / 4
+    name = "GKD, bf16 gathers" if is_lean else "GKD, fp32 gathers"
+    lacks = "gathers and states in bf16" if is_lean else ""
+    return _stage(name, gpu, num_gpus, tokens, tokens * flops, memory, "", lacks)
+
+
+def _foretold(child: Model, num_gpus: int) -> dict[str, float]:
+    """What `--dtype bf16 --checkpoint-activations` takes of each GPU, by `train/memory.py`."""
+    settings = GkdSettings(learning_rate=1e-4, checkpoint_steps=1, recomputes_activations=True, precision="bf16")
+    work = Work(
+        child=child, parent=LLAMA_70B, settings=settings, windows=1, window_tokens=WINDOW_TOKENS, num_ranks=num_gpus,
+        has_gpu=True,
+    )  # fmt: skip
+    found = predict_memory(work)
+    kept = {
+        "child: weights, a layer's copy in bf16, AdamW": found.child_bytes + found.optimiser_bytes,
+        "parent": found.parent_bytes,
+        "embeddings, heads and layers, gathered": found.gathered_bytes,
+    }
+    return kept | {"gradients, states, a layer anew, logits, at their highest": found.total_bytes - sum(kept.values())}
+
+
+def _lean(child: Model, num_gpus: int) -> dict[str, float]:
+    """What it would take with gathers and states in bf16."""
+    width = 2.0
     ends = 2 * LLAMA_70B.vocab_size * LLAMA_70B.hidden_size
     layer = block_parameters(LLAMA_70B, LLAMA_70B.layers[0])
-    memory = {
+    return {
         "child: weights, gradients, AdamW": 16.0 * parameters(child) / num_gpus,
         "parent": width * parameters(LLAMA_70B) / num_gpus,
         "embeddings and heads, gathered": width * 2 * ends,
         "layers, gathered: one of each and the next": width * 4 * layer,
-        "what enters each layer": width * 80 * WINDOW_TOKENS * LLAMA_70B.hidden_size,
+        "what enters each layer, and leaves the parent's": width * 2 * 80 * WINDOW_TOKENS * LLAMA_70B.hidden_size,
         # What attention, norms and a gated ffn keep for their gradients: `train/groups.py`, rounded.
         "a layer computed anew": width * WINDOW_TOKENS * (10 * LLAMA_70B.hidden_size + 4 * 28672),
         "logits: 4 chunks, the head's gradient": 4.0 * 4 * 1024 * LLAMA_70B.vocab_size + 2.0 * ends,
     }
-    name = f"GKD, {'bf16 gathers' if is_lean else 'fp32 gathers'}"
-    return _stage(name, gpu, num_gpus, tokens, tokens * flops, memory, "", "gathers in bf16" if is_lean else "")
 
 
 def published() -> list[Published]:
@@ -250,6 +275,7 @@ def main() -> None:
         f"Share of peak {SHARES[0]:.0%} to {SHARES[1]:.0%}: {SHARES_SOURCE}.",
         f"Tokens: {TOKENS_SOURCE}.",
         f"Windows of {WINDOW_TOKENS} tokens.",
+        "Hours are of products in bf16 (`--dtype bf16`), in both ways to gather.",
         "The child's blocks are ours, chosen to come to the parameters of Nemotron-51B.",
     )
     text = page(gpu, stages, checks, assumptions, day)

@@ -13,10 +13,11 @@ LACKING = """\
   memory all at once (`pipeline/library_tasks.py`), which does for parents and texts that fit in, and where they do not
   every group runs the parent from its embeddings.
 * **Scores.** A worker needs the whole parent on its device; the plan shares it out over the GPUs of a machine.
-* **GKD.** `train/sharded.py` gathers in fp32: the rows "fp32 gathers". The parent may be kept in bf16 (`--precision`);
-  the rows "bf16 gathers" are what FSDP2's mixed precision would take beyond that. Each rank loads its shares only
-  (`train/loading.py`); the first rank keeps the whole state, 612 GB for the child of 51 B, in its host's memory
-  while it writes it.
+* **GKD.** Products are in bf16 and the parent is kept in it (`--dtype bf16`), but `train/sharded.py` gathers the child
+  in fp32 and states between layers are fp32: the rows "fp32 gathers", as `train/memory.py` foretells them, with the
+  reserve without which `distill` refuses to begin. The rows "bf16 gathers" are what FSDP2's mixed precision, and states
+  in bf16, would take. Each rank loads its shares only (`train/loading.py`); states are written tensor by tensor
+  (`train/state.py`), but at the end the first rank gathers the whole child, 204 GB in fp32, in its host's memory.
 """
 
 
