@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -151,20 +152,22 @@ def test_the_recipe_runs_on_a_parent_made_by_others(
 def _run_until(command: list[str], folder: Path, sign: str) -> None:
     """Runs a command and kills it, its children too, when a file that matches `sign` appears."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "blockwright.cli.main", *command],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    while not list(folder.glob(sign)) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    found = bool(list(folder.glob(sign)))
-    os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
-    process.wait()
-    assert found, f"no {sign} appeared"
+    with tempfile.TemporaryFile() as told:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "blockwright.cli.main", *command],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=told,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + 120
+        while not (found := any(folder.glob(sign))) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        told.seek(0)
+        assert found, f"no {sign} appeared, and the run said:\n{told.read().decode(errors='replace')[-4000:]}"
 
 
 @pytest.mark.slow
