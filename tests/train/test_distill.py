@@ -123,19 +123,19 @@ def test_a_kill_while_the_state_is_written_leaves_the_state_before(
     whole, parent = make_pair()
     history = distill(whole, parent, BATCHES, SETTINGS, tmp_path / "whole.safetensors")
     state = tmp_path / "run" / "state.safetensors"
-    save_file, num_saved = state_module.save_file, 0
+    stream_tensors, num_saved = state_module.stream_tensors, 0
 
-    def save_half(tensors: dict[str, Tensor], path: Path, metadata: Any) -> None:
+    def save_half(path: Path, *what: Any) -> None:
         nonlocal num_saved
         num_saved += 1
-        save_file(tensors, path, metadata)
+        stream_tensors(path, *what)
         if num_saved == 2:
             path.write_bytes(path.read_bytes()[:500])
             raise KeyboardInterrupt
 
     killed, _ = make_pair()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(state_module, "save_file", save_half)
+        patch.setattr(state_module, "stream_tensors", save_half)
         distill(killed, parent, BATCHES, SETTINGS, state)
     assert [path.name for path in state.parent.iterdir()] == [state.name]
     resumed, _ = make_pair()
