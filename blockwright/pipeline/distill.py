@@ -224,6 +224,11 @@ def _distill(job: _Job, device: torch.device) -> tuple[PreTrainedModel, list[Gkd
     if after is None or not ranks.is_first:
         return model, history, None
     before = from_data(Quality, read_json(job.before_file), str(job.before_file))
+    if after.kl.value > before.kl.value:
+        say(
+            f"note      distill made the child worse: on held-out text its KL was {before.kl.value:.3g} and is "
+            f"{after.kl.value:.3g}. Lower --learning-rate; with --eval-every the best state of a training is kept"
+        )
     return model, history, Distilled(before=before, after=after)
 
 
