@@ -33,15 +33,19 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """As `new_file`, for a folder; what stood at `path` is replaced."""
+    """As `new_file`, for a folder; what stood at `path` is replaced, and goes only when the new one stands there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary
         temporary.chmod(0o755)
         if path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
+            aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            path.rename(aside / path.name)
+            temporary.rename(path)
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -25,6 +25,7 @@ from blockwright.hw_profiles.provenance import Coverage, Method
 from blockwright.pipeline.console import progress, say
 from blockwright.pipeline.lock import at_work
 from blockwright.pipeline.marks import write_marked
+from blockwright.pipeline.stage import check_is_ours
 from blockwright.profiler.gpu_blocks import BF16, Bench
 from blockwright.profiler.gpu_ceilings import GpuCeilings, measure_ceilings, reference_work
 from blockwright.profiler.gpu_clock import OUTLIER_RULE, WARM_UP, GpuClock
@@ -84,6 +85,7 @@ def profile_gpu(order: GpuOrder, output: Path) -> Profile:
             is at work on the profile.
     """
     found = identify(order.device)
+    check_is_ours(output, "profile", output.parent)
     with at_work(output.parent, "profile-gpu", output, ()):
         return _profile_gpu(order, output, *found)
 

@@ -12,6 +12,7 @@ from blockwright.pipeline.console import say
 from blockwright.pipeline.kit import folder_of_imported
 from blockwright.pipeline.lock import at_work
 from blockwright.pipeline.marks import write_marked
+from blockwright.pipeline.stage import check_is_ours
 from blockwright.profiler.imported_costs import check_imported
 from blockwright.profiler.imports import NOT_TOLD, Results, Told, WholeTime, joined
 from blockwright.profiler.imports_device import check_device
@@ -67,6 +68,7 @@ def import_results(order: ImportOrder, output: Path | None) -> Profile:
         check_imported(profile, row)
     profile = replace(profile, wholes=(*_others(order.into.wholes, rows), *rows))
     folder = folder_of_imported(profile) if output is None else output
+    check_is_ours(folder, "profile", folder.parent)
     with at_work(folder.parent, f"import-{folder.name}", folder, [path for path, _ in order.files]):
         profile = write_marked(profile, folder)
     devices = ", ".join(dict.fromkeys(result.device for result in results if result.device))

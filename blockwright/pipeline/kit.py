@@ -8,6 +8,7 @@ from blockwright.hw_profiles.profile import Profile
 from blockwright.pipeline.console import progress, say
 from blockwright.pipeline.lock import at_work
 from blockwright.pipeline.marks import write_marked
+from blockwright.pipeline.stage import check_is_ours
 from blockwright.profiler.kit import KitOrder, write_kit
 from blockwright.profiler.kit_results import read_kit_results
 from blockwright.search.space import SpaceSettings, candidates
@@ -48,6 +49,7 @@ def take_in(results: Path, output: Path | None) -> Profile:
     """
     profile = read_kit_results(results)
     folder = folder_of_imported(profile) if output is None else output
+    check_is_ours(folder, "profile", folder.parent)
     with at_work(folder.parent, f"import-{folder.name}", folder, [results]):
         return write_marked(profile, folder)
 

@@ -30,6 +30,17 @@ Made = TypeVar("Made")
 _ROOMS = ("compile", "hw_profiles", "model", "profiler", "search", "train")
 _KEY_DIGITS = 16
 """Of a key, in the name of a folder of unfinished work."""
+_CHILD = ("config.json", '"blockwright"')
+_MARKS: dict[str, tuple[tuple[str, str], ...]] = {
+    "compile": (("engine.json", '"schema_version"'), ("export.json", '"schema_version"')),
+    "distill": (_CHILD,),
+    "library": (("index.json", '"parent_folder"'),),
+    "profile": (("profile.json", '"schema_version"'),),
+    "realise": (_CHILD,),
+}
+"""By the kind of a stage that writes a folder, the files that tell such a folder, each with a word that it has."""
+_MOST_NAMED = 3
+"""Files in a folder that is none of ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +58,7 @@ class Stage:
 
     def __post_init__(self) -> None:
         check_spares(self.output, self.reads)
+        check_is_ours(self.output, self.name, self.folder)
 
     @property
     def folder(self) -> Path:
@@ -181,6 +193,41 @@ def check_spares(output: Path, reads: Sequence[Path]) -> None:
         raise _refused(output, f"{output}, the folder that this was started in, or one that it lies in")
     if place.name == MANIFEST or place.name.startswith(LOCK):
         raise _refused(output, f"{output}, where stages keep their books")
+
+
+def check_is_ours(output: Path, stage: str, home: Path) -> None:
+    """Refuses to replace a folder that is not empty and that no stage of this kind wrote.
+
+    Args:
+        output: where a folder is to be written.
+        stage: the stage's name; those that write files have no marks and are let through.
+        home: where the manifest stands.
+
+    Raises:
+        InputError: says what is in it.
+    """
+    kind = stage.partition("-")[0]
+    if kind not in _MARKS or not output.exists() or _has_mark(output, kind):
+        return
+    names = sorted(path.name for path in output.iterdir()) if output.is_dir() else []
+    if output.is_dir() and not names:
+        return
+    place = output.relative_to(home).as_posix()
+    entries = read_manifest(home).items()
+    if any(name.partition("-")[0] == kind and entry.get("output") == place for name, entry in entries):
+        return
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    raise InputError(
+        "--out",
+        got=f"{output}, a folder with {', '.join(names[:_MOST_NAMED])}{more}" if names else f"the file {output}",
+        expected=f"a new or empty folder, or one that {kind} wrote: what stands there is replaced",
+        remedy="Name another place with --out, or remove this one yourself.",
+    )
+
+
+def _has_mark(output: Path, kind: str) -> bool:
+    files = ((output / name, word) for name, word in _MARKS[kind])
+    return any(file.is_file() and word in file.read_text(errors="replace") for file, word in files)
 
 
 def check_is_no_folder(output: Path) -> None:

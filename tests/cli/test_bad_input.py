@@ -276,7 +276,7 @@ def test_two_runs_in_one_folder_at_once(
     folder = tmp_path / "run"
     program = f"""
 from pathlib import Path
-from blockwright.pipeline.stage import locked
+from blockwright.pipeline.lock import locked
 with locked(Path({str(folder)!r})):
     print("locked", flush=True)
     input()
@@ -285,7 +285,7 @@ with locked(Path({str(folder)!r})):
     assert other.stdout is not None and other.stdin is not None
     assert other.stdout.readline() == "locked\n"
     try:
-        assert "another run is at work" in refused("run", write_recipe(), "-o", folder)
+        assert "a whole run at work here" in refused("run", write_recipe(), "-o", folder)
     finally:
         other.communicate("\n")
     assert not (folder / "recipe.yaml").exists()
@@ -412,3 +412,12 @@ def test_a_library_does_not_replace_its_parent(parent_copy: Path, refused: Calla
     weights = (parent_copy / "model.safetensors").read_bytes()
     assert "an input" in refused("library", parent_copy, "--text", "python", "-o", parent_copy)
     assert (parent_copy / "model.safetensors").read_bytes() == weights
+
+
+def test_notes_in_the_folder_to_write_are_kept(tmp_path: Path, small_parent: Path, refused: Callable[..., str]) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("hi")
+    for command in (["compile", small_parent], ["library", small_parent, "--text", "python"], ["profile"]):
+        message = refused(*command, "-o", tmp_path / "mine")
+        assert "notes.txt" in message and "--out" in message
+    assert [path.read_text() for path in (tmp_path / "mine").iterdir()] == ["hi"]

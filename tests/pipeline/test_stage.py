@@ -122,3 +122,49 @@ def test_a_stage_does_not_replace_the_folder_it_is_started_in(tmp_path: Path, mo
     for output in (Path("."), tmp_path.parent):
         with pytest.raises(InputError, match="started in"):
             Stage(name="realise", output=output, inputs={})
+
+
+def _folder(path: Path, **files: str) -> Path:
+    path.mkdir()
+    for name, text in files.items():
+        (path / name.replace("_json", ".json").replace("_txt", ".txt")).write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", ["library", "realise", "distill", "compile-out", "profile", "profile-device"])
+def test_a_folder_of_somebody_else_is_not_replaced(name: str, tmp_path: Path) -> None:
+    output = _folder(tmp_path / "out", notes_txt="hi", config_json="{}", index_json="{}")
+    with pytest.raises(InputError, match=r"config\.json, index\.json, notes\.txt"):
+        Stage(name=name, output=output, inputs={})
+    assert (output / "notes.txt").read_text() == "hi"
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="the file "):
+        Stage(name=name, output=tmp_path / "file", inputs={})
+    (tmp_path / "empty").mkdir()
+    Stage(name=name, output=tmp_path / "empty", inputs={})
+
+
+def test_a_folder_is_replaced_by_the_kind_of_stage_that_its_mark_tells(tmp_path: Path) -> None:
+    outputs = {
+        "library": _folder(tmp_path / "library", index_json='{"parent_folder": "cut sh'),
+        "compile-new": _folder(tmp_path / "engine", engine_json='{"schema_version": 1}'),
+        "compile-gguf": _folder(tmp_path / "gguf", export_json='{"schema_version": 1}'),
+        "realise": _folder(tmp_path / "child", config_json='{"blockwright": {}}'),
+        "profile-device": _folder(tmp_path / "profile", profile_json='{"schema_version": 2}'),
+    }
+    for name in outputs:
+        for other, output in outputs.items():
+            if name.partition("-")[0] == other.partition("-")[0]:
+                Stage(name=name, output=output, inputs={})
+            else:
+                with pytest.raises(InputError, match="--out: got "):
+                    Stage(name=name, output=output, inputs={})
+
+
+def test_an_output_that_has_lost_its_mark_is_known_by_the_manifest(tmp_path: Path) -> None:
+    stage = Stage(name="library", output=tmp_path / "library", inputs={})
+    with running(stage):
+        _folder(stage.output, weights="1")
+    Stage(name="library", output=stage.output, inputs={"tokens": 2})
+    with pytest.raises(InputError, match="--out: got "):
+        Stage(name="realise", output=stage.output, inputs={})
