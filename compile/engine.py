@@ -13,6 +13,7 @@ import blockwright
 from blockwright.compile.checkpoint import Weights, read_weights
 from blockwright.compile.contrib import set_accuracy_level
 from blockwright.compile.decoder import decoder_graph
+from blockwright.compile.described import ENGINE_FILE, SCHEMA_VERSION, read_description
 from blockwright.compile.flavour import Flavour, FlavourName, best_flavour
 from blockwright.compile.weight_file import WeightFile
 from blockwright.cost import Load
@@ -21,10 +22,8 @@ from blockwright.files import new_file, new_folder, read_json, write_json
 from blockwright.spec import Format, Model, format_of_model, with_format
 from blockwright.strict import from_data, to_data
 
-ENGINE_FILE = "engine.json"
 GRAPH_FILE = "model.onnx"
 TOKENIZER_FILE = "tokenizer.json"
-SCHEMA_VERSION = 1
 DATA_FILE = "model.onnx.data"
 
 
@@ -192,19 +191,13 @@ def adopt_tuning(folder: Path, tuning: Tuning) -> Engine:
     return engine
 
 
-def engine_target(folder: Path) -> str:
-    """Who runs an engine, by its description; the rest of it is left unread."""
-    data = read_json(folder / ENGINE_FILE)
-    return str(data.get("target")) if isinstance(data, dict) else ""
-
-
 def read_engine(folder: Path) -> Engine:
     """Reads an engine's description.
 
     Raises:
         InputError: there is none, it is broken, or its graph is missing or cut short.
     """
-    engine = from_data(Engine, read_json(folder / ENGINE_FILE), str(folder / ENGINE_FILE))
+    engine = from_data(Engine, read_description(folder, "onnxruntime"), str(folder / ENGINE_FILE))
     check_sizes(folder, engine.files)
     size = _size_of_graph(folder)
     _check_same(folder / GRAPH_FILE, f"{size} bytes with its data", f"{engine.graph_bytes} bytes with its data")

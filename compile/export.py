@@ -10,6 +10,7 @@ from typing import Literal
 
 import blockwright
 from blockwright.compile.checkpoint import read_weights
+from blockwright.compile.described import EXPORT_FILE
 from blockwright.compile.export_gguf import write_gguf
 from blockwright.compile.export_packed import matrix_formats, write_checkpoint
 from blockwright.compile.export_tokenizer import gguf_tokenizer
@@ -33,7 +34,6 @@ from blockwright.strict import from_data, to_data
 
 Target = Literal["vllm", "sglang", "tensorrt-llm", "transformers", "llama.cpp"]
 
-EXPORT_FILE = "export.json"
 GGUF_FILE = "model.gguf"
 _SCHEMA_VERSION = 1
 _FP16 = Format(name="fp16")

@@ -17,6 +17,7 @@ import onnx
 
 import blockwright
 from blockwright.compile.checkpoint import read_weights
+from blockwright.compile.described import SCHEMA_VERSION, read_description
 from blockwright.compile.engine import (
     DATA_FILE,
     ENGINE_FILE,
@@ -35,13 +36,12 @@ from blockwright.compile.tensorrt_build import BuildRequest, TokenRange, build_a
 from blockwright.compile.tensorrt_checks import check_plan_size, expected_of, int4_bytes
 from blockwright.compile.tensorrt_package import Package, PackageName
 from blockwright.compile.tensorrt_stored import Stored
-from blockwright.files import new_folder, read_json, write_json
+from blockwright.files import new_folder, write_json
 from blockwright.spec import Model, format_of_model
 from blockwright.strict import from_data, to_data
 
 PLAN_FILE = "model.plan"
 TIMING_FILE = "timing.cache"
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +157,7 @@ def read_tensorrt_engine(folder: Path, is_whole: bool = False) -> TensorRtEngine
     Raises:
         InputError: there is none, or a file of it is missing or broken.
     """
-    engine = from_data(TensorRtEngine, read_json(folder / ENGINE_FILE), str(folder / ENGINE_FILE))
+    engine = from_data(TensorRtEngine, read_description(folder, "tensorrt"), str(folder / ENGINE_FILE))
     check_sizes(folder, engine.files)
     if is_whole:
         check_digests(folder, engine.files)

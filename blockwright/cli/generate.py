@@ -60,7 +60,10 @@ def run(arguments: argparse.Namespace) -> None:
     decoder, tokenizer = _open(arguments.engine), open_tokenizer(arguments.engine)
     prompt = sys.stdin.buffer.read().decode(errors="surrogateescape") if arguments.prompt == "-" else arguments.prompt
     check_is_text("--prompt", prompt)
-    room = decoder.engine.num_positions - len(tokenizer.encode(prompt).ids)
+    num_positions = decoder.engine.num_positions
+    room = num_positions - max(1, len(tokenizer.encode(prompt).ids))  # an empty prompt begins with a token too
+    if 0 < room < arguments.tokens:
+        print(f"--tokens {arguments.tokens}: at most {room} fit into the context of {num_positions}", file=sys.stderr)
     pieces = generate_text(decoder, tokenizer, prompt, max(1, min(arguments.tokens, room)), sampling, arguments.stop)
     first = next(pieces, "")  # refuses what cannot be gone on with, before anything is written
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -73,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _open(folder: Path) -> "AnyDecoder":
     """Opens an engine in the runtime that it was built for, and loads no other."""
-    from blockwright.compile.engine import engine_target
+    from blockwright.compile.described import engine_target
 
     if engine_target(folder) == "tensorrt":
         from blockwright.compile.tensorrt_session import TensorRtDecoder
