@@ -89,11 +89,13 @@ class Decoder:
             InputError: that is longer than the engine was built for.
         """
         if num_tokens > self.engine.num_positions:
+            is_longest = self.engine.num_positions >= self.engine.model.max_positions
+            longer = "the model's own context is no longer" if is_longest else "or compile with a longer --context"
             raise InputError(
                 "prompt and new tokens",
                 got=f"{num_tokens} tokens",
                 expected=f"at most {self.engine.num_positions}",
-                remedy="Shorten the prompt, ask for fewer tokens, or compile with a longer context.",
+                remedy=f"Shorten the prompt or ask for fewer tokens; {longer}.",
             )
         return Sequences(self.session, self.engine.model, batch, slots_for(num_tokens))
 

@@ -50,10 +50,14 @@ class TensorRtDecoder:
         Raises:
             InputError: the engine is broken, or was built for another GPU or by another TensorRT than are here.
         """
-        engine = read_tensorrt_engine(folder)
-        check_gpu(engine, gpu_capability())
-        package = find_package((engine.package,))
+        engine, gpu = read_tensorrt_engine(folder), gpu_capability()
+        try:
+            package = find_package((engine.package,))
+        except InputError:
+            check_gpu(engine, gpu)  # where there is none, to install TensorRT would not help
+            raise
         check_version(engine, package)
+        check_gpu(engine, gpu)
         return cls(engine, _OnGpu(package, folder / PLAN_FILE))
 
     def start(self, batch: int, num_tokens: int) -> "TensorRtSequences":
@@ -63,12 +67,13 @@ class TensorRtDecoder:
             InputError: they are longer or more than the engine was built for, or the GPU's memory is too small.
         """
         engine = self.engine
-        for field, got, most, flag in (
-            ("prompt and new tokens", num_tokens, engine.num_positions, "--context"),
+        could_be_longer = engine.num_positions < engine.model.max_positions
+        for field, got, most, larger in (
+            ("prompt and new tokens", num_tokens, engine.num_positions, "--context" if could_be_longer else None),
             ("sequences", batch, engine.most_sequences, "--batch"),
         ):
             if got > most:
-                remedy = f"Ask for less, or compile with a larger {flag}."
+                remedy = "Ask for less" + (f", or compile with a larger {larger}." if larger else ".")
                 raise InputError(field, got=got, expected=f"at most {most}", remedy=remedy)
         try:
             return TensorRtSequences(engine, self._executor, batch)

@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -260,6 +261,17 @@ def test_a_prompt_longer_than_the_engine_reads_is_refused(
     assert len(tokenizer.encode(prompt).ids) == num_prompt_tokens
     with pytest.raises(InputError, match=f"prompt and new tokens.*at most {CONTEXT}"):
         next(generate_text(lively_decoder, tokenizer, prompt, 1, GREEDY))
+
+
+@pytest.mark.parametrize(("max_positions", "is_offered"), [(CONTEXT, False), (2 * CONTEXT, True)])
+def test_a_longer_context_is_offered_where_the_model_has_one(
+    max_positions: int, is_offered: bool, lively_decoder: Decoder
+) -> None:
+    engine = lively_decoder.engine
+    engine = replace(engine, model=replace(engine.model, max_positions=max_positions))
+    with pytest.raises(InputError) as found:
+        Decoder(engine, lively_decoder.session).start(1, CONTEXT + 1)
+    assert ("--context" in found.value.remedy) == is_offered
 
 
 def test_prompt_and_new_tokens_may_fill_the_engine_to_its_last_position(lively_decoder: Decoder) -> None:

@@ -133,10 +133,9 @@ def test_text_is_generated_as_by_any_engine(opened: Opened) -> None:
     assert found == prompt[5:]
 
 
-@pytest.mark.parametrize(("batch", "num_tokens", "flag"), [(4, 8, "--batch"), (1, SLOTS + 1, "--context")])
-def test_more_than_the_engine_was_built_for_is_refused(batch: int, num_tokens: int, flag: str, opened: Opened) -> None:
-    with pytest.raises(InputError, match=f"at most .*compile with a larger {flag}"):
-        opened("no attention")[0].start(batch, num_tokens)
+def test_more_sequences_than_the_engine_was_built_for_are_refused(opened: Opened) -> None:
+    with pytest.raises(InputError, match=r"sequences: got 4; expected at most 3\. .*with a larger --batch"):
+        opened("no attention")[0].start(4, 8)
 
 
 def test_an_engine_opens_on_the_gpus_it_was_built_for_alone() -> None:
@@ -154,8 +153,53 @@ def test_a_plan_of_another_version_is_refused() -> None:
         check_version(_engine(MODEL), replace(package, version="1.8.0"))
 
 
+def test_a_longer_context_is_offered_where_the_model_has_one() -> None:
+    for max_positions, is_offered in ((SLOTS, False), (2 * SLOTS, True)):
+        engine = replace(_engine(replace(MODEL, max_positions=max_positions)), num_positions=SLOTS)
+        with pytest.raises(InputError) as found:
+            TensorRtDecoder(engine, _Nothing()).start(1, SLOTS + 1)
+        assert ("--context" in found.value.remedy) == is_offered
+
+
+class _Nothing:
+    inputs: frozenset[str] = frozenset()
+    device = torch.device("cpu")
+
+    def run(self, profile: int, tensors: Mapping[str, torch.Tensor]) -> None: ...
+
+
+@pytest.mark.parametrize(("version", "said"), [("1.8.0", "a plan of version"), ("1.7.1", "none that torch sees")])
+def test_another_version_is_told_before_a_gpu_is_missed(
+    version: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(tmp_path / ENGINE_FILE, to_data(_engine(MODEL)))
+    package = Package(name="tensorrt_rtx", version=version, trt=None)
+    monkeypatch.setattr("blockwright.compile.tensorrt_session.find_package", lambda names: package)
+    monkeypatch.setattr("blockwright.compile.tensorrt_session.gpu_capability", lambda: None)
+    with pytest.raises(InputError, match=said):
+        TensorRtDecoder.open(tmp_path)
+
+
+def test_where_there_is_neither_gpu_nor_tensorrt_the_gpu_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(names: object) -> Package:
+        raise InputError("tensorrt", got="no TensorRT", expected="one", remedy="Install it.")
+
+    write_json(tmp_path / ENGINE_FILE, to_data(_engine(MODEL)))
+    monkeypatch.setattr("blockwright.compile.tensorrt_session.find_package", missing)
+    for gpu, said in ((None, "none that torch sees"), ("sm86", "no TensorRT")):
+        monkeypatch.setattr("blockwright.compile.tensorrt_session.gpu_capability", lambda gpu=gpu: gpu)
+        with pytest.raises(InputError, match=said):
+            TensorRtDecoder.open(tmp_path)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is what is said where there is no GPU")
-def test_generating_without_a_gpu_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generating_without_a_gpu_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = Package(name="tensorrt_rtx", version="1.7.1", trt=None)
+    monkeypatch.setattr("blockwright.compile.tensorrt_session.find_package", lambda names: package)
     write_json(tmp_path / ENGINE_FILE, to_data(_engine(MODEL)))
     assert main(["generate", str(tmp_path), "--prompt", "a"]) == 2
     said = capsys.readouterr().err
