@@ -40,7 +40,7 @@ hand None on. llama.cpp reads no size of a head where the first layer of the fil
 BUILDABLE: tuple[FormatName, ...] = ("fp32", "int8", "int4")
 """Formats that our engines compute in as they are stored: those that profiles time and searches choose among."""
 
-STORABLE: tuple[FormatName, ...] = (*BUILDABLE, "fp16")
+STORABLE: tuple[FormatName, ...] = ("fp32", "fp16", "int8", "int4")
 """Formats in which `compile/graph.py` stores weights; it would store any other as fp32 under a false name.
 
 fp16 halves the file and nothing else, for the CPU computes in fp32: weights are widened when the engine is opened.

@@ -7,6 +7,7 @@ the strict reader.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, assert_never, get_args
 
@@ -49,8 +50,22 @@ HEAD_BESIDE_INTEGERS = Format(name="int8", group_size=32)
 """The head's format in a model of int4 or int8 layers: its rounding error goes straight into the logits."""
 
 
-def parse_format(text: str) -> Format:
+_WRITTEN = {"int8": ("int8-g32",), "int4": ("int4-g32", "int4-g128")}
+"""Groups that are mostly asked for; others may be."""
+
+
+def format_words(names: Sequence[FormatName]) -> str:
+    """Formats as they are written on the command line."""
+    words = [word for name in names for word in _WRITTEN.get(name, (name,))]
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def parse_format(text: str, among: Sequence[FormatName] = ("fp32", "int8", "int4")) -> Format:
     """Reads a format as `str` writes it: ``fp32``, ``int4-g32``; ``int4`` alone means groups of 32.
+
+    Args:
+        text: what to read.
+        among: what is offered in place of a format that is none; others are read too.
 
     Raises:
         InputError: there is no such format.
@@ -61,7 +76,7 @@ def parse_format(text: str) -> Format:
         return Format(name=name, group_size=size)  # type: ignore[arg-type]
     except (ValueError, KeyError) as error:
         raise InputError(
-            "format", got=repr(text), expected="fp32, int8-g32, int4-g32 or int4-g128", remedy="Choose one of these."
+            "format", got=repr(text), expected=format_words(among), remedy="Choose one of these."
         ) from error
 
 

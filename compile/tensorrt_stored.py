@@ -16,6 +16,7 @@ from blockwright.spec import (
     FP16,
     Attention,
     Format,
+    FormatName,
     GatedFFN,
     LinearFFN,
     LinearMixer,
@@ -26,6 +27,8 @@ from blockwright.spec import (
 
 BF16 = Format(name="bf16")
 LARGEST_GROUP = 128
+FORMATS: tuple[FormatName, ...] = ("fp16", "bf16", "int4")
+"""Of layers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +52,8 @@ def stored_for_tensorrt(model: Model, weights: Format | None) -> Stored:
         InputError: TensorRT does not keep a layer's format; names the layers.
     """
     model = model if weights is None else with_format(model, weights)
-    found = [f"layer {index}: {reason}" for index, part in _parts(model) if (reason := _obstacle(model, part))]
+    found = _fp32_obstacles(model)
+    found += [f"layer {index}: {reason}" for index, part in _parts(model) if (reason := _obstacle(model, part))]
     names = {part.weights.name for _, part in _parts(model)}
     if {"fp16", "bf16"} <= names:
         found.append("fp16 and bf16 in one network")
@@ -57,7 +61,7 @@ def stored_for_tensorrt(model: Model, weights: Format | None) -> Stored:
         raise InputError(
             "--format" if weights is not None else "plan: child",
             got="; ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else ""),
-            expected="fp16 or bf16, or int4 in groups of 16 to 128 that divide a matrix's inputs",
+            expected="fp16 or bf16, or int4 in groups of 16, 32, 64 or 128 that divide a matrix's inputs",
             remedy="Compile with --format fp16, int4-g32 or int4-g128, whichever fits the widths.",
         )
     is_brain = "bf16" in names or (not names and model.embedding_weights == BF16)
@@ -76,13 +80,19 @@ def _parts(model: Model) -> list[tuple[int, Attention | LinearMixer | GatedFFN |
     ]
 
 
+def _fp32_obstacles(model: Model) -> list[str]:
+    """One sentence for all layers, for they share a reason."""
+    layers = {index: part for index, part in _parts(model) if part.weights.name == "fp32"}
+    is_all = layers.keys() == dict(_parts(model)).keys()
+    where = "all layers" if is_all else ("layers " if len(layers) > 1 else "layer ") + ", ".join(map(str, layers))
+    return [f"fp32 in {where}, where TensorRT's attention computes in fp16 or bf16 only"] if layers else []
+
+
 def _obstacle(model: Model, part: Attention | LinearMixer | GatedFFN | LinearFFN) -> str | None:
     weights, word = part.weights, "a mixer" if isinstance(part, Attention | LinearMixer) else "an ffn"
     match weights.name:
-        case "fp16" | "bf16":
+        case "fp16" | "bf16" | "fp32":  # of fp32 `_fp32_obstacles` tells
             return None
-        case "fp32":
-            return f"{word} in fp32, in which TensorRT has no attention"
         case "int8":
             return f"{word} in {weights}, which TensorRT multiplies out to fp16"
         case "int4":

@@ -31,7 +31,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="a checkpoint's folder, or a repository of the Hugging Face hub")
     parser.add_argument("--target", default="onnxruntime", choices=TARGETS, help="who runs it (default: onnxruntime)")
     parser.add_argument(
-        "--format", help="of all layers: fp32, fp16, int8-g32, int4-g32, int4-g128 (default: fp32, of tensorrt fp16)"
+        "--format",
+        help="of all layers: fp32, fp16, bf16, int8-g32, int4-g32, int4-g128, of which each target takes some "
+        "(default: fp32, of tensorrt fp16)",
     )
     parser.add_argument("--plan", type=Path, help="store each layer as this plan of the checkpoint says")
     parser.add_argument("--threads", type=int, help="threads of onnxruntime (default: 1)")
@@ -50,7 +52,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="choose onnxruntime's settings by timing the engine here: up to --threads, spinning, accuracy, denormals",
     )
-    add_out(parser, "engine", "the folder to write")
+    add_out(parser, "engine", "the folder")
 
 
 def run(arguments: argparse.Namespace) -> None:

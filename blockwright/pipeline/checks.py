@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from blockwright.errors import InputError
 from blockwright.servable import BUILDABLE
-from blockwright.spec import FormatName, parse_format
+from blockwright.spec import FormatName, format_words, parse_format
 
 
 def check_at_least(field: str, got: float, least: float) -> None:
@@ -80,15 +80,14 @@ def check_distinct(field: str, names: Sequence[str]) -> None:
 
 def _canonical(field: str, text: str, among: tuple[FormatName, ...]) -> str:
     try:
-        weights = parse_format(text)
+        weights = parse_format(text, among)
     except InputError as error:
         raise InputError(field, got=error.got, expected=error.expected, remedy=error.remedy) from error
     if weights.name not in among:
-        half = "fp16, " if "fp16" in among else ""
         raise InputError(
             field,
             got=repr(text),
-            expected=f"a format that an engine can be built in: fp32, {half}int8-g32, int4-g32 or int4-g128",
+            expected=f"a format that an engine can be built in: {format_words(among)}",
             remedy="Choose one of these.",
         )
     return str(weights)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blockwright.compile.engine import Engine, EngineOrder, SessionSettings, build_engine, read_whole_engine
-from blockwright.compile.export import Export, ExportOrder, Target, read_export, write_export
+from blockwright.compile.export import FORMATS, Export, ExportOrder, Target, read_export, write_export
 from blockwright.compile.flavour import FlavourName, check_writable
 from blockwright.errors import InputError
 from blockwright.files import digest_of, new_folder
@@ -101,7 +101,7 @@ def export_checkpoint(
     source = open_checkpoint(checkpoint)
     if plan is None:
         assert weights is not None, "a format, or a plan that says it"
-        model = with_format(source.spec, parse_format(weights))
+        model = with_format(source.spec, parse_format(weights, FORMATS[target]))
     else:
         check_is_of(source, plan)
         model = plan.child

@@ -9,7 +9,7 @@ from blockwright.compile.tensorrt_engine import (
     build_tensorrt_engine,
     read_tensorrt_engine,
 )
-from blockwright.compile.tensorrt_stored import stored_for_tensorrt
+from blockwright.compile.tensorrt_stored import FORMATS, stored_for_tensorrt
 from blockwright.compile.tensorrt_target import choose_capabilities, choose_package, gpu_capability
 from blockwright.files import digest_of
 from blockwright.pipeline.compile import check_context, check_is_of
@@ -56,7 +56,7 @@ def compile_for_tensorrt(
     check_context(source, order.num_positions)
     if plan is not None:
         check_is_of(source, plan)
-    weights = None if order.format is None else parse_format(order.format)
+    weights = None if order.format is None else parse_format(order.format, FORMATS)
     stored = stored_for_tensorrt(source.spec if plan is None else plan.child, weights)
     gpu = gpu_capability()
     package = choose_package(gpu)

@@ -26,6 +26,7 @@ from blockwright.spec import (
     NoOp,
     Rope,
     Window,
+    format_words,
     model_from_data,
     model_to_data,
     parse_format,
@@ -159,6 +160,13 @@ def test_int4_alone_means_groups_of_32() -> None:
 def test_a_format_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="format: got"):
         parse_format(text)
+
+
+def test_formats_that_are_offered_are_those_that_are_taken() -> None:
+    with pytest.raises(InputError, match=r"expected fp16, bf16, int4-g32 or int4-g128\."):
+        parse_format("int4-g48", ("fp16", "bf16", "int4"))
+    assert format_words(("fp32", "int8")) == "fp32 or int8-g32"
+    assert format_words(("fp32",)) == "fp32"
 
 
 def test_a_format_reaches_every_matrix_of_the_layers_and_a_head_that_suits_it() -> None:

@@ -1,5 +1,6 @@
 """`blockwright compile`: in which operators an engine is written, and how that is refused."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,36 @@ def test_checkpoints_for_others_have_no_settings_of_onnxruntime(
     ):
         error = refused("compile", small_parent, "--target", "transformers", *words, "--out", tmp_path / "out")
         assert f"error in {said[0]}" in error and f"{said[1]} transformers" in error
+
+
+@pytest.mark.parametrize(
+    ("target", "offered"),
+    [
+        ("onnxruntime", "fp32, fp16, int8-g32, int4-g32 or int4-g128"),
+        ("tensorrt", "fp16, bf16, int4-g32 or int4-g128"),
+        ("tensorrt-llm", "fp32, fp16 or bf16"),
+        ("vllm", "fp32, fp16, bf16, int8-g32, int4-g32 or int4-g128"),
+    ],
+)
+@pytest.mark.parametrize("unknown", ["fp8", "int4-g48"])
+def test_a_format_that_is_none_is_answered_with_those_that_the_target_takes(
+    target: str, offered: str, unknown: str, small_parent: Path, refused: Refused, tmp_path: Path
+) -> None:
+    words = ["--target", target, "--format", unknown, "--out", tmp_path / "out"]
+    assert re.search(rf"expected +{offered}\n", refused("compile", small_parent, *words))
+
+
+def test_what_generate_cannot_write_is_told_before_it_writes_less(
+    small_parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = str(tmp_path / "engine")
+    assert main(["compile", str(small_parent), "--context", "16", "--out", engine]) == 0
+    for prompt, room in (("the cat", 13), ("", 15)):
+        capsys.readouterr()
+        assert main(["generate", engine, "--prompt", prompt, "--tokens", "5000"]) == 0
+        assert f"--tokens 5000: at most {room} fit into the context of 16\n" == capsys.readouterr().err
+    assert main(["generate", engine, "--tokens", "4"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_promises_are_about_one_flavour(small_parent: Path, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_a_plan_may_mix_integers_with_one_of_the_halves(beside: Format, activati
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("fp32", "layer 0: a mixer in fp32.*layer 0: an ffn.*layer 1: a mixer"),
+        ("fp32", "got fp32 in all layers, where TensorRT's attention computes in fp16 or bf16 only;"),
         ("int8-g32", "layer 0: a mixer in int8-g32, which TensorRT multiplies out"),
         ("int4-g256", "layer 0: a mixer in int4-g256, which TensorRT does not always keep"),
         ("int4-g64", "got layer 0: an ffn in int4-g64 with 352 inputs, which is no whole number of groups;"),
@@ -193,8 +193,11 @@ def test_plans_with_both_halves_or_fp32_layers_are_refused() -> None:
     both = replace(MODEL, layers=(Block(mixer=stored_as(first.mixer, FP16), ffn=stored_as(first.ffn, BF16)),))
     with pytest.raises(InputError, match="plan: child: got fp16 and bf16 in one network"):
         stored_for_tensorrt(both, None)
-    with pytest.raises(InputError, match="plan: child: got layer 0: a mixer in fp32"):
-        stored_for_tensorrt(replace(MODEL, layers=(replace(first, ffn=NoOp()), replace(second, mixer=NoOp()))), None)
+    half = Block(mixer=stored_as(first.mixer, FP16), ffn=stored_as(first.ffn, FP16))
+    with pytest.raises(InputError, match="plan: child: got fp32 in layer 0, where"):
+        stored_for_tensorrt(replace(MODEL, layers=(replace(half, ffn=first.ffn), half)), None)
+    with pytest.raises(InputError, match="plan: child: got fp32 in layers 0, 2, where"):
+        stored_for_tensorrt(replace(MODEL, layers=(replace(half, ffn=first.ffn), half, second)), None)
     assert first.mixer == Attention(num_kv_heads=2, weights=FP32)
 
 
