@@ -68,7 +68,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     steps.add_argument("--warm-up", type=float, default=0.1, metavar="SHARE", help="of all steps (default: 0.1)")
     steps.add_argument("--clip", type=float, default=1.0, metavar="NORM", help="of the gradient (default: 1)")
     judging = parser.add_argument_group("judging, on held-out text")
-    judging.add_argument("--eval-every", type=int, default=0, metavar="STEPS", help="measure, and keep the best child")
+    judging.add_argument(
+        "--eval-every", type=int, default=0, metavar="STEPS", help="measure, and keep the best child; 0 for never"
+    )
     judging.add_argument("--patience", type=int, default=0, metavar="TIMES", help="stop when no better so many times")
     judging.add_argument("--quality-tokens", default="16k", help="for the table at the end; 0 for none (default: 16k)")
     judging.add_argument("--json", action="store_true", help="print the table as JSON")

@@ -62,7 +62,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def _add_more_answers(parser: argparse.ArgumentParser) -> None:
     """The flags for frontiers and pools."""
     more = parser.add_argument_group("more than one answer", "Each of them says whether it is proven.")
-    more.add_argument("--frontier", type=int, default=16, metavar="POINTS", help="of the frontier (default: 16)")
+    more.add_argument(
+        "--frontier", type=int, default=16, metavar="POINTS", help="of the frontier, 0 for none (default: 16)"
+    )
     more.add_argument(
         "--along",
         default="",
