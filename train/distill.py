@@ -51,7 +51,8 @@ class GkdSettings:
     most_gradient_norm: float = 1.0
     """Gradients are scaled down to it."""
     eval_steps: int = 0
-    """Held-out KL is measured after every so many steps, and the best child is what remains; 0 for never."""
+    """Held-out KL is measured before the first and after every so many steps, and the best child is what remains, be it
+    the one of before; 0 for never."""
     patience: int = 0
     """Stops when so many measurements in turn were no better; 0 for never."""
 
@@ -79,6 +80,8 @@ class GkdStep:
     held_out_kl: float | None = None
     """After the step, where it was measured; where the parent's next tokens are looked up, over its k likeliest and all
     others as one, which is at most the KL over all."""
+    initial_held_out_kl: float | None = None
+    """Before the first step; of that step alone."""
 
     @property
     def kl(self) -> float:
@@ -131,6 +134,9 @@ def distill(
     learner = _Learner(child, parent, settings, ranks, top_of)
     history = learner.restore(checkpoint)
     held_out = list(held_out)
+    initial_kl = None
+    if settings.eval_steps and not history:
+        initial_kl = learner.judge(held_out, checkpoint, -1, len(batches), math.inf)
     while len(history) < len(batches) and not _has_stalled(history, settings.patience):
         step = len(history)
         try:
@@ -138,14 +144,11 @@ def distill(
         except _NoNumber as error:
             learner.keep_good(checkpoint, history)
             raise _refusal(error, checkpoint, step, len(batches)) from None
+        seen = replace(seen, initial_held_out_kl=None if history else initial_kl)
         is_last = step + 1 == len(batches)
         if settings.eval_steps and ((step + 1) % settings.eval_steps == 0 or is_last):
-            kl = learner.held_out_kl(held_out)
-            if not math.isfinite(kl):
-                raise _refusal(f"a held-out KL of {kl}", checkpoint, step, len(batches))
-            if kl < best_of(history)[1]:
-                save_weights(_best_file(checkpoint, step), child, ranks)
-            seen = replace(seen, held_out_kl=kl)
+            _, least = best_of([*history, seen])
+            seen = replace(seen, held_out_kl=learner.judge(held_out, checkpoint, step, len(batches), least))
         history.append(seen)
         on_step(seen)
         if (step + 1) % settings.checkpoint_steps == 0 and not is_last:
@@ -158,17 +161,12 @@ def distill(
 
 
 def best_of(history: Sequence[GkdStep]) -> tuple[int | None, float]:
-    """The step after which the held-out KL was least, and that KL; None and infinity where it was not measured."""
+    """The step after which the held-out KL was least, and that KL: -1 for before the first one, None and infinity where
+    it was not measured."""
     measured = [(seen.held_out_kl, seen.step) for seen in history if seen.held_out_kl is not None]
+    measured += [(seen.initial_held_out_kl, -1) for seen in history if seen.initial_held_out_kl is not None]
     kl, step = min(measured, default=(math.inf, None))
     return step, kl
-
-
-def distillation_loss(child: PreTrainedModel, parent: PreTrainedModel, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean KL over tokens, and the cosine distance summed over layers, for a batch of windows."""
-    batch = Batch(ids_BT=ids_BT)
-    _, values = objective_loss(child, parent, Objective(losses=KL_AND_COSINE), batch, (ids_BT.numel(), 1))
-    return values[0], values[1]
 
 
 class _NoNumber(Exception):
@@ -230,6 +228,15 @@ class _Learner:
         kl, count = self.ranks.sum(total).tolist()
         return kl / count
 
+    def judge(self, batches: Sequence[Batch | Tensor], path: Path, step: int, num_batches: int, least: float) -> float:
+        """The held-out KL after a step; keeps the child where it is less than the least so far."""
+        kl = self.held_out_kl(batches)
+        if not math.isfinite(kl):
+            raise _refusal(f"a held-out KL of {kl}", path, step, num_batches)
+        if kl < least:
+            save_weights(_best_file(path, step), self.child, self.ranks)
+        return kl
+
     def save(self, path: Path, history: Sequence[GkdStep]) -> None:
         """Keeps the state after these steps, and of the best children only the one that it refers to."""
         save_state(path, self.child, self.optimizers, [asdict(seen) for seen in history], self.ranks)
@@ -288,4 +295,5 @@ def _has_stalled(history: Sequence[GkdStep], patience: int) -> bool:
 
 
 def _best_file(checkpoint: Path, step: int | str) -> Path:
-    return checkpoint.with_name(f"{checkpoint.stem}-best-{step}{checkpoint.suffix}")
+    made = step if isinstance(step, str) else step + 1
+    return checkpoint.with_name(f"{checkpoint.stem}-best-{made}{checkpoint.suffix}")

@@ -32,7 +32,7 @@ from blockwright.pipeline.inputs import (
 from blockwright.pipeline.stage import Stage, whole
 from blockwright.pipeline.together import gathered, progress_of_first, running_together
 from blockwright.strict import from_data, to_data
-from blockwright.train.distill import GkdStep, distill
+from blockwright.train.distill import GkdStep, best_of, distill
 from blockwright.train.losses import OF_STATES
 from blockwright.train.memory import Work, check_memory
 from blockwright.train.objective import DTYPES
@@ -217,6 +217,8 @@ def _distill(job: _Job, device: torch.device) -> tuple[PreTrainedModel, list[Gkd
             ranks=ranks,
         )
     del parent  # before it is loaded again
+    if best_of(history)[0] == -1 and ranks.is_first:
+        say("note      no step made the child better on held-out text, so it is left as it was. Lower --learning-rate")
     if len(history) < num_steps and ranks.is_first:
         say(f"distill   stopped after {len(history)} of {num_steps} steps: the held-out KL fell no more")
     after = job.compare(model, loaded(as_checkpoint(job.teacher), device, ranks)) if job.is_judge else None
@@ -227,7 +229,8 @@ def _distill(job: _Job, device: torch.device) -> tuple[PreTrainedModel, list[Gkd
     if after.kl.value > before.kl.value:
         say(
             f"note      distill made the child worse: on held-out text its KL was {before.kl.value:.3g} and is "
-            f"{after.kl.value:.3g}. Lower --learning-rate; with --eval-every the best state of a training is kept"
+            f"{after.kl.value:.3g}. Lower --learning-rate"
+            + ("" if order.eval_steps else ", or keep the best state of the training by --eval-every")
         )
     return model, history, Distilled(before=before, after=after)
 

@@ -15,7 +15,10 @@ from blockwright.errors import InputError
 from blockwright.model.child import build_child, load_weights
 from blockwright.spec import Attention, Block, GatedFFN, LinearMixer, Model, NoOp
 from blockwright.train import state as state_module
-from blockwright.train.distill import GkdSettings, GkdStep, distill, distillation_loss
+from blockwright.train.distill import GkdSettings, GkdStep, distill
+from blockwright.train.losses import KL_AND_COSINE
+from blockwright.train.objective import Objective, objective_loss
+from blockwright.train.windows import Batch
 
 MakeParent = Callable[..., tuple[PreTrainedModel, Model]]
 BATCHES = list(torch.randint(0, 64, (10, 4, 12), generator=torch.Generator().manual_seed(5)))
@@ -57,9 +60,15 @@ def _layer_outputs(model: PreTrainedModel, ids_BT: Tensor) -> tuple[Tensor, list
     return logits_BTV, outputs
 
 
+def _kl_and_cosine(child: PreTrainedModel, parent: PreTrainedModel, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+    counts = (ids_BT.numel(), 1)
+    _, values = objective_loss(child, parent, Objective(losses=KL_AND_COSINE), Batch(ids_BT=ids_BT), counts)
+    return values[0], values[1]
+
+
 def test_the_loss_is_that_of_two_whole_forwards(make_pair: Pair) -> None:
     child, parent = make_pair()
-    kl, cosine = distillation_loss(child, parent, BATCHES[0])
+    kl, cosine = _kl_and_cosine(child, parent, BATCHES[0])
     (child_BTV, mine), (parent_BTV, theirs) = (_layer_outputs(model, BATCHES[0]) for model in (child, parent))
     p_BTV, q_BTV = parent_BTV.double().softmax(-1), child_BTV.double().softmax(-1)
     assert kl.item() == pytest.approx((p_BTV * (p_BTV / q_BTV).log()).sum(-1).mean().item(), rel=1e-5)
@@ -69,7 +78,7 @@ def test_the_loss_is_that_of_two_whole_forwards(make_pair: Pair) -> None:
 
 def test_the_parent_is_no_distance_from_itself(make_parent: MakeParent) -> None:
     parent, _ = make_parent()
-    kl, cosine = distillation_loss(parent, parent, BATCHES[0])
+    kl, cosine = _kl_and_cosine(parent, parent, BATCHES[0])
     assert kl.item() == pytest.approx(0, abs=1e-6)
     assert cosine.item() == pytest.approx(0, abs=1e-5)
 

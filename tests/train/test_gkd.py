@@ -1,6 +1,7 @@
 """What the settings of distillation change, and what they must not."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from math import nan
 from pathlib import Path
@@ -166,6 +167,16 @@ def test_it_stops_when_the_held_out_kl_falls_no_more_and_leaves_the_best_child(p
     untrained, _ = pair()
     distill(untrained, parent, BATCHES[: best + 1], replace(settings, eval_steps=0, patience=0), tmp_path / "other")
     assert all(map(torch.equal, untrained.state_dict().values(), child.state_dict().values()))
+
+
+def test_a_child_that_no_step_makes_better_is_left_as_it_was(pair: Pair, tmp_path: Path) -> None:
+    _, parent = pair()
+    child = deepcopy(parent)
+    settings = replace(SETTINGS, learning_rate=0.3, schedule="constant", eval_steps=1, patience=2)
+    history = distill(child, parent, BATCHES, settings, tmp_path / "state.safetensors", held_out=HELD_OUT)
+    assert best_of(history)[0] == -1 and len(history) == 2
+    assert best_of(history)[1] == history[0].initial_held_out_kl == pytest.approx(0.0, abs=1e-6)
+    assert all(map(torch.equal, child.state_dict().values(), parent.state_dict().values()))
 
 
 def test_a_loss_that_is_no_number_keeps_the_state_before_that_batch(pair: Pair, tmp_path: Path) -> None:
