@@ -1,6 +1,7 @@
 """Short distillations in several ways, as `test_ranks_distill.py` starts them: alone, or on ranks by torchrun."""
 
 import json
+import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -103,3 +104,4 @@ if __name__ == "__main__":
     with joined() as me:
         for each in WAYS:
             run(each, me, Path(sys.argv[1]))
+    os._exit(0)  # as blockwright/__main__.py does

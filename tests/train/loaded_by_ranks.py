@@ -1,5 +1,6 @@
 """Loads a child and its parent as shares, learns a step and keeps it, as `test_loading.py` starts it by torchrun."""
 
+import os
 import sys
 import weakref
 from pathlib import Path
@@ -87,3 +88,4 @@ if __name__ == "__main__":
     with joined() as me:
         for each in sys.argv[1:]:
             run(me, Path(each))
+    os._exit(0)  # as blockwright/__main__.py does
