@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from blockwright.compile.contrib import set_accuracy_level
-from blockwright.compile.engine import GRAPH_FILE, Engine, SessionSettings, read_engine
+from blockwright.compile.engine import ENGINE_FILE, GRAPH_FILE, Engine, SessionSettings, read_engine
 from blockwright.compile.places import chunks_of_prompts, places, reach_by_mask
 from blockwright.compile.runtime import ORT_ERRORS, ort
 from blockwright.compile.slots import PREFILL_CHUNK, slots_for, slots_now
@@ -64,7 +64,7 @@ class Decoder:
         """Opens an engine's folder, with its own session settings or others.
 
         Raises:
-            InputError: the engine is incomplete or broken.
+            InputError: the engine is incomplete or broken, or engine.json is of another model than the graph.
         """
         engine = read_engine(folder)
         settings = settings or engine.session
@@ -80,6 +80,7 @@ class Decoder:
                 expected="a graph that ONNX Runtime opens",
                 remedy="Compile the engine again with the installed versions.",
             ) from error
+        _check_is_of(engine.model, session, folder)
         return cls(engine, session)
 
     def start(self, batch: int, num_tokens: int) -> "Sequences":
@@ -113,6 +114,23 @@ def make_cache(model: Model, batch: int, slots: int) -> Cache:
             for word in ("key", "value"):
                 cache[f"past_{word}_{index}"] = np.zeros(shape, dtype=np.float32)
     return cache
+
+
+def _check_is_of(model: Model, session: ort.InferenceSession, folder: Path) -> None:
+    """Refuses a description whose caches or vocabulary the graph has not; widths within layers it does not show."""
+    described = {name: (array.shape[1], array.shape[3]) for name, array in make_cache(model, 1, 1).items()}
+    caches = [each for each in session.get_inputs() if each.name.startswith("past_")]
+    found = {each.name: (each.shape[1], each.shape[3]) for each in caches}
+    described |= {"logits": (model.vocab_size,)}
+    found |= {each.name: tuple(each.shape[1:]) for each in session.get_outputs() if each.name == "logits"}
+    for name in sorted(described.keys() | found.keys()):
+        if described.get(name) != found.get(name):
+            raise InputError(
+                f"{folder / ENGINE_FILE}: model",
+                got=f"{name} of {described.get(name, 'no size')}",
+                expected=f"{found.get(name, 'none')}, as {GRAPH_FILE} has it",
+                remedy="It was changed, or is another engine's: compile the engine again.",
+            )
 
 
 class Binding:

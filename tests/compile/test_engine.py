@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.numpy import save_file
@@ -21,8 +22,10 @@ from blockwright.compile.engine import (
 from blockwright.compile.session import Decoder
 from blockwright.compile.slots import PREFILL_CHUNK, chunks_of, slots_for
 from blockwright.errors import InputError
+from blockwright.files import write_json
 from blockwright.profiler.synthetic import random_weights
 from blockwright.spec import FP32, Attention, Block, Format, GatedFFN, Model, NoOp, Rope, with_format
+from blockwright.strict import to_data
 
 MODEL = Model(
     family="llama",
@@ -194,3 +197,23 @@ def test_chunks_make_up_the_prompt(num_tokens: int) -> None:
     assert sum(chunks) == num_tokens
     assert set(chunks[:-1]) <= {PREFILL_CHUNK}
     assert 0 < chunks[-1] <= PREFILL_CHUNK
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"head_dim": 8}, r"past_key_0 of \(2, 8\); expected \(2, 16\)"),
+        ({"vocab_size": 96}, r"logits of \(96,\); expected \(80,\)"),
+        ({"layers": MODEL.layers[1:]}, r"past_key_0 of no size; expected \(2, 16\)"),
+        ({"layers": MODEL.layers[:1] * 2}, r"past_key_1 of \(2, 16\); expected none"),
+    ],
+)
+def test_a_description_of_another_model_than_the_graph_is_refused(
+    changes: dict[str, Any], said: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    engine = build_engine(ORDER, checkpoint, tmp_path / "engine")
+    Decoder.open(tmp_path / "engine")
+    changed = replace(engine, model=replace(engine.model, **changes))
+    write_json(tmp_path / "engine" / ENGINE_FILE, to_data(changed))
+    with pytest.raises(InputError, match=said):
+        Decoder.open(tmp_path / "engine")
