@@ -1,4 +1,4 @@
-"""How fast the chunked losses are beside the naive ones: `python benchmarks/train/chunked_kl.py`, about four minutes.
+"""How fast the chunked losses are beside the naive ones: `python benchmarks/train/chunked_kl.py`, two or three minutes.
 
 For each loss: value and gradients of all logits at once by autograd, and chunked, in turn, round after round; the ratio
 of each round's times, its median and its middle half. Sizes are those at which the naive one still fits well. Also the
@@ -24,7 +24,7 @@ from blockwright.train.losses import parse_losses
 
 LOSSES = ("kl", "reverse-kl", "js", "lm")
 SIZES = {
-    "cpu": ((8192, 64, 4096), (4096, 256, 16384), (4096, 128, 32768)),
+    "cpu": ((8192, 64, 4096), (4096, 128, 8192)),
     "cuda": ((8192, 2048, 32768), (4096, 4096, 128256)),
 }
 """Tokens, hidden size, vocabulary; four chunks of tokens at the least."""
