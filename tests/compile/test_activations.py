@@ -25,46 +25,19 @@ from blockwright.llama import llama
 from blockwright.model.child import build_child, load_weights
 from blockwright.profiler.synthetic import random_weights
 from blockwright.profiler.torch_blocks import hf_config
-from blockwright.spec import (
-    FP16,
-    FP32,
-    Attention,
-    Block,
-    Full,
-    GatedFFN,
-    LinearFFN,
-    LinearMixer,
-    Model,
-    NoOp,
-    Reach,
-    Rope,
-    Window,
-    parse_format,
-    with_format,
-)
+from blockwright.spec import FP16, FP32, Full, Model, NoOp, Reach, Window, parse_format, with_format
+from decoders import LLAMA3, every_kind
 
 SLOTS = 64
 NUM_TOKENS = 20
 EXACT = SessionSettings(num_threads=1, accuracy_level=0)
-LLAMA3 = (
-    ("factor", 8.0),
-    ("high_freq_factor", 4.0),
-    ("low_freq_factor", 1.0),
-    ("original_max_position_embeddings", 32.0),
-)
-HETEROGENEOUS = (
-    Block(mixer=NoOp(), ffn=GatedFFN(width=96)),
-    Block(mixer=Attention(num_kv_heads=4), ffn=GatedFFN(width=160)),
-    Block(mixer=LinearMixer(), ffn=LinearFFN()),
-    Block(mixer=Attention(num_kv_heads=1, reach=Window(num_tokens=6)), ffn=NoOp()),
-    Block(mixer=Attention(num_kv_heads=2), ffn=GatedFFN(width=32)),
-)
-PLAIN = llama(HETEROGENEOUS, hidden_size=64, num_heads=4, head_dim=16, vocab_size=80, max_positions=SLOTS)
+LAYERS = every_kind(96, 160, 32, reach=Window(num_tokens=6))
+PLAIN = llama(LAYERS, hidden_size=64, num_heads=4, head_dim=16, vocab_size=80, max_positions=SLOTS)
 MODELS = {
     "tied": PLAIN,
     "biases": replace(PLAIN, has_qkv_bias=True, has_output_bias=True, has_ffn_bias=True, has_tied_embeddings=False),
     "qwen3": replace(PLAIN, family="qwen3", has_qk_norm=True),
-    "llama3 rope": replace(PLAIN, rope=Rope(theta=5e5, scaling="llama3", parameters=LLAMA3)),
+    "llama3 rope": replace(PLAIN, rope=LLAMA3),
 }
 MODELS = {name: replace(model, embedding_weights=FP32) for name, model in MODELS.items()}
 
@@ -163,7 +136,7 @@ def test_caches_and_masks_have_the_slots_that_were_asked_for() -> None:
         for each in _graph(PLAIN, "float16").graph.input
     }
     assert shapes["past_key_1"] == ["batch", 4, SLOTS, 16]
-    assert shapes["past_value_4"] == ["batch", 2, SLOTS, 16]
+    assert shapes["past_value_5"] == ["batch", 2, SLOTS, 16]
     assert shapes["mask"] == shapes["mask_window_6"] == ["batch", 1, "tokens", SLOTS]
 
 

@@ -19,6 +19,7 @@ from blockwright.compile.flavour import Flavour, FlavourName, best_flavour
 from blockwright.compile.session import Decoder
 from blockwright.compile.slots import FIRST_SLOTS, PREFILL_CHUNK
 from blockwright.errors import InputError
+from blockwright.llama import llama
 from blockwright.model.child import build_child, load_weights
 from blockwright.pipeline.compile import CompileOrder, compile_checkpoint
 from blockwright.profiler.synthetic import random_weights
@@ -42,6 +43,7 @@ from blockwright.spec import (
     stored_as,
     with_format,
 )
+from decoders import LLAMA3, every_kind
 
 Weights = dict[str, np.ndarray]
 
@@ -52,43 +54,13 @@ AS_SHIPPED = SessionSettings(num_threads=1, accuracy_level=4)
 LARGEST_AS_SHIPPED = 0.35
 TYPICAL_AS_SHIPPED = 0.08
 
-HETEROGENEOUS = (
-    Block(mixer=NoOp(), ffn=GatedFFN(width=96)),
-    Block(mixer=Attention(num_kv_heads=4), ffn=GatedFFN(width=160)),
-    Block(mixer=LinearMixer(), ffn=LinearFFN()),
-    Block(mixer=Attention(num_kv_heads=1), ffn=NoOp()),
-    Block(mixer=NoOp(), ffn=NoOp()),
-    Block(mixer=Attention(num_kv_heads=2), ffn=GatedFFN(width=32)),
-)
+HETEROGENEOUS = every_kind(96, 160, 32)
 NO_ATTENTION = (Block(mixer=NoOp(), ffn=GatedFFN(width=64)), Block(mixer=LinearMixer(), ffn=LinearFFN()))
-LLAMA3 = (
-    ("factor", 8.0),
-    ("high_freq_factor", 4.0),
-    ("low_freq_factor", 1.0),
-    ("original_max_position_embeddings", 32.0),
-)
-
 YARN = (("factor", 8.0), ("original_max_position_embeddings", 32.0))
 
 
 def _model(**changes: object) -> Model:
-    model = Model(
-        family="llama",
-        vocab_size=80,
-        hidden_size=64,
-        num_heads=4,
-        head_dim=16,
-        max_positions=1024,
-        norm_eps=1e-5,
-        rope=Rope(theta=1e4),
-        activation="silu",
-        has_tied_embeddings=True,
-        has_qkv_bias=False,
-        has_output_bias=False,
-        has_ffn_bias=False,
-        has_qk_norm=False,
-        layers=HETEROGENEOUS,
-    )
+    model = llama(HETEROGENEOUS, vocab_size=80, hidden_size=64, num_heads=4, head_dim=16, max_positions=1024)
     return replace(model, **changes)
 
 
@@ -119,7 +91,7 @@ MODELS = {
     "no attention": _model(layers=NO_ATTENTION),
     "nothing at all": _model(layers=()),
     "linear rope": _model(rope=Rope(theta=1e4, scaling="linear", parameters=(("factor", 4.0),))),
-    "llama3 rope": _model(rope=Rope(theta=5e5, scaling="llama3", parameters=LLAMA3)),
+    "llama3 rope": _model(rope=LLAMA3),
     "yarn rope": _model(rope=Rope(theta=1e4, scaling="yarn", parameters=YARN)),
     "yarn rope with its own length": _model(
         rope=Rope(theta=5e5, scaling="yarn", parameters=(*YARN, ("attention_factor", 0.7), ("truncate", 0.0)))

@@ -30,20 +30,8 @@ from blockwright.compile.tensorrt_stored import Stored, stored_for_tensorrt
 from blockwright.errors import InputError
 from blockwright.llama import llama
 from blockwright.profiler.synthetic import random_weights
-from blockwright.spec import (
-    FP16,
-    Attention,
-    Block,
-    GatedFFN,
-    LinearFFN,
-    LinearMixer,
-    Model,
-    NoOp,
-    Rope,
-    Window,
-    parse_format,
-    with_format,
-)
+from blockwright.spec import FP16, Attention, Block, GatedFFN, Model, NoOp, Window, parse_format, with_format
+from decoders import LLAMA3, every_kind
 
 try:
     PACKAGE = find_package(("tensorrt_rtx",))
@@ -52,20 +40,7 @@ except InputError as absent:
 
 GPUS = ("sm86", "sm89", "sm120")
 CONTEXT = 128
-LLAMA3 = (
-    ("factor", 8.0),
-    ("high_freq_factor", 4.0),
-    ("low_freq_factor", 1.0),
-    ("original_max_position_embeddings", 32.0),
-)
-HETEROGENEOUS = (
-    Block(mixer=NoOp(), ffn=GatedFFN(width=512)),
-    Block(mixer=Attention(num_kv_heads=4), ffn=GatedFFN(width=256)),
-    Block(mixer=LinearMixer(), ffn=LinearFFN()),
-    Block(mixer=Attention(num_kv_heads=1), ffn=NoOp()),
-    Block(mixer=NoOp(), ffn=NoOp()),
-    Block(mixer=Attention(num_kv_heads=2, reach=Window(num_tokens=16)), ffn=GatedFFN(width=128)),
-)
+HETEROGENEOUS = every_kind(512, 256, 128, reach=Window(num_tokens=16))
 HOMOGENEOUS = (Block(mixer=Attention(num_kv_heads=2), ffn=GatedFFN(width=256)),) * 2
 PLAIN = llama(HETEROGENEOUS, hidden_size=128, num_heads=4, head_dim=32, vocab_size=256, max_positions=CONTEXT)
 SMALL = replace(PLAIN, layers=HOMOGENEOUS)
@@ -79,7 +54,7 @@ MODELS: dict[str, tuple[Model, str]] = {
         "int4-g128",
     ),
     "norms on queries and keys": (replace(SMALL, family="qwen3", has_qk_norm=True), "int4-g32"),
-    "llama 3's rope": (replace(SMALL, rope=Rope(theta=5e5, scaling="llama3", parameters=LLAMA3)), "fp16"),
+    "llama 3's rope": (replace(SMALL, rope=LLAMA3), "fp16"),
     "no attention": (replace(PLAIN, layers=(HETEROGENEOUS[0], HETEROGENEOUS[2])), "int4-g64"),
 }
 

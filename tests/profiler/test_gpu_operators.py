@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from blockwright.cost import Load
 from blockwright.hw_profiles.profile import Point
+from blockwright.llama import llama
 from blockwright.profiler import gpu_clock, gpu_operators, gpu_plan
 from blockwright.profiler.energy import Nvml
 from blockwright.profiler.gpu_blocks import (
@@ -40,7 +41,6 @@ from blockwright.spec import (
     LinearMixer,
     Model,
     NoOp,
-    Rope,
     Window,
     with_format,
 )
@@ -56,24 +56,10 @@ MIXED = (
 
 
 def _model(layers: tuple[Block, ...] = MIXED) -> Model:
-    model = Model(
-        family="mistral",
-        vocab_size=128,
-        hidden_size=32,
-        num_heads=4,
-        head_dim=8,
-        max_positions=256,
-        norm_eps=1e-5,
-        rope=Rope(theta=1e4),
-        activation="silu",
-        has_tied_embeddings=False,
-        has_qkv_bias=False,
-        has_output_bias=False,
-        has_ffn_bias=False,
-        has_qk_norm=False,
-        layers=layers,
+    model = llama(
+        layers, vocab_size=128, hidden_size=32, num_heads=4, head_dim=8, max_positions=256, has_tied_embeddings=False
     )
-    return with_format(model, BF16)
+    return with_format(replace(model, family="mistral"), BF16)
 
 
 def _bench(model: Model, device: CpuDevice | None = None, effort: GpuEffort = EFFORT) -> Bench:
