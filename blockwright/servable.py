@@ -4,7 +4,8 @@ From the loaders' own code: vLLM 0.33 ``nemotron_nas.py``, SGLang ``nemotron_nas
 ``modeling_nemotron_nas.py`` (read 2026-08), and the code that these make rotary embeddings with (read 2026-11). They
 load the checkpoint itself. llama.cpp loads the GGUF file that `compile/export_gguf.py` writes of it; what stands in its
 way was found by loading such files (2026-11, build of October). Its own converter reads less: it loses the scaling of
-positions, and tokenizers that are not Llama's. ``ours`` is what `compile/` builds for ONNX Runtime.
+positions, and tokenizers that are not Llama's. ``ours`` is what `compile/` builds for ONNX Runtime; onnxruntime-genai
+loads the same graph in its contrib flavour (0.18 did so with children of every kind of block, 2026-11).
 
 A rotary embedding counts as read only where it comes out as transformers computes it: the frequencies of ``dynamic``
 grow with the text there and stay fixed everywhere else.
@@ -16,7 +17,7 @@ from typing import Literal, get_args
 from blockwright.errors import InputError
 from blockwright.spec import Attention, Format, FormatName, Full, GatedFFN, LinearFFN, LinearMixer, Model, NoOp
 
-Engine = Literal["transformers", "vllm", "sglang", "tensorrt-llm", "llama.cpp", "ours"]
+Engine = Literal["transformers", "vllm", "sglang", "tensorrt-llm", "llama.cpp", "onnxruntime-genai", "ours"]
 
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
@@ -51,6 +52,7 @@ _ROPES: dict[Engine, tuple[str, ...]] = {
     "sglang": ("default", "linear", "llama3", "yarn"),
     "tensorrt-llm": ("default", "linear", "llama3", "yarn"),
     "llama.cpp": ("default", "linear", "llama3", "yarn"),
+    "onnxruntime-genai": ("default", "linear", "llama3", "yarn"),
     "ours": ("default", "linear", "llama3", "yarn"),
 }
 """Ways to scale positions that each engine reads: from GGUF, or transformers 5's ``rope_parameters``."""
@@ -71,6 +73,9 @@ _UNREAD_BY_YARN: dict[Engine, tuple[str, ...]] = {
 
 FFN_MULTIPLE = 256
 """nemotron-nas readers round ffn widths up to a multiple of this."""
+
+HEAD_MULTIPLE = 8
+"""GroupQueryAttention takes no head size that is not a multiple of this (onnxruntime 1.31)."""
 
 
 def ffn_mult_of(hidden_size: int, width: int) -> float | None:
@@ -128,7 +133,7 @@ def shape_obstacles(model: Model, engine: Engine) -> list[str]:
     found = []
     if model.activation != "silu":
         found.append("its loader has no other activation than SiLU")
-    if engine == "ours":
+    if engine in ("onnxruntime-genai", "ours"):
         return found + _format_obstacles("the embedding", model.embedding_weights)
     if model.has_qk_norm:
         found.append("its loader has no norms on queries and keys")
@@ -199,11 +204,18 @@ def _our_obstacles(model: Model, index: int) -> list[str]:
     return found + (_rope_obstacles(model, "ours") if isinstance(block.mixer, Attention) else [])
 
 
+def _head_obstacles(model: Model, index: int) -> list[str]:
+    if not isinstance(model.layers[index].mixer, Attention) or model.head_dim % HEAD_MULTIPLE == 0:
+        return []
+    return [f"heads of {model.head_dim} are no multiple of {HEAD_MULTIPLE}, as GroupQueryAttention needs"]
+
+
 _LAYER_RULES: dict[Engine, tuple[Callable[[Model, int], list[str]], ...]] = {
     "transformers": (),
     "vllm": (_reach_obstacles, _vllm_obstacles),
     "sglang": (_reach_obstacles, _vllm_obstacles, _width_obstacles),
     "tensorrt-llm": (_reach_obstacles, _width_obstacles),
     "llama.cpp": (_reach_obstacles, _llama_cpp_obstacles),
+    "onnxruntime-genai": (_our_obstacles, _head_obstacles),
     "ours": (_our_obstacles,),
 }
