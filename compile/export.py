@@ -11,13 +11,14 @@ from typing import Literal
 import blockwright
 from blockwright.compile.checkpoint import read_weights
 from blockwright.compile.described import EXPORT_FILE
+from blockwright.compile.export_genai import tokenizer_remark, write_genai
 from blockwright.compile.export_gguf import write_gguf
 from blockwright.compile.export_packed import matrix_formats, write_checkpoint
 from blockwright.compile.export_tokenizer import gguf_tokenizer
 from blockwright.compile.ggml import BLOCK
 from blockwright.errors import InputError
 from blockwright.files import new_folder, read_json, write_json
-from blockwright.servable import NEMOTRON_NAS, obstacles
+from blockwright.servable import NEMOTRON_NAS, STORABLE, obstacles
 from blockwright.spec import (
     Attention,
     Block,
@@ -32,7 +33,7 @@ from blockwright.spec import (
 )
 from blockwright.strict import from_data, to_data
 
-Target = Literal["vllm", "sglang", "tensorrt-llm", "transformers", "llama.cpp"]
+Target = Literal["vllm", "sglang", "tensorrt-llm", "transformers", "llama.cpp", "onnxruntime-genai"]
 
 GGUF_FILE = "model.gguf"
 _SCHEMA_VERSION = 1
@@ -44,8 +45,12 @@ FORMATS: dict[Target, tuple[FormatName, ...]] = {
     "tensorrt-llm": ("fp32", "fp16", "bf16"),
     "transformers": ("fp32", "fp16", "bf16", "int8", "int4"),
     "llama.cpp": ("fp32", "fp16", "int8", "int4"),
+    "onnxruntime-genai": STORABLE,
 }
-"""What each target's files can hold: integers as compressed-tensors, or as Q8_0 and Q4_0."""
+"""What each target's files can hold: integers as compressed-tensors, as Q8_0 and Q4_0, or as MatMulNBits has them."""
+
+_OWN_FILES: tuple[Target, ...] = ("llama.cpp", "onnxruntime-genai")
+"""Targets that load no checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +68,8 @@ class Export:
     files: dict[str, int]
     """Their sizes in bytes."""
     versions: dict[str, str]
+    remark: str | None = None
+    """What the target gets wrong beside the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +83,8 @@ class ExportOrder:
     """A parent's checkpoint is one that vLLM, SGLang and TensorRT-LLM know by its own name."""
     built_from: str
     """Digest of the checkpoint."""
+    num_positions: int | None = None
+    """Longest text, where the target's files say one; None for the checkpoint's own."""
 
 
 def write_export(order: ExportOrder, checkpoint: Path, folder: Path) -> Export:
@@ -88,9 +97,13 @@ def write_export(order: ExportOrder, checkpoint: Path, folder: Path) -> Export:
     model, target = _as_stored(order.model, order.target), order.target
     tokenizer = gguf_tokenizer(checkpoint, model.vocab_size) if target == "llama.cpp" else {}
     weights = read_weights(checkpoint)
+    num_positions = model.max_positions if order.num_positions is None else order.num_positions
     with new_folder(folder) as temporary:
+        error = 0.0
         if target == "llama.cpp":
             error = write_gguf(model, weights, tokenizer, temporary / GGUF_FILE)
+        elif target == "onnxruntime-genai":
+            write_genai(model, weights, checkpoint, temporary, num_positions)
         else:
             error = write_checkpoint(model, weights, checkpoint, temporary)
         export = Export(
@@ -102,6 +115,7 @@ def write_export(order: ExportOrder, checkpoint: Path, folder: Path) -> Export:
             scale_error=error,
             files=_sizes(temporary),
             versions={"blockwright": blockwright.__version__, "python": platform.python_version()},
+            remark=tokenizer_remark(checkpoint) if target == "onnxruntime-genai" else None,
         )
         write_json(temporary / EXPORT_FILE, to_data(export))
     return export
@@ -159,7 +173,7 @@ def _format_obstacles(model: Model, target: Target) -> list[str]:
             inputs += [part.width] if isinstance(part, GatedFFN) else []
             reason = _why_not(part.weights, inputs, target)
             found += [f"layer {index}: {reason}"] if reason else []
-    if target != "llama.cpp":
+    if target not in _OWN_FILES:
         plain = {str(weights) for weights in matrix_formats(model).values() if not weights.group_size}
         found += [f"layers in {' and '.join(sorted(plain))} side by side"] if len(plain) > 1 else []
     return list(dict.fromkeys(found))
@@ -168,7 +182,7 @@ def _format_obstacles(model: Model, target: Target) -> list[str]:
 def _why_not(weights: Format, inputs: list[int], target: Target) -> str | None:
     if weights.name not in FORMATS[target]:
         return f"{weights} is not written, only {', '.join(FORMATS[target])}"
-    if weights.group_size is None:
+    if weights.group_size is None or target == "onnxruntime-genai":
         return None
     if target == "llama.cpp" and weights.group_size % BLOCK:
         return f"groups of {weights.group_size} do not fill the blocks of {BLOCK} of Q8_0 and Q4_0"
@@ -178,7 +192,7 @@ def _why_not(weights: Format, inputs: list[int], target: Target) -> str | None:
 
 def _as_stored(model: Model, target: Target) -> Model:
     """What stands in the files: beside integers, compressed-tensors keep everything else in fp16."""
-    if target == "llama.cpp" or not any(weights.group_size for weights in matrix_formats(model).values()):
+    if target in _OWN_FILES or not any(weights.group_size for weights in matrix_formats(model).values()):
         return model
     layers = tuple(
         Block(

@@ -52,7 +52,7 @@ def gguf_tokenizer(folder: Path, vocab_size: int) -> dict[str, Any]:
     if model.get("byte_fallback"):
         fields |= _sentencepiece(data, tokens, kinds)
     else:
-        fields |= {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": _name_of_pattern(data)}
+        fields |= {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": name_of_pattern(data)}
         fields["tokenizer.ggml.merges"] = [" ".join(pair) for pair in _merges(model)]
     fields["tokenizer.ggml.token_type"] = kinds
     fields |= _special(data, read_json(folder / "config.json"), len(tokens))
@@ -82,7 +82,7 @@ def _merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(first, second) for first, second in pairs]
 
 
-def _name_of_pattern(data: Mapping[str, Any]) -> str:
+def name_of_pattern(data: Mapping[str, Any]) -> str:
     """llama.cpp's name for a way to part text into words."""
     normalizer = (data.get("normalizer") or {}).get("type")
     if normalizer not in (None, "NFC"):  # llama.cpp normalises nothing; Qwen's NFC changes no text that is composed
@@ -179,7 +179,7 @@ def _puts_space_first(data: Mapping[str, Any]) -> bool:
 
 def _special(data: Mapping[str, Any], config: Mapping[str, Any], num_tokens: int) -> dict[str, Any]:
     """The ids of special tokens, and which of them a text is put between."""
-    before, after = _put_around(data)
+    before, after = put_around(data)
     eos = config.get("eos_token_id")
     stops = eos if isinstance(eos, list) else [] if eos is None else [eos]
     ids = {
@@ -203,7 +203,7 @@ def _special(data: Mapping[str, Any], config: Mapping[str, Any], num_tokens: int
     }
 
 
-def _put_around(data: Mapping[str, Any]) -> tuple[int | None, int | None]:
+def put_around(data: Mapping[str, Any]) -> tuple[int | None, int | None]:
     """The tokens that a text is put between."""
     around: list[int | None] = [None, None]
     for step in _steps(data.get("post_processor"), "processors"):

@@ -2,13 +2,15 @@
 
 Writes a folder. For onnxruntime: the graph, its weights, the tokenizer and engine.json. For vllm, sglang, tensorrt-llm
 and transformers: a checkpoint, integers in it as compressed-tensors. For llama.cpp: model.gguf, with integers as Q8_0
-and Q4_0. For tensorrt: a plan built by the installed TensorRT or TensorRT-RTX, with the graph it was built from. What
-the target cannot load is refused before anything is written, layer by layer.
+and Q4_0. For onnxruntime-genai: a graph, its weights, genai_config.json and the tokenizer. For tensorrt: a plan built
+by the installed TensorRT or TensorRT-RTX, with the graph it was built from. What the target cannot load is refused
+before anything is written, layer by layer.
 
   blockwright compile child --format int4 --out engine
   blockwright compile child --plan plan.json --out engine      # each layer in the format that the plan gives it
   blockwright compile child --target llama.cpp --format int4 --out gguf
   blockwright compile child --target vllm --format int4-g128 --out vllm
+  blockwright compile child --target onnxruntime-genai --format int4 --context 4096 --out genai
   blockwright compile child --target tensorrt --format int4 --for sm86,sm89,sm120 --out tensorrt
 """
 
@@ -23,7 +25,16 @@ if TYPE_CHECKING:
     from blockwright.search.plan import Plan
 
 FLAVOURS = ("standard", "contrib")
-TARGETS = ("onnxruntime", "vllm", "sglang", "tensorrt-llm", "transformers", "llama.cpp", "tensorrt")
+TARGETS = (
+    "onnxruntime",
+    "vllm",
+    "sglang",
+    "tensorrt-llm",
+    "transformers",
+    "llama.cpp",
+    "onnxruntime-genai",
+    "tensorrt",
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -139,9 +150,18 @@ def _refuse_given(arguments: argparse.Namespace, *names: str) -> None:
 
 def _export(arguments: argparse.Namespace, weights: str | None, plan: "Plan | None") -> None:
     from blockwright.pipeline.compile import export_checkpoint
+    from blockwright.pipeline.recipe import check_at_least
 
-    _refuse_given(arguments, "threads", "context", "flavour", "tune", "capabilities", "batch")
-    export = export_checkpoint(arguments.checkpoint, arguments.target, weights, arguments.out, plan=plan)
+    _refuse_given(arguments, "threads", "flavour", "tune", "capabilities", "batch")
+    if arguments.target != "onnxruntime-genai":
+        _refuse_given(arguments, "context")
+    elif arguments.context is not None:
+        check_at_least("--context", arguments.context, 1)
+    export = export_checkpoint(
+        arguments.checkpoint, arguments.target, weights, arguments.out, plan=plan, num_positions=arguments.context
+    )
     print(f"{arguments.out}: {export.format} for {export.target}, {sum(export.files.values()) / 1e6:.2f} MB")
     if export.scale_error:
         print(f"scales in fp16 change no matrix by more than {export.scale_error:.2%} of its root mean square")
+    if export.remark is not None:
+        print(f"{export.target}: {export.remark}")

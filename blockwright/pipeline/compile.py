@@ -84,7 +84,12 @@ def compile_checkpoint(
 
 
 def export_checkpoint(
-    checkpoint: str, target: Target, weights: str | None, output: Path, plan: Plan | None = None
+    checkpoint: str,
+    target: Target,
+    weights: str | None,
+    output: Path,
+    plan: Plan | None = None,
+    num_positions: int | None = None,
 ) -> Export:
     """Writes what another engine loads, or reads what was written before from the same inputs.
 
@@ -94,9 +99,11 @@ def export_checkpoint(
         weights: the format of all layers; None where a plan says how each is stored.
         output: the folder to write.
         plan: says it, where no format is given.
+        num_positions: the longest text, for targets whose files say it; None for the checkpoint's own context.
 
     Raises:
-        InputError: the checkpoint is broken, the target cannot load it, or the plan is not of its blocks.
+        InputError: the checkpoint is broken, the context longer than its own, the target cannot load it, or the plan is
+            not of its blocks.
     """
     source = open_checkpoint(checkpoint)
     if plan is None:
@@ -105,11 +112,19 @@ def export_checkpoint(
     else:
         check_is_of(source, plan)
         model = plan.child
-    order = ExportOrder(model=model, target=target, is_child=source.parent is None, built_from=source.digest)
+    check_context(source, num_positions)
+    order = ExportOrder(
+        model=model,
+        target=target,
+        is_child=source.parent is None,
+        built_from=source.digest,
+        num_positions=num_positions,
+    )
     stage = Stage(
         name=f"compile-{output.name}",
         output=output,
-        inputs={"target": target, "checkpoint": source.digest, "stored": digest_of(to_data(model))},
+        inputs={"target": target, "checkpoint": source.digest, "stored": digest_of(to_data(model))}
+        | ({} if num_positions is None else {"context": num_positions}),
         reads=whole(source.folder),
     )
     if (before := stage.reuse(lambda: read_export(output))) is not None:
