@@ -1,6 +1,7 @@
 """Counting from structure agrees with the modules that torch builds, and with counting one by one."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, PreTrainedConfig
 
+from blockwright.compile.engine import DATA_FILE, write_graph
+from blockwright.compile.flavour import STANDARD
 from blockwright.count import (
     block_parameters,
     ffn_weight_bytes,
@@ -19,7 +22,8 @@ from blockwright.count import (
 )
 from blockwright.model.child import build_child
 from blockwright.model.parent import spec_of
-from blockwright.spec import Attention, Block, Format, GatedFFN, LinearFFN, LinearMixer, Model, NoOp
+from blockwright.profiler.synthetic import random_weights
+from blockwright.spec import FP16, FP32, Attention, Block, Format, GatedFFN, LinearFFN, LinearMixer, Model, NoOp
 
 BIASES: dict[str, list[str]] = {
     "llama": ["attention_bias", "mlp_bias"],
@@ -97,6 +101,17 @@ def test_a_quantised_head_is_stored_beside_the_embedding(is_tied: bool) -> None:
     head = Format(name="int8", group_size=32)
     quantised = replace(spec, embedding_weights=head)
     assert shared_weight_bytes(quantised) == 4 * 100 * 64 + matrix_bytes(64, 100, head) + 4 * 64
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("weights", [FP32, FP16, Format(name="int8", group_size=32), INT4], ids=str)
+def test_what_stands_outside_the_layers_is_as_large_as_in_an_engines_file(
+    weights: Format, is_tied: bool, tmp_path: Path
+) -> None:
+    config = AutoConfig.for_model("llama", hidden_size=512, vocab_size=128, tie_word_embeddings=is_tied)
+    spec = replace(spec_of(config), layers=(), embedding_weights=weights)
+    files = write_graph(spec, random_weights(spec), 8, STANDARD, tmp_path)
+    assert files[DATA_FILE].size_bytes == shared_weight_bytes(spec)
 
 
 def test_only_matrices_are_quantised() -> None:
