@@ -14,6 +14,7 @@ from blockwright.hw_profiles.ceilings import Ceilings
 from blockwright.hw_profiles.conditions import Conditions
 from blockwright.hw_profiles.device import Device
 from blockwright.hw_profiles.provenance import AccuracyRow, Coverage, Method
+from blockwright.hw_profiles.tried import TriedChild
 from blockwright.spec import Model, Part
 
 SCHEMA_VERSION = 2
@@ -147,6 +148,8 @@ class Profile:
     coverage: Coverage
     accuracy: tuple[AccuracyRow, ...] = ()
     """How well the profile foretells what it was not made from; empty until that was tried."""
+    tried: tuple[TriedChild, ...] = ()
+    """Children that a search chose and that were measured since; times of children go by them (`profiler.tried`)."""
     times: tuple[TimeRow, ...] = ()
     wholes: tuple[WholeRow, ...] = ()
     memory: tuple[MemoryRow, ...] = ()

@@ -12,12 +12,14 @@ from blockwright.cost import Cost, Load, exact, product
 from blockwright.errors import InputError
 from blockwright.hw_profiles.datasheet_profile import is_datasheet
 from blockwright.hw_profiles.profile import IMPORTED, Backend, Profile, parent_of
+from blockwright.hw_profiles.tried import TriedChild
 from blockwright.profiler.imported_costs import imported_ratio, imported_times
 from blockwright.profiler.memory_model import exact_memory, memory_costs
 from blockwright.profiler.operator_costs import operator_costs, operator_memory
 from blockwright.profiler.parts import PartCosts, Source, added, multiplied
 from blockwright.profiler.served_costs import decode_phase, prefill_phase, served_memory
 from blockwright.profiler.time_model import decode_points, prefill_points, time_costs
+from blockwright.profiler.tried import by_tried
 from blockwright.spec import Model
 
 Known = Literal["blocks", "operators", "datasheet", "wholes"]
@@ -84,7 +86,8 @@ def costs_from(
 def _prompt_costs(known: Known, source: Source, model: Model, load: Load) -> PartCosts:
     match known:
         case "blocks":
-            return time_costs(source, prefill_points(load))
+            costs = time_costs(source, prefill_points(load))
+            return by_tried(costs, source, _tried_at(source, load), "prefill")
         case "operators":
             return operator_costs(source, model, prefill_points(load))
         case "datasheet":
@@ -98,7 +101,8 @@ def _prompt_costs(known: Known, source: Source, model: Model, load: Load) -> Par
 def _token_costs(known: Known, source: Source, model: Model, load: Load) -> PartCosts:
     match known:
         case "blocks":
-            return time_costs(source, decode_points(load))
+            costs = time_costs(source, decode_points(load))
+            return by_tried(costs, source, _tried_at(source, load), "decode")
         case "operators":
             return operator_costs(source, model, decode_points(load))
         case "datasheet":
@@ -107,6 +111,11 @@ def _token_costs(known: Known, source: Source, model: Model, load: Load) -> Part
             return imported_times(source, model, load, "decode")
         case _:
             assert_never(known)
+
+
+def _tried_at(source: Source, load: Load) -> list[TriedChild]:
+    """Children that were tried at this load, in the runtime that they are tried in."""
+    return [one for one in source.profile.tried if one.load == load and source.backend == "onnxruntime"]
 
 
 def _latency_costs(known: Known, source: Source, model: Model, load: Load) -> PartCosts:
