@@ -62,9 +62,7 @@ def measure_engines(request: EngineRequest, on_step: Callable[[], None] = lambda
     Raises:
         InputError: an engine cannot run the load, or they differ in what one process can have but one way.
     """
-    _check_can_share(request.folders)
-    answer = run_module("blockwright.profiler.engines", [json.dumps(to_data(request))], " and ".join(request.folders))
-    times = from_data(tuple[EngineTimes, ...], json.loads(answer), "times of engines")
+    times = time_apart(request)
     on_step()
     memory = [peak_bytes(Path(folder), request.load) for folder in request.folders]
     on_step()
@@ -72,6 +70,17 @@ def measure_engines(request: EngineRequest, on_step: Callable[[], None] = lambda
         EngineCosts(time_per_token=t.time_per_token, time_to_first_token=t.time_to_first_token, memory_bytes=peak)
         for t, peak in zip(times, memory, strict=True)
     ]
+
+
+def time_apart(request: EngineRequest) -> tuple[EngineTimes, ...]:
+    """Times engines in turn, in a process of their own.
+
+    Raises:
+        InputError: as `measure_engines`.
+    """
+    _check_can_share(request.folders)
+    answer = run_module("blockwright.profiler.engines", [json.dumps(to_data(request))], " and ".join(request.folders))
+    return from_data(tuple[EngineTimes, ...], json.loads(answer), "times of engines")
 
 
 def _check_can_share(folders: Sequence[str]) -> None:

@@ -47,8 +47,11 @@ class ProfileSection:
     seconds_per_measurement: float
     backends: tuple[LocalBackend, ...] = ("onnxruntime",)
     """Runtimes to time; budgets are about onnxruntime."""
+    trial_processes: int = 8
+    """In so many the chosen child is timed beside its parent before it is distilled; 0 to go by the profile alone."""
 
     def __post_init__(self) -> None:
+        check_at_least("profile.trial_processes", self.trial_processes, 0)
         check_above_zero("profile.seconds_per_measurement", self.seconds_per_measurement)
         check_distinct("profile.backends", self.backends)
         if "onnxruntime" not in self.backends:

@@ -29,6 +29,7 @@ from blockwright.pipeline.refine import RefineOrder, refine_plan
 from blockwright.pipeline.report import report_run
 from blockwright.pipeline.score import ScoreOrder, read_yardsticks, score_library
 from blockwright.pipeline.search import SearchOrder, check_budgets, check_reachable, search_plan
+from blockwright.pipeline.tried import TryOrder, choose_tried
 from blockwright.profiler.check import check_utilisation
 from blockwright.search.offered import formats_for
 from blockwright.search.plan import Plan
@@ -73,12 +74,8 @@ def run(recipe: Recipe, folder: Path, profile: str | None = None) -> Run:
         check_reachable(parent.spec, offered, {hardware.name: hardware}, searched, formats)
         build_library(parent, library_order(recipe), folder / LIBRARY)
         _score(recipe, parent, hardware, folder)
-        plan = search_plan(folder / SCORES, [profile_file], searched, folder / PLAN)
-        chosen = folder / PLAN
-        if recipe.refine is not None:
-            chosen = folder / REFINED
-            paths = {"library": folder / LIBRARY, "scores": folder / SCORES, "output": chosen}
-            plan = refine_plan(parent, paths, [profile_file], searched, refine_order(recipe, recipe.refine))
+        plan, hardware = _choose(recipe, parent, profile_file, folder)
+        chosen = folder / (PLAN if recipe.refine is None else REFINED)
         realise_plan(parent, chosen, folder / LIBRARY, folder / REALISED)
         distill_child(folder / REALISED, parent, distill_order(recipe), folder / CHILD)
         made = Made(
@@ -195,6 +192,31 @@ def _score(recipe: Recipe, parent: Parent, hardware: Profile, folder: Path) -> N
     score_library(parent, folder / LIBRARY, order, folder / SCORES, decide)
 
 
+def _choose(recipe: Recipe, parent: Parent, profile: str | Path, folder: Path) -> tuple[Plan, Profile]:
+    """The plan whose child was tried, and the profile that foretold it. What sums of scores chose is tried before whole
+    plans are measured, for that takes minutes."""
+    searched = search_order(recipe)
+
+    def search(place: str | Path) -> Plan:
+        return search_plan(folder / SCORES, [place], searched, folder / PLAN)
+
+    def refine(place: str | Path) -> Plan:
+        assert recipe.refine is not None
+        paths = {"library": folder / LIBRARY, "scores": folder / SCORES, "output": folder / REFINED}
+        return refine_plan(parent, paths, [place], searched, refine_order(recipe, recipe.refine))
+
+    order = TryOrder(
+        name="tried",
+        parent_format=parse_format(recipe.engine.formats[0]),
+        processes=recipe.profile.trial_processes,
+        seconds=2 * recipe.profile.seconds_per_measurement,
+    )
+    plan, place = choose_tried(search, profile, order, folder)
+    if recipe.refine is not None:
+        plan, place = choose_tried(refine, place, replace(order, name="tried-refined"), folder)
+    return plan, read_profile(place)
+
+
 def _ready_profile(recipe: Recipe, name: str) -> Profile:
     hardware = read_profile(name)
     check_utilisation(hardware)
@@ -217,7 +239,8 @@ def profile_order(recipe: Recipe, parent: Parent) -> ProfileOrder:
         loads=recipe.loads,
         formats=recipe.engine.formats[:1],
         threads=recipe.engine.threads,
-        **asdict(recipe.profile),
+        seconds_per_measurement=recipe.profile.seconds_per_measurement,
+        backends=recipe.profile.backends,
     )
 
 

@@ -170,15 +170,7 @@ def _measure(
     with tempfile.TemporaryDirectory() as home:
         folders = [Path(home) / f"child-{index}" for index in range(len(children))]
         for child, folder in zip(children, folders, strict=True):
-            folder.mkdir()
-            engine = EngineOrder(
-                model=child,
-                weights_format=None,
-                num_positions=slots_for(load.total_tokens),
-                session=SessionSettings(num_threads=profile.num_threads),
-                built_from="random weights",
-            )
-            write_engine(engine, random_weights(child), folder)
+            write_random_engine(child, load, profile.num_threads, folder)
         request = EngineRequest(
             folders=tuple(map(str, folders)),
             load=load,
@@ -186,6 +178,19 @@ def _measure(
             reference_s=profile.ceilings.reference_s,
         )
         return measure_engines(request, on_step)
+
+
+def write_random_engine(model: Model, load: Load, num_threads: int, folder: Path) -> None:
+    """Writes an engine of a model's shape into a new folder, with room for a load: times do not hang on weights."""
+    folder.mkdir()
+    order = EngineOrder(
+        model=model,
+        weights_format=None,
+        num_positions=slots_for(load.total_tokens),
+        session=SessionSettings(num_threads=num_threads),
+        built_from="random weights",
+    )
+    write_engine(order, random_weights(model), folder)
 
 
 def _joined(before: tuple[AccuracyRow, ...], now: tuple[AccuracyRow, ...]) -> tuple[AccuracyRow, ...]:
