@@ -55,6 +55,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_rules(parser)
     add_solving(parser, ALL_BACKENDS)
     _add_more_answers(parser)
+    parser.add_argument(
+        "--trials",
+        type=int,
+        default=0,
+        metavar="PROCESSES",
+        help="time the chosen child, with random weights, beside its parent on this machine in so many processes, and "
+        "choose again where it is over a budget of time; 8 take some 20 s (default: 0, go by the profile alone)",
+    )
     parser.add_argument("--compare", action="store_true", help="put simpler ways to choose beside the plan")
     add_out(parser, "plan.json", "the plan")
 
@@ -93,12 +101,14 @@ def run(arguments: argparse.Namespace) -> None:
     from blockwright.pipeline.recipe import check_above_zero, check_at_least, check_formats
     from blockwright.pipeline.search import SearchOrder, search_plan
     from blockwright.pipeline.tables import print_plan
+    from blockwright.pipeline.tried import TryOrder, search_tried
+    from blockwright.spec import parse_format
 
     formats = arguments.format or ["fp32"]
     check_formats("--format", formats)
     check_above_zero("--time-limit", arguments.time_limit)
     check_finite(arguments, ("tolerance", "most_score"))
-    for field, least in (("frontier", 0), ("pool", 1), ("differ", 1), ("tolerance", 0)):
+    for field, least in (("frontier", 0), ("pool", 1), ("differ", 1), ("tolerance", 0), ("trials", 0)):
         check_at_least(f"--{field.replace('_', '-')}", getattr(arguments, field), least)
     order = SearchOrder(
         loads=read_search_loads(arguments.load),
@@ -118,8 +128,14 @@ def run(arguments: argparse.Namespace) -> None:
         against=arguments.against,
         most_score=arguments.most_score,
     )
+    trial = TryOrder(
+        name=f"tried-{arguments.out.stem}", parent_format=parse_format(formats[0]), processes=arguments.trials
+    )
     with explaining(arguments):
-        plan = search_plan(arguments.scores, arguments.profile, order, arguments.out)
+        if arguments.trials:
+            plan = search_tried(arguments.scores, arguments.profile, order, trial, arguments.out)
+        else:
+            plan = search_plan(arguments.scores, arguments.profile, order, arguments.out)
     if arguments.json:
         print(arguments.out.read_text(), end="")
     else:

@@ -98,7 +98,7 @@ def read_devices(profiles: Sequence[str | Path]) -> dict[str, Profile]:
     """
     devices: dict[str, Profile] = {}
     for text in profiles:
-        name, separator, file = str(text).rpartition("=") if not Path(text).exists() else ("", "", text)
+        name, file = name_and_place(text)
         profile = read_profile(file)
         check_utilisation(profile)
         odd = [str(each) for each in odd_rows(profile)]
@@ -106,7 +106,7 @@ def read_devices(profiles: Sequence[str | Path]) -> dict[str, Profile]:
             say(f"note      profile {profile.name}: {line}")
         if marked := set(profile.coverage.marked) - set(odd):
             say(f"note      profile {profile.name}: {len(marked)} marks on rows: see blockwright profile show {file}")
-        name = name if separator else profile.name
+        name = name or profile.name
         if name in devices:
             raise InputError(
                 "--profile",
@@ -116,6 +116,14 @@ def read_devices(profiles: Sequence[str | Path]) -> dict[str, Profile]:
             )
         devices[name] = profile
     return devices
+
+
+def name_and_place(text: str | Path) -> tuple[str, str | Path]:
+    """What NAME=PROFILE names; the name is empty where the text is a profile's place alone."""
+    if Path(text).exists():
+        return "", text
+    name, _, place = str(text).rpartition("=")
+    return name, place
 
 
 def profile_files(profiles: Sequence[str | Path]) -> list[Path]:

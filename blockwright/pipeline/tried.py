@@ -14,10 +14,12 @@ from pathlib import Path
 from blockwright.cost import Load, Quantity
 from blockwright.errors import InputError
 from blockwright.files import digest_of, read_json, write_json
+from blockwright.hw_profiles.device import installed_software, this_device
 from blockwright.hw_profiles.folder import HEAD, read_profile, write_profile
-from blockwright.hw_profiles.profile import Profile
+from blockwright.hw_profiles.profile import Profile, check_is_this_machine
 from blockwright.hw_profiles.tried import Share, TriedChild
 from blockwright.pipeline.console import progress, say
+from blockwright.pipeline.search import SearchOrder, name_and_place, search_plan
 from blockwright.pipeline.stage import Stage, running
 from blockwright.pipeline.validate import write_random_engine
 from blockwright.profiler.cost_model import predict
@@ -43,8 +45,32 @@ class TryOrder:
     parent_format: Format
     processes: int
     """In each weights lie elsewhere in memory, which moves a share by 1 to 2 % (measured on a 2-core Zen 3)."""
-    seconds: float
+    seconds: float = 0.5
     """To measure each time for, in each process."""
+
+
+def search_tried(
+    scores: Path, profiles: Sequence[str | Path], order: SearchOrder, trial: TryOrder, output: Path
+) -> Plan:
+    """`search_plan`, with children tried on this machine, which must be the first profile's.
+
+    Raises:
+        InputError: it is not, or the profile tells of another runtime than the one that children are tried in.
+    """
+    name, first = name_and_place(profiles[0])
+    if order.backend != "onnxruntime":
+        raise InputError(
+            "--trials",
+            got=f"--backend {order.backend}",
+            expected="onnxruntime, the runtime that children are tried in",
+            remedy="Leave --trials out: the plan goes by the profile alone.",
+        )
+    check_is_this_machine(read_profile(first), this_device(), installed_software())
+
+    def choose(place: str | Path) -> Plan:
+        return search_plan(scores, [f"{name}={place}" if name else place, *profiles[1:]], order, output)
+
+    return choose_tried(choose, first, trial, output.parent)[0]
 
 
 def choose_tried(

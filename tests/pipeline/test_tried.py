@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from blockwright.cli.main import main
 from blockwright.compile.engine import read_engine
 from blockwright.cost import Load
 from blockwright.hw_profiles.folder import read_profile, write_profile
 from blockwright.hw_profiles.profile import Profile
 from blockwright.pipeline import tried
 from blockwright.pipeline.search import SearchOrder, search_plan
-from blockwright.pipeline.tried import TryOrder, choose_tried
+from blockwright.pipeline.tried import TryOrder, choose_tried, search_tried
 from blockwright.profiler.clock import Timing
 from blockwright.profiler.cost_model import predict
 from blockwright.profiler.engines import EngineRequest, EngineTimes
-from blockwright.search.plan import Plan
+from blockwright.search.plan import Plan, read_plan
 from blockwright.search.scores import ScoreTable, write_scores
 from blockwright.spec import FP32, LinearMixer, Model
 
@@ -34,7 +35,11 @@ def home(tmp_path: Path, make_profile: Callable[..., Profile], make_table: Calla
 
 
 def _search(home: Path, budgets: tuple[str, ...]) -> Callable[[str | Path], Plan]:
-    order = SearchOrder(
+    return lambda place: search_plan(home / "scores.parquet", [place], _order(budgets), home / "plan.json")
+
+
+def _order(budgets: tuple[str, ...]) -> SearchOrder:
+    return SearchOrder(
         loads={"chat": (LOAD,)},
         budgets=budgets,
         formats=("fp32",),
@@ -42,7 +47,6 @@ def _search(home: Path, budgets: tuple[str, ...]) -> Callable[[str | Path], Plan
         time_limit_s=10.0,
         frontier_points=0,
     )
-    return lambda place: search_plan(home / "scores.parquet", [place], order, home / "plan.json")
 
 
 class _Machine:
@@ -179,6 +183,35 @@ def test_it_ends_where_no_child_is_fast_enough_and_says_so(
     choose_tried(_search(home, ("time_per_token@chat <= 60%",)), home / "profile", ORDER, home)
     assert machine.num_processes <= 4 * ORDER.processes
     assert "none was within the budgets of time" in capsys.readouterr().err
+
+
+def test_the_search_by_itself_tries_too_and_keeps_the_names_of_devices(
+    home: Path,
+    make_machine: Callable[..., _Machine],
+    make_profile: Callable[..., Profile],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    machine, given = make_machine(linear_s=12e-6), read_profile(home / "profile")
+    monkeypatch.setattr(tried, "this_device", lambda: given.device)
+    monkeypatch.setattr(tried, "installed_software", lambda: given.software)
+    write_profile(make_profile([LOAD], slowness=3.0, name="slow"), home / "slow")
+    order = replace(_order(("time_per_token@here:chat <= 60%",)), pool_size=2)
+    profiles = [f"here={home / 'profile'}", home / "slow"]
+    plan = search_tried(home / "scores.parquet", profiles, order, ORDER, home / "plan.json")
+    assert machine.share(plan.child) <= 0.6
+    assert list(plan.devices) == ["here", "slow"]
+    assert read_plan(home / "plan.json") == plan
+
+
+@pytest.mark.parametrize(("flags", "got"), [(["--backend", "torch"], "--backend torch"), ([], "made up")])
+def test_children_are_tried_where_the_profile_is_of_and_in_our_runtime(
+    home: Path, flags: list[str], got: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["search", "--scores", str(home / "scores.parquet"), "--profile", str(home / "profile"), "--trials", "8"]
+    command += ["--budget", "time_per_token@chat <= 60%", "--load", "chat=1x40+24", "--out", str(home / "plan.json")]
+    assert main([*command, *flags]) == 2
+    assert got in capsys.readouterr().err
+    assert not (home / "plan.json").exists()
 
 
 def test_another_profile_forgets_what_was_tried(home: Path, make_machine: Callable[..., _Machine]) -> None:
