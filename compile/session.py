@@ -5,11 +5,15 @@ Shapes: B batch, T new tokens, S slots, V vocabulary.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 
 from blockwright.compile.contrib import set_accuracy_level
+from blockwright.compile.cpu_library import own_library
+from blockwright.compile.cpu_products import DOMAIN, use_own_products
 from blockwright.compile.engine import ENGINE_FILE, GRAPH_FILE, Engine, SessionSettings, read_engine
 from blockwright.compile.places import chunks_of_prompts, places, reach_by_mask
 from blockwright.compile.runtime import ORT_ERRORS, ort
@@ -20,9 +24,20 @@ from blockwright.spec import Attention, Model
 _DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
 
 
+Products = Literal["fastest", "onnxruntime"]
+"""Whose int4 products: the faster ones of this machine, or ONNX Runtime's, which the others are held against."""
+
+
+class Session(ort.InferenceSession):
+    """A session that keeps alive what it reads of ours."""
+
+    given: dict[str, ort.OrtValue]
+    """Weights in our own order, by name."""
+
+
 def make_session(
-    graph: Path | bytes, settings: SessionSettings, data_folder: Path | None = None
-) -> ort.InferenceSession:
+    graph: Path | bytes, settings: SessionSettings, data_folder: Path | None = None, products: Products = "fastest"
+) -> Session:
     """Opens a graph in ONNX Runtime; one in memory may have its weights in files of a folder."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = settings.num_threads
@@ -30,10 +45,34 @@ def make_session(
     options.log_severity_level = 3
     for key, value in session_entries(settings).items():
         options.add_session_config_entry(key, value)
+    source = graph if isinstance(graph, bytes) else str(graph)
+    library = own_library() if products == "fastest" and settings.accuracy_level == 4 else None
+    given: dict[str, ort.OrtValue] = {}
+    if library is not None:
+        data_folder = graph.parent if isinstance(graph, Path) else data_folder
+        source, given = _with_own_products(graph, data_folder)
+        options.register_custom_ops_library(str(library))
+        for name, value in given.items():
+            options.add_initializer(name, value)
     if data_folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data_folder))
-    source = graph if isinstance(graph, bytes) else str(graph)
-    return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    session = Session(source, options, providers=["CPUExecutionProvider"])
+    session.given = given
+    return session
+
+
+def _with_own_products(graph: Path | bytes, data_folder: Path | None) -> tuple[bytes, dict[str, ort.OrtValue]]:
+    """A graph with our own int4 products, and the weights that they read."""
+    data = graph if isinstance(graph, bytes) else graph.read_bytes()
+    try:
+        model = onnx.load_from_string(data)
+    except DecodeError:
+        return data, {}  # ONNX Runtime says what is wrong with it
+    woven = use_own_products(model.graph, data_folder)
+    if not woven:
+        return data, {}
+    model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
+    return model.SerializeToString(), {n: ort.OrtValue.ortvalue_from_numpy(array) for n, array in woven.items()}
 
 
 def session_entries(settings: SessionSettings) -> dict[str, str]:
@@ -45,7 +84,7 @@ def session_entries(settings: SessionSettings) -> dict[str, str]:
     }
 
 
-def _session_of_other_level(folder: Path, settings: SessionSettings) -> ort.InferenceSession:
+def _session_of_other_level(folder: Path, settings: SessionSettings) -> Session:
     """Opens an engine at another accuracy level than its graph names."""
     graph = onnx.load(folder / GRAPH_FILE, load_external_data=False)
     set_accuracy_level(graph, settings.accuracy_level)
@@ -55,12 +94,12 @@ def _session_of_other_level(folder: Path, settings: SessionSettings) -> ort.Infe
 class Decoder:
     """An engine opened for running."""
 
-    def __init__(self, engine: Engine, session: ort.InferenceSession) -> None:
+    def __init__(self, engine: Engine, session: Session) -> None:
         self.engine = engine
         self.session = session
 
     @classmethod
-    def open(cls, folder: Path, settings: SessionSettings | None = None) -> "Decoder":
+    def open(cls, folder: Path, settings: SessionSettings | None = None, products: Products = "fastest") -> "Decoder":
         """Opens an engine's folder, with its own session settings or others.
 
         Raises:
@@ -72,7 +111,7 @@ class Decoder:
             if engine.flavour == "contrib" and settings.accuracy_level != engine.session.accuracy_level:
                 session = _session_of_other_level(folder, settings)
             else:
-                session = make_session(folder / GRAPH_FILE, settings)
+                session = make_session(folder / GRAPH_FILE, settings, products=products)
         except ORT_ERRORS as error:
             raise InputError(
                 str(folder / GRAPH_FILE),
@@ -116,7 +155,7 @@ def make_cache(model: Model, batch: int, slots: int) -> Cache:
     return cache
 
 
-def _check_is_of(model: Model, session: ort.InferenceSession, folder: Path) -> None:
+def _check_is_of(model: Model, session: Session, folder: Path) -> None:
     """Refuses a description whose caches or vocabulary the graph has not; widths within layers it does not show."""
     described = {name: (array.shape[1], array.shape[3]) for name, array in make_cache(model, 1, 1).items()}
     caches = [each for each in session.get_inputs() if each.name.startswith("past_")]
@@ -136,7 +175,7 @@ def _check_is_of(model: Model, session: ort.InferenceSession, folder: Path) -> N
 class Binding:
     """The graph bound to buffers for T new tokens of B sequences; `run` reads and writes them in place."""
 
-    def __init__(self, session: ort.InferenceSession, model: Model, cache: Cache, shape: tuple[int, int, int]) -> None:
+    def __init__(self, session: Session, model: Model, cache: Cache, shape: tuple[int, int, int]) -> None:
         batch, num_tokens, slots = shape
         self._session = session
         self._binding = session.io_binding()
@@ -172,7 +211,7 @@ class Binding:
 class Sequences:
     """A batch of sequences being written, with their cache, which grows with them up to `most_slots`."""
 
-    def __init__(self, session: ort.InferenceSession, model: Model, batch: int, most_slots: int) -> None:
+    def __init__(self, session: Session, model: Model, batch: int, most_slots: int) -> None:
         self._session, self._model, self._most_slots = session, model, most_slots
         self.cache = make_cache(model, batch, slots_now(0, most_slots))
         self._slots = slots_now(0, most_slots)

@@ -1,0 +1,202 @@
+"""Our own int4 product, against the same arithmetic in numpy and against ONNX Runtime's."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from blockwright.compile import cpu_library, session
+from blockwright.compile.blocked import pack_codes, quantise_blocks
+from blockwright.compile.cpu_library import SOURCE, compiled
+from blockwright.compile.cpu_products import use_own_products, weave_codes, weave_scales
+from blockwright.compile.decoder import decoder_graph
+from blockwright.compile.engine import EngineOrder, SessionSettings, write_engine
+from blockwright.compile.flavour import Flavour, FlavourName
+from blockwright.compile.session import Decoder, Products, make_session
+from blockwright.llama import llama
+from blockwright.profiler.synthetic import random_weights
+from blockwright.spec import Model, parse_format, with_format
+from decoders import every_kind
+
+ROUNDED = SessionSettings(num_threads=1, accuracy_level=4)
+
+
+@pytest.fixture(autouse=True)
+def library(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The operators, wherever they run at all."""
+    if not cpu_library._processor_flags() >= {"avx2", "fma"}:
+        pytest.skip("the operators need a processor with AVX2 under Linux")
+    library = compiled(SOURCE, tmp_path_factory.getbasetemp() / "library")
+    if library is None:
+        pytest.skip("no C compiler")
+    monkeypatch.setattr(session, "own_library", lambda: library)
+    return library
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Product:
+    """A matrix of the test."""
+
+    num_inputs: int
+    num_outputs: int
+    group_size: int
+    has_bias: bool = False
+
+
+def _graph(product: Product, codes_KN: np.ndarray, scales_GN: np.ndarray, bias_N: np.ndarray) -> onnx.ModelProto:
+    """x times the matrix, as the contrib flavour writes it."""
+    weights = parse_format(f"int4-g{product.group_size}")
+    stored = {"codes": pack_codes(codes_KN, weights), "scales": np.ascontiguousarray(scales_GN.T), "bias": bias_N}
+    inputs = ["x", "codes", "scales", *(["", "", "bias"] if product.has_bias else [])]
+    told: dict[str, Any] = {"K": product.num_inputs, "N": product.num_outputs, "block_size": product.group_size}
+    told |= {"bits": 4, "accuracy_level": 4}
+    node = helper.make_node("MatMulNBits", inputs, ["y"], domain="com.microsoft", **told)
+    graph = helper.make_graph(
+        [node],
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", product.num_inputs])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", product.num_outputs])],
+        [numpy_helper.from_array(array, name) for name, array in stored.items() if name in inputs],
+    )
+    imports = [helper.make_opsetid("", 24), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=imports, ir_version=11)
+
+
+def _run(graph: bytes, settings: SessionSettings, x_MK: np.ndarray, products: Products = "fastest") -> np.ndarray:
+    return np.asarray(make_session(graph, settings, products=products).run(None, {"x": x_MK})[0])
+
+
+def _naive(x_MK: np.ndarray, codes_KN: np.ndarray, scales_GN: np.ndarray, group_size: int) -> np.ndarray:
+    """Activations rounded to int8, a step per row and group; whole numbers multiplied group by group."""
+    y_MN = np.zeros((len(x_MK), codes_KN.shape[1]), dtype=np.float64)
+    for group, scales_N in enumerate(scales_GN):
+        part = slice(group * group_size, (group + 1) * group_size)
+        step_M = np.abs(x_MK[:, part]).max(axis=1) / np.float32(127)
+        inverse_M = np.divide(np.float32(1), step_M, out=np.zeros_like(step_M), where=step_M > 0)
+        rounded_MK = np.round(x_MK[:, part] * inverse_M[:, None]).astype(np.int32)
+        y_MN += (rounded_MK @ codes_KN[part].astype(np.int32)) * step_M[:, None].astype(np.float64) * scales_N
+    return y_MN
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("num_rows", [1, 3, 4, 70])
+@pytest.mark.parametrize(
+    "product",
+    [
+        Product(num_inputs=256, num_outputs=96, group_size=32),
+        Product(num_inputs=320, num_outputs=131, group_size=32, has_bias=True),
+        Product(num_inputs=72, num_outputs=3, group_size=32),
+        Product(num_inputs=352, num_outputs=64, group_size=64, has_bias=True),
+        Product(num_inputs=960, num_outputs=33, group_size=128),
+        Product(num_inputs=512, num_outputs=16, group_size=256),
+    ],
+    ids=str,
+)
+def test_the_product_is_the_naive_one(product: Product, num_rows: int, num_threads: int) -> None:
+    random = np.random.default_rng(0)
+    weight_KN = random.standard_normal((product.num_inputs, product.num_outputs)).astype(np.float32)
+    codes_KN, scales_GN = quantise_blocks(weight_KN, parse_format(f"int4-g{product.group_size}"))
+    bias_N = random.standard_normal(product.num_outputs).astype(np.float32)
+    x_MK = random.standard_normal((num_rows, product.num_inputs)).astype(np.float32)
+    x_MK[0, : product.group_size] = 0  # a group whose step is 0
+    settings = replace(ROUNDED, num_threads=num_threads)
+    graph = _graph(product, codes_KN, scales_GN, bias_N).SerializeToString()
+    own_MN = _run(graph, settings, x_MK)
+    naive_MN = _naive(x_MK, codes_KN, scales_GN, product.group_size) + (bias_N if product.has_bias else 0)
+    np.testing.assert_allclose(own_MN, naive_MN, rtol=0, atol=3e-6 * np.abs(naive_MN).max())
+    other_MN = _run(graph, settings, x_MK, "onnxruntime")
+    np.testing.assert_allclose(own_MN, other_MN, rtol=0, atol=3e-6 * np.abs(naive_MN).max())
+
+
+def test_the_largest_codes_and_activations_stay_within_their_bits() -> None:
+    product = Product(num_inputs=256, num_outputs=8, group_size=256)
+    codes_KN = np.full((256, 8), 7, dtype=np.int8)
+    codes_KN[:, 1::2] = -8
+    scales_GN, x_MK = np.ones((1, 8), dtype=np.float32), np.full((4, 256), 127, dtype=np.float32)
+    x_MK[1::2] = -127
+    graph = _graph(product, codes_KN, scales_GN, np.zeros(8, dtype=np.float32)).SerializeToString()
+    own_MN = _run(graph, ROUNDED, x_MK)
+    np.testing.assert_array_equal(own_MN, x_MK @ codes_KN.astype(np.float32))
+
+
+def test_codes_are_woven_eight_inputs_of_eight_outputs_at_a_time() -> None:
+    unsigned_NP = np.random.default_rng(0).integers(0, 16, (11, 32)).astype(np.uint8)
+    woven = weave_codes(unsigned_NP)
+    assert woven.shape == (2, 4, 8, 4)
+    for output in range(16):
+        for k in range(32):
+            byte = woven[output // 8, k // 8, output % 8, k % 4]
+            code = byte & 15 if k % 8 < 4 else byte >> 4
+            assert code == (unsigned_NP[output, k] if output < 11 else 8)
+
+
+def test_scales_are_woven_eight_outputs_at_a_time() -> None:
+    scales_NG = np.arange(33, dtype=np.float32).reshape(11, 3)
+    woven = weave_scales(scales_NG)
+    for output in range(16):
+        np.testing.assert_array_equal(woven[output // 8, :, output % 8], scales_NG[output] if output < 11 else 0)
+
+
+def _opened(model: Model, flavour: FlavourName) -> tuple[set[str], set[str]]:
+    """The operators of a graph before and after."""
+    graph = decoder_graph(model, random_weights(model), 64, Flavour(name=flavour)).graph
+    before = {node.op_type for node in graph.node}
+    use_own_products(graph, None)
+    return before, {node.op_type for node in graph.node}
+
+
+@pytest.mark.parametrize("flavour", ["standard", "contrib"])
+def test_no_int4_product_of_either_flavour_is_left_to_onnx_runtime(flavour: FlavourName) -> None:
+    before, after = _opened(_model("int4-g32"), flavour)
+    assert before & {"MatMulNBits", "DequantizeLinear"}
+    assert "Int4Product" in after
+    assert not after & {"MatMulNBits", "DequantizeLinear"}
+
+
+@pytest.mark.parametrize("text", ["int8-g32", "int4-g16", "fp32"])
+@pytest.mark.parametrize("flavour", ["standard", "contrib"])
+def test_other_formats_are_left_to_onnx_runtime(text: str, flavour: FlavourName) -> None:
+    before, after = _opened(_model(text), flavour)
+    assert before == after
+
+
+@pytest.mark.parametrize("flavour", ["standard", "contrib"])
+def test_an_engine_says_the_same_with_either_products(flavour: FlavourName, tmp_path: Path) -> None:
+    model = _model("int4-g32")
+    order = EngineOrder(
+        model=model,
+        weights_format=None,
+        num_positions=64,
+        session=ROUNDED,
+        built_from="random weights",
+        flavour=flavour,
+    )
+    write_engine(order, random_weights(model), tmp_path)
+    prompt = list(range(3, 20))
+    logits = []
+    both: tuple[Products, ...] = ("fastest", "onnxruntime")
+    for products in both:
+        decoder = Decoder.open(tmp_path, products=products)
+        assert bool(decoder.session.given) == (products == "fastest")
+        sequences = decoder.start(1, 32)
+        logits.append([sequences.prefill([prompt]), *(sequences.step(np.array([id_])).copy() for id_ in (5, 6, 7))])
+    own, other = np.concatenate(logits[0]), np.concatenate(logits[1])
+    # Sums in another order now and then round an activation to its neighbour: two of the 127 steps, not one bit.
+    assert np.abs(own - other).max() < 0.05 * other.std()
+
+
+def test_an_engine_at_level_0_is_left_to_onnx_runtime() -> None:
+    graph = decoder_graph(_model("int4-g32"), random_weights(_model("int4-g32")), 64).SerializeToString()
+    assert not make_session(graph, SessionSettings(num_threads=1, accuracy_level=0)).given
+    assert make_session(graph, ROUNDED).given
+
+
+def _model(text: str) -> Model:
+    """Layers of every kind, all matrices in one format, the head too."""
+    model = llama(every_kind(96, 160, 32), vocab_size=80, hidden_size=64, num_heads=4, head_dim=16, max_positions=64)
+    weights = parse_format(text)
+    return replace(with_format(model, weights), embedding_weights=weights)
