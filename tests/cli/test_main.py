@@ -188,6 +188,7 @@ FLAGS = {
         *("--batch", "--context", "--flavour", "--for", "--format"),
         *("--out", "--plan", "--target", "--threads", "--tune", "-o"),
     ],
+    "kernels": ["--dtype", "--for", "--heads", "--json", "--out", "-o"],
     "measure": ["--against", "--json", "--load", "--plan", "--seconds"],
     "generate": [
         "--no-stream",
