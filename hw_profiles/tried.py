@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from blockwright.cost import Load
+from blockwright.cost import Load, Quantity
 from blockwright.spec import Model
 
 
@@ -33,3 +33,8 @@ class TriedChild:
     load: Load
     time_per_token: Share
     time_to_first_token: Share
+
+    @property
+    def shares(self) -> dict[Quantity, Share]:
+        """By the quantity that each is of."""
+        return {"time_per_token": self.time_per_token, "time_to_first_token": self.time_to_first_token}

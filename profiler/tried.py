@@ -17,9 +17,9 @@ from typing import Literal
 
 import numpy as np
 
-from blockwright.cost import Cost
+from blockwright.cost import Cost, Quantity
 from blockwright.hw_profiles.profile import parent_of
-from blockwright.hw_profiles.tried import Share, TriedChild
+from blockwright.hw_profiles.tried import TriedChild
 from blockwright.profiler.parts import PartCosts, Source
 from blockwright.spec import Model, NoOp, parse_format, with_format
 
@@ -27,6 +27,7 @@ _RIDGE = 0.01
 """Variance of a share over that which k is expected to have, (0.02 / 0.2)²: a child with nearly the parent's time says
 little about k, and is not made to."""
 Phase = Literal["decode", "prefill"]
+_QUANTITY_OF: dict[Phase, Quantity] = {"decode": "time_per_token", "prefill": "time_to_first_token"}
 
 
 def by_tried(costs: PartCosts, source: Source, tried: Sequence[TriedChild], phase: Phase) -> PartCosts:
@@ -44,18 +45,13 @@ def by_tried(costs: PartCosts, source: Source, tried: Sequence[TriedChild], phas
         return costs
     parent_s = costs.of_model(with_format(parent_of(source.profile), parse_format(own))).value
     foretold = np.array([costs.of_model(one.child).value / parent_s - 1 for one in told])
-    measured = np.array([share_of(one, phase).median - 1 for one in told])
+    measured = np.array([one.shares[_QUANTITY_OF[phase]].median - 1 for one in told])
     slope = float((foretold @ measured + _RIDGE) / (foretold @ foretold + _RIDGE))
     return PartCosts(
         fixed=_moved(costs.fixed, slope, (1 - slope) * parent_s),
         of_mixer=lambda mixer: _moved(costs.of_mixer(mixer), slope),
         of_ffn=lambda ffn: _moved(costs.of_ffn(ffn), slope),
     )
-
-
-def share_of(tried: TriedChild, phase: Phase) -> Share:
-    """The share of the parent's time that a phase took."""
-    return tried.time_per_token if phase == "decode" else tried.time_to_first_token
 
 
 def _formats_of(model: Model) -> set[str]:

@@ -7,11 +7,13 @@ import yaml
 
 from blockwright.errors import InputError
 from blockwright.files import digest_of, new_file, read_json
+from blockwright.hw_profiles.tried import TriedChild
 from blockwright.measured import read_measured
 from blockwright.pipeline.distill import HISTORY
 from blockwright.pipeline.inputs import checkpoint_digest
 from blockwright.pipeline.realise import checkpoint_spec
 from blockwright.pipeline.stage import MANIFEST, read_manifest
+from blockwright.pipeline.tried import TRIED, TRIED_REFINED, read_tried
 from blockwright.report.page import Report, page
 from blockwright.search.plan import Plan, read_plan
 from blockwright.strict import to_data
@@ -41,10 +43,17 @@ def report_run(folder: Path, output: Path) -> None:
         measured=read_measured(folder / "measured.json"),
         distillation_kl=[step["kl"] for step in read_json(folder / "child" / HISTORY)],
         manifest=manifest,
+        tried=_tried(folder),
     )
     html = page(report)
     with new_file(output) as temporary:
         temporary.write_text(html, encoding="utf-8")
+
+
+def _tried(folder: Path) -> list[TriedChild]:
+    """All children of the run that were tried, which are none where no budget is of time."""
+    files = (folder / f"{name}.json" for name in (TRIED, TRIED_REFINED))
+    return [one for file in files if file.exists() for one in read_tried(file)]
 
 
 def _check_belong_together(folder: Path, plan: Plan, manifest: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ from blockwright.pipeline.refine import RefineOrder, refine_plan
 from blockwright.pipeline.report import report_run
 from blockwright.pipeline.score import ScoreOrder, read_yardsticks, score_library
 from blockwright.pipeline.search import SearchOrder, check_budgets, check_reachable, search_plan
-from blockwright.pipeline.tried import TryOrder, choose_tried
+from blockwright.pipeline.tried import TRIED, TRIED_REFINED, TryOrder, choose_tried
 from blockwright.profiler.check import check_utilisation
 from blockwright.search.offered import formats_for
 from blockwright.search.plan import Plan
@@ -206,14 +206,14 @@ def _choose(recipe: Recipe, parent: Parent, profile: str | Path, folder: Path) -
         return refine_plan(parent, paths, [place], searched, refine_order(recipe, recipe.refine))
 
     order = TryOrder(
-        name="tried",
+        name=TRIED,
         parent_format=parse_format(recipe.engine.formats[0]),
         processes=recipe.profile.trial_processes,
         seconds=2 * recipe.profile.seconds_per_measurement,
     )
     plan, place = choose_tried(search, profile, order, folder)
     if recipe.refine is not None:
-        plan, place = choose_tried(refine, place, replace(order, name="tried-refined"), folder)
+        plan, place = choose_tried(refine, place, replace(order, name=TRIED_REFINED), folder)
     return plan, read_profile(place)
 
 

@@ -28,6 +28,8 @@ from blockwright.search.plan import BudgetLine, Plan
 from blockwright.spec import Format, with_format
 from blockwright.strict import from_data, to_data
 
+TRIED, TRIED_REFINED = "tried", "tried-refined"
+"""Names of a run's trials."""
 _MOST_CHILDREN = 4
 """After so many trials the last child is taken, and its report says what it misses."""
 _LEAST_TO_TRIM = 6
@@ -110,7 +112,7 @@ def choose_tried(
 
 def keeps_budgets(plan: Plan, profile: Profile, tried: Sequence[TriedChild]) -> bool:
     """Whether a plan's child is within all budgets of time even at the slowest of what was measured."""
-    slowest = [replace(one, **{name: _at_high(getattr(one, name)) for name in _SHARES}) for one in tried]
+    slowest = [replace(one, **{name: _at_high(share) for name, share in one.shares.items()}) for one in tried]
     told = replace(profile, tried=tuple(slowest))
     costs = {name: predict(told, plan.child, load) for name, load in _loads_with_times(plan).items()}
     return all(_is_within(line, costs[line.load][line.quantity].value) for line in _timed(plan))
@@ -151,10 +153,7 @@ def _try_child(
     made_from = {"child": to_data(plan.child), "loads": to_data(loads), "order": to_data(order)}
     stage = Stage(name=order.name, output=output, inputs=made_from | {"profile": [known.name, known.created]})
 
-    def read() -> tuple[TriedChild, ...]:
-        return from_data(tuple[TriedChild, ...], read_json(output), str(output))
-
-    if (before := stage.reuse(read)) is not None:
+    if (before := stage.reuse(lambda: read_tried(output))) is not None:
         return before
     with running(stage), progress(order.name, order.processes * len(loads)) as advance:
         tried = tuple(
@@ -162,6 +161,15 @@ def _try_child(
         )
         write_json(output, to_data(tried))
     return tried
+
+
+def read_tried(path: Path) -> tuple[TriedChild, ...]:
+    """What the last trial measured, at each load.
+
+    Raises:
+        InputError: the file is missing or broken.
+    """
+    return from_data(tuple[TriedChild, ...], read_json(path), str(path))
 
 
 def _try_at(plan: Plan, load: Load, order: TryOrder, known: Profile, on_process: Callable[[], None]) -> TriedChild:
@@ -208,7 +216,7 @@ def _lines(plan: Plan, loads: dict[str, Load], tried: Sequence[TriedChild]) -> l
     lines: list[str] = []
     for (name, _), one in zip(loads.items(), tried, strict=True):
         for quantity in _SHARES:
-            share: Share = getattr(one, quantity)
+            share = one.shares[quantity]
             lines.append(
                 f"{quantity}@{name} {100 * share.median:.1f} % of the parent's ({100 * share.low:.1f} to "
                 f"{100 * share.high:.1f}), {100 * foretold[name, quantity]:.1f} foretold"

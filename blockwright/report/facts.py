@@ -13,8 +13,6 @@ from blockwright.spec import FFN, Attention, Block, GatedFFN, LinearFFN, LinearM
 from blockwright.statistics import Estimate
 from blockwright.units import format_quantity, format_score
 
-_NOTABLE_DRIFT = 0.05
-
 RIVALS_CAPTION = (
     "Sums of scores, which add up what each block alone was measured to lose; whole models were not measured for this."
 )
@@ -128,26 +126,6 @@ def rival_rows(plan: Plan) -> list[dict[str, str]]:
             times = f"{rival.score / plan.score:.2f} ×" if plan.score > 0 else ""
         rows.append({"name": rival.name, "score": score, "times": times})
     return rows
-
-
-def drift_words(plan: Plan, measured: Measured) -> list[str]:
-    """Where the machine itself was not what it was when it was profiled, in sentences.
-
-    The parent runs in turn with the child, so how far the parent is off is the machine's share of the error.
-    """
-    sentences: list[str] = []
-    for promise in measured_promises(plan):
-        cost = measured.cost(plan.format, promise.quantity, promise.load)
-        drift = cost.parent.value / promise.parent.value
-        if UNIT_OF[promise.quantity] == "s" and abs(drift - 1) > _NOTABLE_DRIFT:
-            beside_parent = cost.child.value / promise.child.value / drift
-            took, profiled = (show(c.value, promise.quantity) for c in (cost.parent, promise.parent))
-            sentences.append(
-                f"{QUANTITY_NAMES[promise.quantity]} ({promise.load}): the machine was "
-                f"{'slower' if drift > 1 else 'faster'} than when it was profiled, the parent taking {took} instead "
-                f"of {profiled}; beside the parent the child is off by {100 * (beside_parent - 1):+.1f} %."
-            )
-    return sentences
 
 
 def other_formats(plan: Plan, measured: Measured) -> list[dict[str, str]]:

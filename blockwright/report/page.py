@@ -7,11 +7,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from blockwright.count import parameters
+from blockwright.hw_profiles.tried import TriedChild
 from blockwright.measured import Measured
 from blockwright.report.facts import (
     RIVALS_CAPTION,
     cost_lines,
-    drift_words,
     engine_rows,
     layer_pictures,
     other_formats,
@@ -22,6 +22,7 @@ from blockwright.report.facts import (
 )
 from blockwright.report.figures import distillation_figure, frontier_figure
 from blockwright.report.frontier import frontier_status
+from blockwright.report.remarks import drift_words, trial_words
 from blockwright.search.plan import Plan
 from blockwright.units import format_count
 
@@ -36,6 +37,8 @@ class Report:
     measured: Measured
     distillation_kl: Sequence[float]
     manifest: dict[str, Any]
+    tried: Sequence[TriedChild] = ()
+    """Of this child and of others."""
 
 
 def page(report: Report) -> str:
@@ -61,7 +64,7 @@ def page(report: Report) -> str:
         parent_parameters=format_count(parameters(plan.parent)),
         child_parameters=format_count(parameters(plan.child)),
         costs=cost_lines(plan, measured),
-        drift=drift_words(plan, measured),
+        remarks=[*trial_words(plan, report.tried), *drift_words(plan, measured)],
         other_formats=other_formats(plan, measured),
         quality=quality_rows(measured),
         layers=layer_pictures(plan.parent.layers, plan.child.layers),

@@ -7,12 +7,12 @@ from html.parser import HTMLParser
 import pytest
 
 from blockwright.cost import Cost, Load, Quantity, exact
+from blockwright.hw_profiles.tried import Share, TriedChild
 from blockwright.measured import Measured, MeasuredCost, Quality, Sample
 from blockwright.report.facts import (
     RIVALS_CAPTION,
     budget_words,
     cost_lines,
-    drift_words,
     layer_pictures,
     measured_promises,
     price_words,
@@ -20,6 +20,7 @@ from blockwright.report.facts import (
 )
 from blockwright.report.figures import frontier_figure
 from blockwright.report.page import Report, page
+from blockwright.report.remarks import drift_words, trial_words
 from blockwright.search.plan import BudgetLine, FrontierPoint, Plan, Promise, Rival
 from blockwright.spec import Attention, Block, GatedFFN, LinearFFN, LinearMixer, Model, NoOp, Rope
 from blockwright.statistics import Estimate
@@ -184,6 +185,29 @@ def test_a_machine_that_slowed_down_is_told_apart_from_a_broken_promise() -> Non
     assert drift_words(_plan(), _measured(4.1e-4, 3e-4)) == []
     (sentence,) = drift_words(_plan(), _measured(6e-4, 3.15e-4))
     assert "slower" in sentence and "600 µs instead of 400 µs" in sentence and "+5.0 %" in sentence
+
+
+def test_the_page_says_how_the_child_did_on_trial_and_nothing_of_other_children() -> None:
+    plan = _plan()
+    shares = {
+        "time_per_token": Share(median=0.585, low=0.58, high=0.5932, num_processes=8),
+        "time_to_first_token": Share(median=0.4, low=0.39, high=0.41, num_processes=8),
+    }
+    own = TriedChild(child=plan.child, parent_format="fp32", load=plan.loads["chat"], **shares)
+    other, elsewhere = replace(own, child=PARENT), replace(own, load=Load(batch=9, prompt_tokens=1, new_tokens=1))
+    (sentence,) = trial_words(plan, [own, other, elsewhere])
+    assert "time per token 58.5 % (58.0 to 59.3)" in sentence and "chat, 8 processes" in sentence
+    report = Report(
+        name="x",
+        parent_name="y",
+        plan=plan,
+        measured=_measured(),
+        distillation_kl=[1.0],
+        manifest={},
+        tried=[own],
+    )
+    assert "Tried before it was trained" in page(report)
+    assert "Tried" not in page(replace(report, tried=[other]))
 
 
 def test_layers_are_drawn_by_what_is_left_of_them() -> None:
