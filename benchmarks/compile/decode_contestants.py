@@ -1,0 +1,252 @@
+"""Who runs in `decode.py`: our engines, llama.cpp, and a plain read of memory, of one shape and random weights."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xllamacpp  # pyright: ignore[reportMissingImports]
+
+from blockwright.compile.engine import ENGINE_FILE, EngineOrder, SessionSettings, write_engine
+from blockwright.compile.export_gguf import write_gguf
+from blockwright.compile.flavour import FlavourName
+from blockwright.compile.session import Decoder, Products, Sequences, make_session
+from blockwright.profiler.ceilings import ceiling_cases
+from blockwright.profiler.synthetic import random_weights
+from blockwright.spec import Attention, Block, GatedFFN, Model, Rope, parse_format, with_format
+
+PEERS = {"llama.cpp Q4_0, repacked": False, "llama.cpp Q4_0, as stored": True}
+"""Whether its extra buffers, which hold repacked weights, are turned off."""
+_SPARE_TOKENS = 128
+"""Behind the longest context, for what is written there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """The size of everything."""
+
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    width: int
+    vocab_size: int
+    num_layers: int
+    contexts: tuple[int, ...]
+    prompt_tokens: int
+
+
+FULL = Shape(
+    hidden_size=1024,
+    num_heads=16,
+    num_kv_heads=4,
+    width=2816,
+    vocab_size=32000,
+    num_layers=16,
+    contexts=(128, 4096),
+    prompt_tokens=512,
+)
+SMALL = Shape(
+    hidden_size=256,
+    num_heads=4,
+    num_kv_heads=2,
+    width=512,
+    vocab_size=2048,
+    num_layers=2,
+    contexts=(32, 256),
+    prompt_tokens=64,
+)
+
+
+class Engine:
+    """One of our engines at a number of threads."""
+
+    def __init__(self, folder: Path, settings: SessionSettings, products: Products, clock: Callable[[], float]) -> None:
+        self.folder = folder
+        self._clock = clock
+        self._decoder = Decoder.open(folder, settings, products)
+        self._sequences: Sequences | None = None
+
+    def begin(self, context: int, new_tokens: int) -> None:
+        """Makes ready to write behind so many tokens."""
+        self._sequences = self._decoder.start(1, context + new_tokens)
+        self._sequences.make_room(context + new_tokens)
+        generator = np.random.default_rng(0)
+        for array in self._sequences.cache.values():
+            array[:] = generator.standard_normal(array.shape, dtype=np.float32)
+
+    def decode(self, context: int, new_tokens: int) -> float:
+        """Seconds per token."""
+        assert self._sequences is not None
+        self._sequences.lengths_B = np.array([context])
+        ids_B = np.array([1])
+        start = self._clock()
+        for _ in range(new_tokens):
+            ids_B = self._sequences.step(ids_B).argmax(-1)
+        return (self._clock() - start) / new_tokens
+
+    def prefill(self, num_tokens: int) -> float:
+        """Seconds to read a prompt and choose the next token."""
+        sequences = self._decoder.start(1, num_tokens)
+        prompt = _prompt(num_tokens)
+        start = self._clock()
+        sequences.prefill([prompt]).argmax(-1)
+        return self._clock() - start
+
+
+class Peer:
+    """llama.cpp at a number of threads; it times itself, or is timed by the processor's time."""
+
+    def __init__(
+        self, file: Path, threads: int, is_plain: bool, sizes: tuple[int, int], clock: Callable[[], float] | None
+    ) -> None:
+        """Args: sizes: the longest sequence, and the prompt that is read at once."""
+        self._clock = clock
+        params = xllamacpp.CommonParams()  # pyright: ignore[reportAttributeAccessIssue]
+        params.model.path = str(file)
+        params.n_ctx, params.n_batch = sizes
+        params.n_ubatch = params.n_batch
+        params.n_parallel = 1
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        params.no_extra_bufts = is_plain
+        params.warmup = True
+        params.verbosity = -1
+        self._server = xllamacpp.Server(params)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def begin(self, context: int, new_tokens: int) -> None:
+        """Reads a prompt of so many tokens, which stays cached."""
+        self._complete(context, 1)
+
+    def decode(self, context: int, new_tokens: int) -> float:
+        """Seconds per token."""
+        start = self._clock() if self._clock else 0.0
+        timings = self._complete(context, new_tokens)  # its first token comes from reading the prompt's last one again
+        if self._clock:
+            return (self._clock() - start) / new_tokens
+        return timings["predicted_ms"] / timings["predicted_n"] / 1e3
+
+    def prefill(self, num_tokens: int) -> float:
+        """Seconds to read a prompt."""
+        start = self._clock() if self._clock else 0.0
+        timings = self._complete(num_tokens, 1, first=int(time.time_ns() % 1000) + 3)
+        assert timings["prompt_n"] == num_tokens, "part of the prompt was cached"
+        return self._clock() - start if self._clock else timings["prompt_ms"] / 1e3
+
+    def _complete(self, num_tokens: int, new_tokens: int, first: int = 2) -> dict[str, float]:
+        request = {
+            "prompt": [first, *_prompt(num_tokens)[1:]],
+            "n_predict": new_tokens,
+            "temperature": 0,
+            "samplers": ["temperature"],
+            "ignore_eos": True,
+            "cache_prompt": True,
+        }
+        return self._server.handle_completions(request)["timings"]
+
+
+class Bound:
+    """A vector times a matrix of 256 MiB or so: little but reading."""
+
+    def __init__(self, threads: int, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        case = next(case for case in ceiling_cases() if case.name == "stream")
+        graph = case.graph.model()
+        self.num_bytes = sum(len(tensor.raw_data) for tensor in graph.graph.initializer)
+        self._x = np.ones(case.shape, dtype=np.float32)
+        self._session = make_session(graph.SerializeToString(), SessionSettings(num_threads=threads))
+
+    def rate(self) -> float:
+        """Bytes per second, the better of two reads."""
+        times = []
+        for _ in range(2):
+            start = self._clock()
+            self._session.run(None, {"x": self._x})
+            times.append(self._clock() - start)
+        return self.num_bytes / min(times)
+
+
+def built_engines(shape: Shape, formats: list[str], flavours: list[FlavourName], home: Path) -> dict[str, Path]:
+    """Builds the engines that are not there yet; their folders by their names."""
+    weights: Mapping[str, np.ndarray] = {}
+    folders: dict[str, Path] = {}
+    for text in formats:
+        for flavour in flavours:
+            folder = folders[f"{text}, {flavour}"] = home / f"{text}-{flavour}"
+            if not (folder / ENGINE_FILE).exists():
+                weights = weights or random_weights(_model(shape))
+                _write_engine(_stored(_model(shape), text), weights, flavour, folder)
+    return folders
+
+
+def built_peer(shape: Shape, home: Path) -> Path:
+    """Writes llama.cpp's file if it is not there yet."""
+    file, model = home / "model.gguf", _model(shape)
+    if not file.exists():
+        write_gguf(_stored(model, "int4-g32"), random_weights(model), _tokenizer(shape.vocab_size), file)
+    return file
+
+
+def bytes_per_token(folder: Path, shape: Shape, context: int) -> int:
+    """What writing a token has to read: all codes and scales but the embeddings', and the cache up to here."""
+    graph_bytes = sum(file.stat().st_size for file in folder.iterdir())
+    head_dim = shape.hidden_size // shape.num_heads
+    embeddings, tables = 4 * shape.vocab_size * shape.hidden_size, 4 * _model(shape).max_positions * head_dim
+    return graph_bytes - embeddings - tables + 2 * 4 * shape.num_layers * shape.num_kv_heads * head_dim * context
+
+
+def _model(shape: Shape) -> Model:
+    block = Block(mixer=Attention(num_kv_heads=shape.num_kv_heads), ffn=GatedFFN(width=shape.width))
+    return Model(
+        family="llama",
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        num_heads=shape.num_heads,
+        head_dim=shape.hidden_size // shape.num_heads,
+        max_positions=max(shape.contexts, default=0) + _SPARE_TOKENS + shape.prompt_tokens,
+        norm_eps=1e-5,
+        rope=Rope(theta=1e4),
+        activation="silu",
+        has_tied_embeddings=False,
+        has_qkv_bias=False,
+        has_output_bias=False,
+        has_ffn_bias=False,
+        has_qk_norm=False,
+        layers=(block,) * shape.num_layers,
+    )
+
+
+def _stored(model: Model, text: str) -> Model:
+    """All matrices in the format, the head too, as Q4_0 has it."""
+    weights = parse_format(text)
+    return replace(with_format(model, weights), embedding_weights=weights)
+
+
+def _write_engine(model: Model, weights: Mapping[str, np.ndarray], flavour: FlavourName, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    order = EngineOrder(
+        model=model,
+        weights_format=None,
+        num_positions=model.max_positions,
+        session=SessionSettings(num_threads=1),
+        built_from="random weights",
+        flavour=flavour,
+    )
+    write_engine(order, weights, folder)
+
+
+def _tokenizer(vocab_size: int) -> dict[str, Any]:
+    """Made-up tokens, for llama.cpp loads no model without any."""
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": [*special, *(f"t{index}" for index in range(len(special), vocab_size))],
+        "tokenizer.ggml.scores": [0.0] * vocab_size,
+        "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, *[1] * (vocab_size - len(special))],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+
+
+def _prompt(num_tokens: int) -> list[int]:
+    return [3 + 7 * index % 1000 for index in range(num_tokens)]
