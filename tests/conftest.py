@@ -6,15 +6,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch comes in: workers 
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from filelock import FileLock
 
+from blockwright.cli.main import main
 from blockwright.cost import Load
 from blockwright.hw_profiles.ceilings import Figure
 from blockwright.hw_profiles.device import Device
@@ -43,9 +44,7 @@ from blockwright.spec import (
     with_format,
 )
 from blockwright.statistics import Estimate
-
-REPOSITORY = Path(__file__).parents[1]
-SENTENCE = "the cat sat on a mat and saw an owl in the tree by the old mill while it rained"
+from small import write_parent, write_small_recipe, write_text
 
 
 def pytest_runtest_call() -> None:
@@ -53,89 +52,53 @@ def pytest_runtest_call() -> None:
     torch.set_flush_denormal(False)
 
 
-def _write_text(folder: Path) -> None:
-    generator = random.Random(0)
-    words = SENTENCE.split()
-    folder.mkdir()
-    for index in range(60):
-        (folder / f"{index}.txt").write_text(" ".join(generator.choice(words) for _ in range(400)))
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Makes a folder in the first worker that asks for it, for all workers: `make_once("text", write_text)`."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
+    def make(name: str, write: Callable[[Path], None]) -> Path:
+        folder, done = base / "shared" / name, base / "shared" / f"{name}.done"
+        done.parent.mkdir(exist_ok=True)
+        with FileLock(done.with_suffix(".lock")):
+            if not done.exists():
+                write(folder)
+                done.touch()
+        return folder
 
-def write_parent(folder: Path, text: Path, vocab_size: int = 300) -> None:
-    """Writes an untrained Llama of two layers with a tokenizer trained on the text."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=["<s>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train([str(file) for file in sorted(text.iterdir())], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=300,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
+    return make
 
 
 @pytest.fixture(scope="session")
-def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_text(make_once: Callable[..., Path]) -> Path:
     """A folder of small texts."""
-    folder = tmp_path_factory.mktemp("small") / "text"
-    _write_text(folder)
-    return folder
+    return make_once("text", write_text)
 
 
 @pytest.fixture(scope="session")
-def small_parent(small_text: Path) -> Path:
+def small_parent(make_once: Callable[..., Path], small_text: Path) -> Path:
     """An untrained Llama's checkpoint. Tests that change it copy it first."""
-    folder = small_text.parent / "parent"
-    write_parent(folder, small_text)
-    return folder
+    return make_once("parent", partial(write_parent, text=small_text))
 
 
 @pytest.fixture
 def write_recipe(tmp_path: Path, small_parent: Path, small_text: Path) -> Callable[..., Path]:
     """Writes the demo's recipe, made small, with keys replaced: `write_recipe(budgets=[…])`."""
+    return partial(write_small_recipe, tmp_path, parent=str(small_parent), text=str(small_text))
 
-    def write(**changes: object) -> Path:
-        recipe = yaml.safe_load((REPOSITORY / "recipes/demo.yaml").read_text())
-        recipe |= {
-            "name": "small",
-            "parent": str(small_parent),
-            "text": str(small_text),
-            "window_tokens": 32,
-            "loads": {"chat": {"batch": 1, "prompt_tokens": 16, "new_tokens": 16}},
-            "budgets": ["parameters@chat <= 80%"],
-            "profile": {"seconds_per_measurement": 0.01},
-            "library": {"tokens": 1024, "batch_windows": 4, "learning_rate": 1e-3},
-            "score": {"tokens": 256},
-            "search": {"time_limit_s": 10.0, "frontier_points": 4},
-            "distill": {"tokens": 2048, "batch_windows": 4, "learning_rate": 1e-3, "cosine_weight": 1.0},
-            "measure": {
-                "tokens": 256,
-                "seconds": 0.05,
-                "prompts": ["the cat"],
-                "new_tokens": 8,
-                "temperature": 0.0,
-            },
-        }
-        path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(recipe | changes))
-        return path
 
-    return write
+@pytest.fixture(scope="session")
+def small_run(make_once: Callable[..., Path], small_parent: Path, small_text: Path) -> Path:
+    """A folder with the small recipe, its whole `run` and what that `printed`. Tests that change it copy it first."""
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        recipe = write_small_recipe(folder, parent=str(small_parent), text=str(small_text))
+        with (folder / "printed").open("w") as printed, redirect_stdout(printed):
+            assert main(["run", str(recipe), "--out", str(folder / "run")]) == 0
+
+    return make_once("small-run", write)
 
 
 @pytest.fixture(scope="session")

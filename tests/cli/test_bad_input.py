@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from transformers import BertConfig
 from blockwright.cli.main import main
 from blockwright.hw_profiles.folder import read_profile, write_profile
 from blockwright.search.plan import read_plan, write_plan
+from forked import fork_command
 
 DEMO_PARENT = Path(__file__).parents[2] / "recipes" / "demo-parent"
 
@@ -132,9 +132,12 @@ def test_a_tokenizer_of_another_model_of_the_same_size(
 
 
 def test_a_budget_that_nothing_can_meet_is_refused_before_anything_is_trained(
-    tmp_path: Path, write_recipe: Callable[..., Path], refused: Callable[..., str]
+    tmp_path: Path, small_run: Path, write_recipe: Callable[..., Path], refused: Callable[..., str]
 ) -> None:
     folder = tmp_path / "run"
+    shutil.copytree(small_run / "run" / "profile", folder / "profile")
+    measured = json.loads((small_run / "run" / "manifest.json").read_text())["profile"]
+    (folder / "manifest.json").write_text(json.dumps({"profile": measured}))
     message = refused("run", write_recipe(budgets=["parameters@chat <= 1K"]), "-o", folder)
     assert "parameters@chat <= 1K" in message and "the least that any child costs" in message
     assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) == [
@@ -210,21 +213,14 @@ def test_text_shorter_than_one_window(
 
 @pytest.mark.parametrize("largest_file_bytes", [1_000, 60_000])
 def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on_later(
-    largest_file_bytes: int, tmp_path: Path, small_parent: Path, write_recipe: Callable[..., Path]
+    largest_file_bytes: int, tmp_path: Path, small_run: Path, write_recipe: Callable[..., Path]
 ) -> None:
-    profile, folder = tmp_path / "profile", tmp_path / "run"
-    flags = ["--seconds", "0.01", "--load", "chat=1x16+16", "--out", str(profile)]
-    assert main(["profile", "--for", str(small_parent), *flags]) == 0
-    command = ["run", str(write_recipe()), "--profile", str(profile), "-o", str(folder)]
-    program = [sys.executable, "-m", "blockwright.cli.main", *command]
-
-    def fill_the_disk() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_bytes, largest_file_bytes))
-
-    done = subprocess.run(program, preexec_fn=fill_the_disk, capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("blockwright: error in ") == 1 and "Traceback" not in done.stderr
-    assert "Run the same command again" in done.stderr or "run the same command again" in done.stderr
+    folder = tmp_path / "run"
+    command = ["run", str(write_recipe()), "--profile", str(small_run / "run" / "profile"), "-o", str(folder)]
+    code, told = fork_command(*command, file_bytes=largest_file_bytes).wait()
+    assert code == 2, told
+    assert told.count("blockwright: error in ") == 1 and "Traceback" not in told
+    assert "Run the same command again" in told or "run the same command again" in told
     written = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     manifest = folder / "manifest.json"
     stages = json.loads(manifest.read_text()) if manifest.exists() else {}
@@ -253,10 +249,9 @@ def test_a_run_folder_that_is_a_file(
 
 
 def test_a_profile_of_another_machine(
-    tmp_path: Path, small_parent: Path, write_recipe: Callable[..., Path], refused: Callable[..., str]
+    tmp_path: Path, small_run: Path, write_recipe: Callable[..., Path], refused: Callable[..., str]
 ) -> None:
-    folder, other = tmp_path / "run", tmp_path / "other"
-    assert main(["run", str(write_recipe()), "--out", str(folder)]) == 0
+    folder, other = small_run / "run", tmp_path / "other"
     profile = read_profile(folder / "profile")
     write_profile(replace(profile, device=replace(profile.device, model="Another CPU")), other)
     message = refused("run", write_recipe(), "--profile", other, "--out", tmp_path / "again")

@@ -29,7 +29,7 @@ def test_a_dry_run_counts_as_json_and_writes_nothing(
 
 
 def test_pairs_of_a_plan_are_trained_and_scoring_says_that_it_leaves_them_out(
-    words: list[str], tmp_path: Path, small_text: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], small_run: Path, tmp_path: Path, small_text: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     single = tmp_path / "single"
     assert main([*words[:-1], str(single)]) == 0
@@ -37,11 +37,8 @@ def test_pairs_of_a_plan_are_trained_and_scoring_says_that_it_leaves_them_out(
     scores, plan = tmp_path / "scores.parquet", tmp_path / "plan.json"
     assert main(["score", str(single), *scoring, "--out", str(scores)]) == 0
     budget = ["--load", "chat=1x16+16", "--budget", "parameters@chat <= 80%"]
-    profile = tmp_path / "profile"
-    parent = words[1]
-    loads = ["--load", "chat=1x16+16", "--seconds", "0.01"]
-    assert main(["profile", "--for", parent, *loads, "--out", str(profile)]) == 0
-    assert main(["search", "--scores", str(scores), "--profile", str(profile), *budget, "--out", str(plan)]) == 0
+    profile = str(small_run / "run" / "profile")
+    assert main(["search", "--scores", str(scores), "--profile", profile, *budget, "--out", str(plan)]) == 0
     assert main([*words, "--coupled", "--pairs", str(plan), "--start", str(single)]) == 0
     library = read_library(tmp_path / "coupled")
     assert library.blocks and library.entries == read_library(single).entries

@@ -1,12 +1,14 @@
 """The command `profile import`: results of other programs' benchmarks, and what is foretold from them."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import yaml
 
 from blockwright.cli.flags import ALL_BACKENDS, LOCAL_BACKENDS
 from blockwright.cli.main import BAD_INPUT, main
@@ -112,11 +114,12 @@ def test_without_a_name_this_machines_profile_is_spared(
 
 
 def test_another_devices_profile_in_the_place_of_this_machines_is_not_taken_for_it(
-    small_parent: Path, tmp_path: Path, run: Run
+    small_parent: Path, small_run: Path, tmp_path: Path, run: Run
 ) -> None:
-    out = tmp_path / "profile"
-    words = ["profile", "--for", small_parent, "--seconds", "0.002", "--time-limit", "1", "--load", "chat=1x16+16"]
-    assert run(*words, "--out", out)[0] == 0
+    out = Path(shutil.copytree(small_run / "run", tmp_path / "run")) / "profile"
+    space = tmp_path / "space.yaml"
+    space.write_text(yaml.safe_dump(yaml.safe_load((small_run / "recipe.yaml").read_text())["space"]))
+    words = ["profile", "--for", small_parent, "--space", space, "--seconds", "0.01", "--load", "chat=1x16+16"]
     own = read_profile(out)
     assert run(*words, "--out", out)[0] == 0 and read_profile(out) == own
     write_profile(read_profile("h200_sxm"), out)

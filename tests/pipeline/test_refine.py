@@ -82,12 +82,12 @@ def test_a_child_in_another_format_is_measured_in_fp32(wholes: Wholes) -> None:
 
 
 def test_a_run_that_refines_ends_with_a_plan_no_worse_than_the_best_sum(
-    tmp_path: Path, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    small_run: Path, tmp_path: Path, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     section = {"tokens": 512, "rounds": 2, "pool_size": 3, "pairs": 2, "heal_tokens": 256}
     recipe = write_recipe(budgets=["parameters@chat <= 60%"], refine=section, score={"tokens": 512, "races": True})
-    folder = tmp_path / "run"
-    assert main(["run", str(recipe), "--out", str(folder)]) == 0
+    folder, profile = tmp_path / "run", small_run / "run" / "profile"
+    assert main(["run", str(recipe), "--profile", str(profile), "--out", str(folder)]) == 0
     best_sum, refined = read_plan(folder / "plan.json"), read_plan(folder / "refined.json")
     assert best_sum.whole is None and refined.whole is not None
     assert refined.score >= best_sum.score - 1e-12
@@ -115,14 +115,9 @@ def _command(folder: Path, text: str, out: Path) -> list[str]:
 
 
 def test_refining_by_hand_teaches_budgets_and_keeps_what_was_measured(
-    tmp_path: Path, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    small_run: Path, small_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = write_recipe(budgets=["parameters@chat <= 60%"])
-    folder = tmp_path / "run"
-    assert main(["run", str(recipe), "--out", str(folder)]) == 0
-    text = read_recipe(recipe).text
-    command = _command(folder, text, tmp_path / "refined.json")
-    capsys.readouterr()
+    command = _command(small_run / "run", str(small_text), tmp_path / "refined.json")
     assert main([*command, "--budget", "parameters <= 60%", "--json"]) == 0
     plan = read_plan(tmp_path / "refined.json")
     assert json.loads(capsys.readouterr().out)["whole"]["kl"]["value"] == plan.whole.kl.value  # type: ignore[union-attr]
@@ -269,13 +264,11 @@ def hand(monkeypatch: pytest.MonkeyPatch) -> _Hand:
 
 
 def test_a_refinement_killed_again_and_again_measures_nothing_twice_and_ends_the_same(
-    tmp_path: Path, write_recipe: Callable[..., Path], hand: _Hand
+    small_run: Path, small_text: Path, tmp_path: Path, hand: _Hand
 ) -> None:
-    recipe, folder = write_recipe(budgets=["parameters@chat <= 60%"]), tmp_path / "run"
-    assert main(["run", str(recipe), "--out", str(folder)]) == 0
     outs = [tmp_path / name / "refined.json" for name in ("whole", "killed")]
     flags = ["--budget", "parameters <= 60%", "--pairs", "2", "--heal-tokens", "256"]
-    commands = [[*_command(folder, read_recipe(recipe).text, out), *flags] for out in outs]
+    commands = [[*_command(small_run / "run", str(small_text), out), *flags] for out in outs]
     assert main(commands[0]) == 0
     wanted = hand.done.copy()
     assert {what for what, _, _ in wanted} == {"losses", "changes", "heal"}

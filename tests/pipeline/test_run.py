@@ -3,10 +3,7 @@
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
-import tempfile
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +17,7 @@ from blockwright.files import write_json
 from blockwright.hw_profiles.folder import read_profile
 from blockwright.measured import read_measured
 from blockwright.search.plan import read_plan, write_plan
+from forked import fork_command
 
 DATA = Path(os.environ.get("BLOCKWRIGHT_DATA") or Path(__file__).parents[3] / "shared" / "data")
 FILES = [
@@ -39,12 +37,15 @@ FILES = [
 ]
 
 
-def test_a_run_writes_every_file_and_ends_with_a_table(
-    tmp_path: Path, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "run"
-    assert main(["run", str(write_recipe()), "--out", str(folder)]) == 0
-    printed = capsys.readouterr().out
+@pytest.fixture
+def again(small_run: Path, tmp_path: Path) -> Path:
+    """A copy of the whole run, to be run again."""
+    shutil.copytree(small_run / "run", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_run_writes_every_file_and_ends_with_a_table(small_run: Path) -> None:
+    folder, printed = small_run / "run", (small_run / "printed").read_text()
     assert all((folder / file).exists() for file in FILES)
     for words in ("promised", "measured", "bits per byte", "proven optimal", "report.html", "blockwright generate"):
         assert words in printed
@@ -57,37 +58,35 @@ def test_a_run_writes_every_file_and_ends_with_a_table(
     assert not re.search(r'(src|href)="https?:', page), "the page needs a network"
     assert page.count("<svg") == 2
 
-    before = {file: (folder / file).stat().st_mtime_ns for file in FILES if file not in ("recipe.yaml", "report.html")}
-    assert main(["run", str(write_recipe()), "--out", str(folder), "--json"]) == 0
+
+def test_a_finished_run_does_nothing_again(small_run: Path, again: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {file: (again / file).stat().st_mtime_ns for file in FILES if file not in ("recipe.yaml", "report.html")}
+    assert main(["run", str(small_run / "recipe.yaml"), "--out", str(again), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["status"] == "optimal"
-    assert before == {file: (folder / file).stat().st_mtime_ns for file in before}, "a finished stage ran again"
+    assert before == {file: (again / file).stat().st_mtime_ns for file in before}, "a finished stage ran again"
 
 
 def test_a_change_of_the_recipe_runs_again_what_depends_on_it_and_nothing_else(
-    tmp_path: Path, write_recipe: Callable[..., Path]
+    again: Path, write_recipe: Callable[..., Path]
 ) -> None:
-    folder = tmp_path / "run"
-    assert main(["run", str(write_recipe()), "--out", str(folder)]) == 0
-    before = json.loads((folder / "manifest.json").read_text())
-    assert main(["run", str(write_recipe(budgets=["parameters@chat <= 70%"])), "--out", str(folder)]) == 0
-    after = json.loads((folder / "manifest.json").read_text())
-    again = {name for name in after if after[name] != before[name]}
-    assert {"search", "realise", "distill", "compile-child-fp32", "measure"} <= again
-    assert not again & {"profile", "library", "score", "compile-parent-fp32"}
+    before = json.loads((again / "manifest.json").read_text())
+    assert main(["run", str(write_recipe(budgets=["parameters@chat <= 70%"])), "--out", str(again)]) == 0
+    after = json.loads((again / "manifest.json").read_text())
+    changed = {name for name in after if after[name] != before[name]}
+    assert {"search", "realise", "distill", "compile-child-fp32", "measure"} <= changed
+    assert not changed & {"profile", "library", "score", "compile-parent-fp32"}
 
 
 @pytest.mark.slow
 def test_a_run_killed_in_every_stage_ends_with_the_same_plan_and_child(
-    tmp_path: Path, write_recipe: Callable[..., Path]
+    small_run: Path, tmp_path: Path, write_recipe: Callable[..., Path]
 ) -> None:
-    recipe = write_recipe()
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert main(["run", str(recipe), "--out", str(whole)]) == 0
-    command = ["run", str(recipe), "--profile", str(whole / "profile"), "--out", str(killed)]
+    whole, killed = small_run / "run", tmp_path / "killed"
+    command = ["run", str(write_recipe()), "--profile", str(whole / "profile"), "--out", str(killed)]
     # Unfinished work of a stage by its files; the run is killed as soon as one appears.
     for sign in (
-        ".library-*/layer-00-*",
         ".library-*/calibration.safetensors",
+        ".library-*/layer-00-*",
         ".score-*",
         "plan.json",
         ".distill-*",
@@ -106,7 +105,7 @@ def test_a_profile_killed_half_way_keeps_what_it_measured(
     tmp_path: Path, small_parent: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "profile"
-    command = ["profile", "--for", str(small_parent), "--seconds", "0.2", "--out", str(output)]
+    command = ["profile", "--for", str(small_parent), "--seconds", "0.02", "--out", str(output)]
     command += ["--load", "chat=1x16+16", "--time-limit", "1"]
     _run_until(command, tmp_path, ".profile-*/case-0000-*.json")  # parts of a point are kept together
     before = {path.name for path in tmp_path.glob(".profile-*/case-*.json")}
@@ -151,23 +150,13 @@ def test_the_recipe_runs_on_a_parent_made_by_others(
 
 def _run_until(command: list[str], folder: Path, sign: str) -> None:
     """Runs a command and kills it, its children too, when a file that matches `sign` appears."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryFile() as told:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "blockwright.cli.main", *command],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=told,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + 120
-        while not (found := any(folder.glob(sign))) and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        told.seek(0)
-        assert found, f"no {sign} appeared, and the run said:\n{told.read().decode(errors='replace')[-4000:]}"
+    process = fork_command(*command)
+    deadline = time.monotonic() + 120
+    while not (found := any(folder.glob(sign))) and process.is_running and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()
+    _, told = process.wait()
+    assert found, f"no {sign} appeared, and the run said:\n{told[-4000:]}"
 
 
 @pytest.mark.slow
@@ -175,7 +164,8 @@ def test_a_budget_on_an_int4_engine_runs_to_its_report_and_the_report_is_of_one_
     tmp_path: Path, write_recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    recipe = write_recipe(engine={"formats": ["int4"], "threads": 1})
+    space = {"kv_head_shares": [], "ffn_width_shares": [0.5], "has_linear": False}
+    recipe = write_recipe(engine={"formats": ["int4"], "threads": 1}, space=space)
     assert main(["run", str(recipe), "--out", str(folder)]) == 0
     assert json.loads((folder / "plan.json").read_text())["format"].startswith("int4")
     plan = read_plan(folder / "plan.json")

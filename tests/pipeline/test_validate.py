@@ -1,5 +1,6 @@
 """Trying a profile: children it was not fitted on, foretold, measured, and the table kept in it."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -49,12 +50,11 @@ def test_a_format_without_times_is_refused(make_profile: Callable[..., Profile])
 
 @pytest.mark.slow
 def test_the_table_is_written_into_the_profile_and_is_not_made_twice(
-    tmp_path: Path, small_parent: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, small_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     profile = tmp_path / "profile"
-    flags = ["--load", "chat=1x16+16", "--seconds", "0.02"]
-    assert main(["profile", "--for", str(small_parent), *flags, "--out", str(profile)]) == 0
-    command = ["profile", "validate", str(profile), "--children", "3", *flags]
+    shutil.copytree(small_run / "run" / "profile", profile)
+    command = ["profile", "validate", str(profile), "--children", "3", "--load", "chat=1x16+16", "--seconds", "0.02"]
     assert main(command) == 0
     assert "tau" in capsys.readouterr().out
     rows = read_profile(profile).accuracy
