@@ -43,12 +43,17 @@ def as_text(results: dict[str, Any], manifest: Manifest, capabilities: tuple[str
     cells = {(each.name, each.capability): each for each in manifest.kernels}
     spilling = [each for each in manifest.kernels if each.spill_store_bytes + each.spill_load_bytes]
     assemblers = ", ".join(f"{version} for {name}" for name, version in manifest.ptxas.items())
+    spilled = f"{len(spilling)} of them spill registers" + (" (marked with the bytes)." if spilling else ".")
+    by = f"Triton {manifest.triton}; ptxas {assemblers}"
     lines = [
-        f"# Our Triton kernels as compiled, {results['date']}", "", f"`{results['command']}` at {results['commit']};
-        Triton {manifest.triton}; ptxas {assemblers}. Nothing was run.", "", f"Registers of a thread / KiB of shared
-        memory of a block. {len(manifest.kernels)} compiled, " f"{len(spilling)} of them spill registers" + (" (marked
-        with the bytes)." if spilling else "."), "", "| kernel | " + " | ".join(capabilities) + " |", "|---|" + "---|"
-        * len(capabilities),
+        f"# Our Triton kernels as compiled, {results['date']}",
+        "",
+        f"`{results['command']}` at {results['commit']}; {by}. Nothing was run.",
+        "",
+        f"Registers of a thread / KiB of shared memory of a block; {len(manifest.kernels)} compiled, {spilled}",
+        "",
+        "| kernel | " + " | ".join(capabilities) + " |",
+        "|---|" + "---|" * len(capabilities),
     ]
     for name in dict.fromkeys(each.name for each in manifest.kernels):
         row = []
