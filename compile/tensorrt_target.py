@@ -53,8 +53,7 @@ def choose_capabilities(
         InputError: the package does not build for one of them, or not here.
     """
     for name in asked or ():
-        if not re.fullmatch(r"sm\d{2,3}", name):
-            raise _refused(repr(name), "compute capabilities as sm86,sm120", "Write them so.")
+        check_capability(name, ())
     if package.name == "tensorrt":
         if gpu is None or (asked and tuple(asked) != (gpu,)):
             wanted = f"{', '.join(asked)} with " if asked else ""
@@ -70,9 +69,24 @@ def choose_capabilities(
         if name not in known:
             remedy = _ELSEWHERE.get(name, "Compile with TensorRT on that GPU, or leave it out.")
             raise _refused(name, f"some of {', '.join(known)}, which {package.title} builds for", remedy)
-        if narrow and int(name[2:]) < _FIRST_WITH_INT4_AND_BF16:
-            raise _refused(f"{name} with {' and '.join(narrow)}", "sm80 or later for these", "Compile with fp16.")
+        check_capability(name, narrow)
     return chosen
+
+
+def check_capability(name: str, narrow: Sequence[str]) -> None:
+    """Refuses what is no GPU, and GPUs without the arithmetic that an engine needs.
+
+    Args:
+        name: as ``sm86``.
+        narrow: which of int4 and bf16 the engine holds.
+
+    Raises:
+        InputError: it is one of these.
+    """
+    if not re.fullmatch(r"sm\d{2,3}", name):
+        raise _refused(repr(name), "compute capabilities as sm86,sm120", "Write them so.")
+    if narrow and int(name[2:]) < _FIRST_WITH_INT4_AND_BF16:
+        raise _refused(f"{name} with {' and '.join(narrow)}", "sm80 or later for these", "Compile with fp16.")
 
 
 def _refused(got: str, expected: str, remedy: str) -> InputError:

@@ -12,6 +12,7 @@ before anything is written, layer by layer.
   blockwright compile child --target vllm --format int4-g128 --out vllm
   blockwright compile child --target onnxruntime-genai --format int4 --context 4096 --out genai
   blockwright compile child --target tensorrt --format int4 --for sm86,sm89,sm120 --out tensorrt
+  blockwright compile child --target tensorrt --format int4 --kit --out kit.zip     # to build on the device itself
 """
 
 import argparse
@@ -50,6 +51,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="threads of onnxruntime (default: 1)")
     parser.add_argument("--context", type=int, metavar="TOKENS", help="longest sequence (default: the checkpoint's)")
     parser.add_argument("--for", dest="capabilities", metavar="SM", help="GPUs of a tensorrt engine, as sm86,sm120")
+    parser.add_argument(
+        "--kit",
+        action="store_true",
+        default=None,
+        help="pack what a tensorrt engine is built from, to be built on the device; no TensorRT is needed here",
+    )
     parser.add_argument("--batch", type=int, help="most sequences side by side in a tensorrt engine (default: 1)")
     parser.add_argument(
         "--flavour",
@@ -81,7 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
     default = "fp16" if arguments.target == "tensorrt" else "fp32"
     weights = None if plan is not None else default if arguments.format is None else arguments.format
     if arguments.target == "onnxruntime":
-        _refuse_given(arguments, "capabilities", "batch")
+        _refuse_given(arguments, "capabilities", "batch", "kit")
         _build(arguments, weights, plan)
     elif arguments.target == "tensorrt":
         _refuse_given(arguments, "threads", "flavour", "tune")
@@ -117,7 +124,7 @@ def _build(arguments: argparse.Namespace, weights: str | None, plan: "Plan | Non
 
 
 def _build_for_tensorrt(arguments: argparse.Namespace, weights: str | None, plan: "Plan | None") -> None:
-    from blockwright.pipeline.compile_tensorrt import TensorRtCompileOrder, compile_for_tensorrt
+    from blockwright.pipeline.compile_tensorrt import TensorRtCompileOrder, compile_for_tensorrt, pack_tensorrt_kit
     from blockwright.pipeline.recipe import check_at_least
 
     if arguments.context is not None:
@@ -130,6 +137,11 @@ def _build_for_tensorrt(arguments: argparse.Namespace, weights: str | None, plan
         num_positions=arguments.context,
         most_sequences=most_sequences,
     )
+    if arguments.kit:
+        size = pack_tensorrt_kit(arguments.checkpoint, order, arguments.out, plan=plan)
+        print(f"{arguments.out}: {size / 1e6:.2f} MB. On the device, with Python 3.11 and TensorRT:")
+        print(f"  python3 -m zipfile -e {arguments.out.name} kit && python3 kit/build.py --out engine")
+        return
     engine = compile_for_tensorrt(arguments.checkpoint, order, arguments.out, plan=plan)
     size_mb = engine.files["model.plan"].size_bytes / 1e6
     print(f"{arguments.out}: {engine.format} for {', '.join(engine.compute_capabilities)}, {size_mb:.2f} MB")
@@ -152,7 +164,7 @@ def _export(arguments: argparse.Namespace, weights: str | None, plan: "Plan | No
     from blockwright.pipeline.compile import export_checkpoint
     from blockwright.pipeline.recipe import check_at_least
 
-    _refuse_given(arguments, "threads", "flavour", "tune", "capabilities", "batch")
+    _refuse_given(arguments, "threads", "flavour", "tune", "capabilities", "batch", "kit")
     if arguments.target != "onnxruntime-genai":
         _refuse_given(arguments, "context")
     elif arguments.context is not None:

@@ -9,13 +9,15 @@ from blockwright.compile.tensorrt_engine import (
     build_tensorrt_engine,
     read_tensorrt_engine,
 )
-from blockwright.compile.tensorrt_stored import FORMATS, stored_for_tensorrt
-from blockwright.compile.tensorrt_target import choose_capabilities, choose_package, gpu_capability
+from blockwright.compile.tensorrt_kit import TensorRtKitOrder, write_tensorrt_kit
+from blockwright.compile.tensorrt_stored import FORMATS, Stored, stored_for_tensorrt
+from blockwright.compile.tensorrt_target import check_capability, choose_capabilities, choose_package, gpu_capability
+from blockwright.errors import InputError
 from blockwright.files import digest_of
 from blockwright.pipeline.compile import check_context, check_is_of
 from blockwright.pipeline.console import progress
-from blockwright.pipeline.inputs import open_checkpoint
-from blockwright.pipeline.stage import Stage, running, whole
+from blockwright.pipeline.inputs import Checkpoint, open_checkpoint
+from blockwright.pipeline.stage import Stage, check_is_no_folder, check_spares, running, whole
 from blockwright.search.plan import Plan
 from blockwright.spec import parse_format
 from blockwright.strict import to_data
@@ -52,16 +54,10 @@ def compile_for_tensorrt(
         InputError: the checkpoint is broken, the plan is not of its blocks, no TensorRT is installed that builds for
             what was asked, or it refuses the network.
     """
-    source = open_checkpoint(checkpoint)
-    check_context(source, order.num_positions)
-    if plan is not None:
-        check_is_of(source, plan)
-    weights = None if order.format is None else parse_format(order.format, FORMATS)
-    stored = stored_for_tensorrt(source.spec if plan is None else plan.child, weights)
+    source, stored, num_positions = _stored(checkpoint, order, plan)
     gpu = gpu_capability()
     package = choose_package(gpu)
     capabilities = choose_capabilities(package, order.capabilities, gpu, stored.narrow)
-    default = min(DEFAULT_POSITIONS, source.spec.max_positions)
     stage = Stage(
         name=f"compile-{output.name}",
         output=output,
@@ -78,7 +74,7 @@ def compile_for_tensorrt(
         return before
     built = TensorRtOrder(
         stored=stored,
-        num_positions=default if order.num_positions is None else order.num_positions,
+        num_positions=num_positions,
         most_sequences=order.most_sequences,
         package=package,
         capabilities=capabilities,
@@ -88,3 +84,51 @@ def compile_for_tensorrt(
         engine = build_tensorrt_engine(built, source.folder, output)
         advance()
     return engine
+
+
+def pack_tensorrt_kit(checkpoint: str, order: TensorRtCompileOrder, output: Path, plan: Plan | None = None) -> int:
+    """Writes a kit that builds the engine on the device itself; TensorRT need not be installed here.
+
+    Args:
+        checkpoint: as `compile_for_tensorrt`, and the next two.
+        order: what to build.
+        output: the zip.
+        plan: says how each layer is stored.
+
+    Returns:
+        The kit's size in bytes.
+
+    Raises:
+        InputError: the checkpoint is broken, the plan is not of its blocks, or TensorRT keeps no such format.
+    """
+    check_is_no_folder(output)
+    if output.suffix != ".zip":
+        raise InputError("--out", got=str(output), expected="a file that ends in .zip", remedy="Write: --out kit.zip")
+    source, stored, num_positions = _stored(checkpoint, order, plan)
+    check_spares(output, whole(source.folder))
+    for name in order.capabilities or ():
+        check_capability(name, stored.narrow)
+    kit = TensorRtKitOrder(
+        stored=stored,
+        num_positions=num_positions,
+        most_sequences=order.most_sequences,
+        capabilities=order.capabilities,
+        built_from=source.digest,
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with progress(f"pack {output.name}", 1) as advance:
+        size = write_tensorrt_kit(kit, source.folder, output)
+        advance()
+    return size
+
+
+def _stored(checkpoint: str, order: TensorRtCompileOrder, plan: Plan | None) -> tuple[Checkpoint, Stored, int]:
+    """The checkpoint, the model as TensorRT is to store it, and its longest sequence."""
+    source = open_checkpoint(checkpoint)
+    check_context(source, order.num_positions)
+    if plan is not None:
+        check_is_of(source, plan)
+    weights = None if order.format is None else parse_format(order.format, FORMATS)
+    stored = stored_for_tensorrt(source.spec if plan is None else plan.child, weights)
+    default = min(DEFAULT_POSITIONS, source.spec.max_positions)
+    return source, stored, default if order.num_positions is None else order.num_positions

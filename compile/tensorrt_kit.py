@@ -1,0 +1,153 @@
+"""Packs what TensorRT needs to build an engine on the device itself, where neither torch nor Blockwright is installed.
+
+A kit is a zip: the graph and its weights, the tokenizer, ``kit.json``, and two ways to build. ``build.py`` (in the
+repository `tensorrt_kit_run.py`) needs Python 3.11 and the tensorrt package, checks the parsed network and the plan as
+`blockwright compile` does, and leaves a folder that `blockwright generate` opens. ``build.sh`` needs trtexec only, and
+checks nothing.
+"""
+
+import json
+import stat
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+import blockwright
+from blockwright.compile.checkpoint import read_weights
+from blockwright.compile.described import SCHEMA_VERSION
+from blockwright.compile.engine import GRAPH_FILE, TOKENIZER_FILE, special_ids, write_graph
+from blockwright.compile.flavour import Flavour
+from blockwright.compile.slots import slots_for
+from blockwright.compile.tensorrt_build import TokenRange
+from blockwright.compile.tensorrt_checks import expected_of, int4_bytes
+from blockwright.compile.tensorrt_engine import PLAN_FILE, token_ranges
+from blockwright.compile.tensorrt_stored import Stored
+from blockwright.files import new_file
+from blockwright.spec import format_of_model
+from blockwright.strict import to_data
+
+KIT_FILE, BUILDER_FILE, SCRIPT_FILE = "kit.json", "build.py", "build.sh"
+_MODULES = ("__init__", "errors", "files", "strict", "spec", "count")
+_COMPILE_MODULES = ("__init__", "tensorrt_build", "tensorrt_checks", "tensorrt_package")
+"""What the builder imports; a test holds this against what it really does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRtKitOrder:
+    """What a kit is to build."""
+
+    stored: Stored
+    num_positions: int
+    most_sequences: int
+    capabilities: tuple[str, ...] | None
+    """For TensorRT-RTX, as ``sm86``; None for the GPU of the device, which is all that TensorRT builds for."""
+    built_from: str
+    """Digest of the checkpoint."""
+
+
+def write_tensorrt_kit(order: TensorRtKitOrder, checkpoint: Path, path: Path) -> int:
+    """Writes a kit, whole or not at all.
+
+    Args:
+        order: what it is to build.
+        checkpoint: the folder that weights and tokenizer come from.
+        path: the zip.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        InputError: the checkpoint is broken.
+    """
+    slots, stored = slots_for(order.num_positions), order.stored
+    flavour = Flavour(name="standard", activations=stored.activations, slots=slots)
+    with tempfile.TemporaryDirectory(dir=path.parent) as home, new_file(path) as temporary:
+        folder = Path(home)
+        files = write_graph(stored.model, read_weights(checkpoint), order.num_positions, flavour, folder)
+        inputs = _inputs(folder / GRAPH_FILE)
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name in files:
+                # Weights hardly shrink, and packing them takes longer than carrying them.
+                archive.write(folder / name, name, zipfile.ZIP_STORED)
+            archive.write(checkpoint / TOKENIZER_FILE, TOKENIZER_FILE)
+            archive.writestr(KIT_FILE, json.dumps(_description(order, checkpoint, to_data(files)), indent=1))
+            _write_script(archive, _trtexec(inputs, token_ranges(slots), order.most_sequences))
+            _write_builder(archive)
+    return path.stat().st_size
+
+
+def _description(order: TensorRtKitOrder, checkpoint: Path, files: dict[str, Any]) -> dict[str, Any]:
+    """What the builder is to do, and what is known of the engine before it."""
+    stop_ids, start_id = special_ids(checkpoint)
+    slots, model = slots_for(order.num_positions), order.stored.model
+    ranges = token_ranges(slots)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "capabilities": None if order.capabilities is None else list(order.capabilities),
+        "expected": to_data(expected_of(model)),
+        "int4_bytes": int4_bytes(model),
+        "engine": {
+            "schema_version": SCHEMA_VERSION,
+            "target": "tensorrt",
+            "format": format_of_model(model),
+            "activations": order.stored.activations,
+            "model": to_data(model),
+            "num_positions": order.num_positions,
+            "slots": slots,
+            "most_sequences": order.most_sequences,
+            "profiles": to_data(ranges),
+            "stop_ids": list(stop_ids),
+            "start_id": start_id,
+            "files": files,
+            "built_from": order.built_from,
+            "versions": {"blockwright": blockwright.__version__, "onnx": onnx.__version__},
+        },
+    }
+
+
+def _inputs(graph: Path) -> dict[str, list[int | str]]:
+    """The graph's inputs by name: sizes, or the names of those that are open."""
+    declared = onnx.load(graph, load_external_data=False).graph.input
+    return {
+        each.name: [size.dim_param or size.dim_value for size in each.type.tensor_type.shape.dim] for each in declared
+    }
+
+
+def _trtexec(inputs: dict[str, list[int | str]], ranges: tuple[TokenRange, ...], most_sequences: int) -> str:
+    """A shell script. The flags are those of TensorRT 10.15's trtexec by its documentation; it was never run here."""
+
+    def shapes(batch: int, tokens: int) -> str:
+        sizes = {"batch": batch, "tokens": tokens}
+        each = (f"{name}:" + "x".join(str(sizes.get(str(s), s)) for s in shape) for name, shape in inputs.items())
+        return ",".join(each)
+
+    lines = ["#!/bin/sh", "# Builds with trtexec alone. Nothing is checked: build.py does that too.", "set -eu"]
+    lines += ['cd "$(dirname "$0")"', f"trtexec --onnx={GRAPH_FILE} --stronglyTyped --saveEngine={PLAN_FILE} \\"]
+    for number, one in enumerate(ranges):
+        lines += [
+            f"  --profile={number} \\",
+            f"  --minShapes={shapes(1, one.fewest)} \\",
+            f"  --optShapes={shapes(1, one.typical)} \\",
+            f"  --maxShapes={shapes(most_sequences, one.most)} \\",
+        ]
+    return "\n".join([*lines, "  --skipInference"]) + "\n"
+
+
+def _write_script(archive: zipfile.ZipFile, text: str) -> None:
+    entry = zipfile.ZipInfo(SCRIPT_FILE)
+    entry.external_attr = (stat.S_IFREG | 0o755) << 16
+    archive.writestr(entry, text)
+
+
+def _write_builder(archive: zipfile.ZipFile) -> None:
+    compiling = resources.files("blockwright.compile")
+    archive.writestr(BUILDER_FILE, (compiling / "tensorrt_kit_run.py").read_text())
+    for name in _MODULES:
+        archive.writestr(f"blockwright/{name}.py", (resources.files("blockwright") / f"{name}.py").read_text())
+    for name in _COMPILE_MODULES:
+        archive.writestr(f"blockwright/compile/{name}.py", (compiling / f"{name}.py").read_text())

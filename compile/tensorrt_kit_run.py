@@ -1,0 +1,190 @@
+"""Builds the engine of a kit on the device that is to run it. Needs Python 3.11 and the tensorrt package, nothing else.
+
+    python3 build.py [--out engine] [--plan model.plan --version 10.15.1]
+
+TensorRT builds for the GPU of this device. What was parsed is held against the model, and the plan's size against its
+weights, for TensorRT drops some things without an error. With --plan nothing is built: a plan that trtexec made
+(build.sh) is taken in, of the version of TensorRT that is named. Copy the folder that comes out, whole, to where
+`blockwright generate` runs, or run the plan by a program of your own.
+"""
+
+import argparse
+import ctypes
+import hashlib
+import json
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+if sys.version_info < (3, 11):  # noqa: UP036 — a device's Python is not chosen by our package
+    sys.exit("error: Python 3.11 or later is needed, this is " + platform.python_version() + ". build.sh needs none.")
+HERE = Path(__file__).resolve().parent
+if (HERE / "kit.json").exists():
+    sys.path.insert(0, str(HERE))
+
+from blockwright.compile.tensorrt_build import BuildRequest, TokenRange, build_apart  # noqa: E402
+from blockwright.compile.tensorrt_checks import Expected, check_plan_size  # noqa: E402
+from blockwright.compile.tensorrt_package import Package, find_package  # noqa: E402
+from blockwright.errors import InputError  # noqa: E402
+from blockwright.files import new_folder, write_json  # noqa: E402
+from blockwright.strict import from_data, to_data  # noqa: E402
+
+PLAN_FILE, ENGINE_FILE, TIMING_FILE = "model.plan", "engine.json", "timing.cache"
+_MAJOR, _MINOR = 75, 76
+"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of CUDA's driver interface."""
+
+
+def main(argv: list[str] | None = None, kit: Path = HERE) -> int:
+    """Builds, and says what became of it.
+
+    Returns:
+        0, or 2 where something has to be mended.
+    """
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("engine"), help="the engine's folder (default: engine)")
+    parser.add_argument("--plan", type=Path, help="take in this plan instead of building one")
+    parser.add_argument("--version", help="of the TensorRT that made --plan")
+    arguments = parser.parse_args(argv)
+    try:
+        build_kit(kit, arguments.out, arguments.plan, arguments.version)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def build_kit(kit: Path, output: Path, plan: Path | None = None, version: str | None = None) -> None:
+    """Writes the engine of a kit, whole or not at all.
+
+    Args:
+        kit: the unpacked kit.
+        output: the engine's folder, a new one or an earlier engine's.
+        plan: made by trtexec; None to build one.
+        version: of the TensorRT that made it.
+
+    Raises:
+        InputError: the kit is incomplete or damaged, there is no GPU or no TensorRT, or it refuses the network.
+    """
+    described = _read(kit)
+    if output.exists() and any(output.iterdir()) and not (output / ENGINE_FILE).exists():
+        raise InputError("--out", got=f"{output}, with other things in it", expected="a new folder", remedy="Name one.")
+    with new_folder(output) as folder:
+        for name in (*described["engine"]["files"], "tokenizer.json"):
+            shutil.copyfile(kit / name, folder / name)
+        built = _build(described, folder, output) if plan is None else _taken_in(plan, version, folder)
+        plan_bytes = (folder / PLAN_FILE).stat().st_size
+        weight_bytes = _weight_bytes(described)
+        check_plan_size(plan_bytes, weight_bytes, described["int4_bytes"], len(described["engine"]["profiles"]))
+        engine: dict[str, Any] = described["engine"] | built | {"weight_bytes": weight_bytes}
+        plan_file = {"size_bytes": plan_bytes, "sha256": _sha256(folder / PLAN_FILE)}
+        engine |= {
+            "files": engine["files"] | {PLAN_FILE: plan_file},
+            "versions": engine["versions"] | {"python": platform.python_version()},
+        }
+        write_json(folder / ENGINE_FILE, engine)
+    gpus = ", ".join(engine["compute_capabilities"])
+    print(f"{output}: for {gpus}, {plan_bytes / 1e6:.2f} MB, {engine['package']} {engine['package_version']}")
+
+
+def device_capability() -> str | None:
+    """Of the GPU at hand, as ``sm87``, asked of CUDA's driver; None without one."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, numbers = ctypes.c_int(), (ctypes.c_int(), ctypes.c_int())
+    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    for number, attribute in zip(numbers, (_MAJOR, _MINOR), strict=True):
+        if cuda.cuDeviceGetAttribute(ctypes.byref(number), attribute, device):
+            return None
+    return f"sm{numbers[0].value}{numbers[1].value}"
+
+
+def _build(described: dict[str, Any], folder: Path, output: Path) -> dict[str, Any]:
+    package = find_package(("tensorrt", "tensorrt_rtx"))
+    request = BuildRequest(
+        package=package.name,
+        graph=str(folder / "model.onnx"),
+        plan=str(folder / PLAN_FILE),
+        capabilities=_capabilities(described["capabilities"], package),
+        profiles=from_data(tuple[TokenRange, ...], described["engine"]["profiles"], "kit.json"),
+        most_sequences=described["engine"]["most_sequences"],
+        expected=from_data(Expected, described["expected"], "kit.json"),
+        timing_cache=str(folder / TIMING_FILE) if package.name == "tensorrt" else None,
+    )
+    if request.timing_cache is not None and (output / TIMING_FILE).exists():
+        shutil.copyfile(output / TIMING_FILE, folder / TIMING_FILE)
+    built = build_apart(request, package)
+    return {
+        "package": package.name,
+        "package_version": package.version,
+        "compute_capabilities": list(request.capabilities),
+        "census": to_data(built.census),
+        "is_attention_decomposed": built.is_attention_decomposed,
+        "build_s": built.build_s,
+    }
+
+
+def _capabilities(asked: list[str] | None, package: Package) -> tuple[str, ...]:
+    gpu = device_capability()
+    if package.name == "tensorrt_rtx" and asked:
+        return tuple(asked)
+    if gpu is None:
+        raise InputError(
+            "GPU",
+            got="none that CUDA's driver tells of",
+            expected=f"the GPU that {package.title} is to build for",
+            remedy="Run this on the device, or pack the kit with --for and install TensorRT-RTX.",
+        )
+    return (gpu,)
+
+
+def _taken_in(plan: Path, version: str | None, folder: Path) -> dict[str, Any]:
+    gpu = device_capability()
+    if version is None or gpu is None:
+        raise InputError(
+            "--version" if version is None else "GPU",
+            got="none",
+            expected="the version of the TensorRT that made the plan, and the GPU that it made it for",
+            remedy="Name it, as trtexec prints it, on the device that the plan was made on.",
+        )
+    if not plan.is_file():
+        raise InputError("--plan", got=str(plan), expected="a plan", remedy="Run build.sh first.")
+    shutil.copyfile(plan, folder / PLAN_FILE)
+    package = {"package": "tensorrt", "package_version": version, "compute_capabilities": [gpu]}
+    return package | {"census": {}, "is_attention_decomposed": False, "build_s": 0.0}
+
+
+def _read(kit: Path) -> dict[str, Any]:
+    """The kit's description, its files held against it."""
+    try:
+        described = json.loads((kit / "kit.json").read_text())
+    except (OSError, ValueError) as error:
+        raise _incomplete(f"{kit / 'kit.json'}, {error}") from error
+    for name, file in described["engine"]["files"].items():
+        if not (kit / name).is_file():
+            raise _incomplete(f"no {name}")
+        if _sha256(kit / name) != file["sha256"]:
+            raise _incomplete(f"a {name} that was changed or cut short")
+    return described
+
+
+def _incomplete(got: str) -> InputError:
+    return InputError("kit", got=got, expected="the kit as it was packed", remedy="Unzip it again, or copy it again.")
+
+
+def _weight_bytes(described: dict[str, Any]) -> int:
+    return sum(file["size_bytes"] for name, file in described["engine"]["files"].items() if name != "model.onnx")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""Kits that build a TensorRT engine elsewhere: packed here, and really built where TensorRT-RTX is installed."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from safetensors.numpy import save_file
+
+from blockwright.cli.main import main
+from blockwright.compile import tensorrt_kit_run
+from blockwright.compile.engine import TOKENIZER_FILE, special_ids
+from blockwright.compile.tensorrt_engine import PLAN_FILE, read_tensorrt_engine
+from blockwright.compile.tensorrt_kit import TensorRtKitOrder, write_tensorrt_kit
+from blockwright.compile.tensorrt_package import find_package
+from blockwright.compile.tensorrt_stored import stored_for_tensorrt
+from blockwright.errors import InputError
+from blockwright.llama import llama
+from blockwright.profiler.synthetic import random_weights
+from blockwright.spec import Attention, parse_format
+from decoders import every_kind
+
+MODEL = llama(every_kind(512, 256, 128), hidden_size=128, num_heads=4, head_dim=32, vocab_size=256, max_positions=128)
+
+
+def _has_rtx() -> bool:
+    try:
+        find_package(("tensorrt_rtx",))
+    except InputError:
+        return False
+    return True
+
+
+needs_rtx = pytest.mark.skipif(not _has_rtx(), reason="TensorRT-RTX is needed (the extra tensorrt-rtx)")
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A kit, unpacked."""
+    home = tmp_path_factory.mktemp("kit")
+    checkpoint = home / "checkpoint"
+    checkpoint.mkdir()
+    save_file(random_weights(MODEL), checkpoint / "model.safetensors")
+    (checkpoint / TOKENIZER_FILE).write_text("{}")
+    (checkpoint / "config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2}))
+    order = TensorRtKitOrder(
+        stored=stored_for_tensorrt(MODEL, parse_format("int4-g32")),
+        num_positions=128,
+        most_sequences=2,
+        capabilities=("sm86", "sm120"),
+        built_from="a digest",
+    )
+    size = write_tensorrt_kit(order, checkpoint, home / "kit.zip")
+    assert size == (home / "kit.zip").stat().st_size
+    with zipfile.ZipFile(home / "kit.zip") as archive:
+        archive.extractall(home / "kit")
+    assert not list(home.glob(".*")), "unfinished work is left"
+    return home / "kit"
+
+
+def _run(kit: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """The kit's own builder, in a Python that finds no other Blockwright."""
+    code = "import blockwright, runpy, sys; assert blockwright.__file__.startswith(sys.path[0]), blockwright.__file__; "
+    code += f"sys.argv = ['build.py', *{list(flags)!r}]; runpy.run_path({str(kit / 'build.py')!r}, run_name='__main__')"
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(kit)!r}); {code}"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_the_builder_imports_what_is_packed_and_nothing_that_a_device_lacks(kit: Path) -> None:
+    code = f"import sys; sys.path.insert(0, {str(kit)!r}); before = set(sys.modules); import build; "
+    code += "print([[n, sys.modules[n].__file__] for n in set(sys.modules) - before - sys.stdlib_module_names "
+    code += "if getattr(sys.modules[n], '__file__', None) and n.partition('.')[0] not in sys.stdlib_module_names])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {Path(file).relative_to(kit).as_posix() for _, file in ast.literal_eval(done.stdout)}
+    assert loaded == {path.relative_to(kit).as_posix() for path in kit.rglob("*.py")}
+
+
+@needs_rtx
+def test_a_kit_builds_the_engine_that_is_built_here(kit: Path, tmp_path: Path) -> None:
+    done = _run(kit, "--out", str(tmp_path / "engine"))
+    assert done.returncode == 0, done.stderr
+    engine = read_tensorrt_engine(tmp_path / "engine", is_whole=True)
+    assert engine.compute_capabilities == ("sm86", "sm120") and engine.package == "tensorrt_rtx"
+    assert engine.model == stored_for_tensorrt(MODEL, parse_format("int4-g32")).model
+    num_attentions = sum(isinstance(block.mixer, Attention) for block in MODEL.layers)
+    assert engine.census["ATTENTION_INPUT"] == engine.census["KV_CACHE_UPDATE"] // 2 == num_attentions
+    assert (engine.stop_ids, engine.start_id) == special_ids(kit.parent / "checkpoint")
+    assert (engine.num_positions, engine.most_sequences) == (128, 2)
+    assert engine.files[PLAN_FILE].size_bytes == (tmp_path / "engine" / PLAN_FILE).stat().st_size
+    again = _run(kit, "--out", str(tmp_path / "engine"))
+    assert again.returncode == 0, "an earlier engine is replaced"
+
+
+def test_the_script_names_every_open_size_of_the_graph(kit: Path) -> None:
+    script = (kit / "build.sh").read_text()
+    assert (kit / "build.sh").exists() and script.startswith("#!/bin/sh")
+    inputs = onnx.load(kit / "model.onnx", load_external_data=False).graph.input
+    for flag in ("min", "opt", "max"):
+        for shapes in re.findall(rf"--{flag}Shapes=(\S+)", script):
+            sizes = dict(each.split(":") for each in shapes.split(","))
+            assert sizes.keys() == {each.name for each in inputs}
+            for each in inputs:
+                given = sizes[each.name].split("x")
+                fixed = [size.dim_value for size in each.type.tensor_type.shape.dim]
+                assert len(given) == len(fixed)
+                assert all(size == int(text) for size, text in zip(fixed, given, strict=True) if size)
+    assert "--maxShapes=ids:2x128,last:2," in script, "two sequences of 128 tokens"
+    assert script.count("--profile=") == 2
+    assert subprocess.run(["sh", "-n", str(kit / "build.sh")], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data"])
+def test_a_kit_that_was_cut_short_is_refused(kit: Path, tmp_path: Path, name: str) -> None:
+    broken = Path(shutil.copytree(kit, tmp_path / "kit"))
+    (broken / name).write_bytes((broken / name).read_bytes()[:-1])
+    done = _run(broken, "--out", str(tmp_path / "engine"))
+    assert done.returncode == 2 and f"a {name} that was changed or cut short" in done.stderr
+    assert not (tmp_path / "engine").exists()
+
+
+def test_a_folder_with_other_things_is_not_replaced(kit: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    done = _run(kit, "--out", str(tmp_path))
+    assert done.returncode == 2 and "with other things in it" in done.stderr
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_plan_of_trtexec_is_taken_in_with_its_version(
+    kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, output = tmp_path / "model.plan", tmp_path / "engine"
+    plan.write_bytes(b"a plan")
+    flags = ["--out", str(output), "--plan", str(plan)]
+    assert tensorrt_kit_run.main([*flags, "--version", "10.15.1"], kit) == 2
+    assert "GPU" in capsys.readouterr().err
+    monkeypatch.setattr(tensorrt_kit_run, "device_capability", lambda: "sm87")
+    assert tensorrt_kit_run.main(flags, kit) == 2
+    assert "--version" in capsys.readouterr().err
+    assert tensorrt_kit_run.main([*flags, "--version", "10.15.1"], kit) == 0
+    engine = read_tensorrt_engine(output, is_whole=True)
+    assert (engine.package, engine.package_version, engine.compute_capabilities) == ("tensorrt", "10.15.1", ("sm87",))
+
+
+def test_a_kit_for_the_device_needs_a_gpu_there(kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package: Any = type("Package", (), {"name": "tensorrt", "title": "TensorRT 10.15"})()
+    with pytest.raises(InputError, match="none that CUDA's driver tells of"):
+        tensorrt_kit_run._capabilities(["sm86"], package)
+    monkeypatch.setattr(tensorrt_kit_run, "device_capability", lambda: "sm87")
+    assert tensorrt_kit_run._capabilities(["sm86"], package) == ("sm87",), "TensorRT builds for no other"
+
+
+def test_the_command_packs_a_kit_without_tensorrt(
+    small_parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    command = ["compile", str(small_parent), "--target", "tensorrt", "--format", "fp16", "--kit"]
+    assert main([*command, "--out", str(tmp_path / "kit.zip")]) == 0
+    assert "build.py" in capsys.readouterr().out and zipfile.is_zipfile(tmp_path / "kit.zip")
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--out", "kit"], "ends in .zip"),
+        (["--out", "kit.zip", "--for", "orin"], "compute capabilities as sm86"),
+        (["--out", "kit.zip", "--for", "sm75", "--format", "bf16"], "sm75 with bf16"),
+        (["--out", "kit.zip", "--context", "100000"], "context"),
+        (["--out", "kit.zip", "--target", "onnxruntime"], "--kit"),
+    ],
+)
+def test_what_no_kit_can_be_made_of_is_refused(
+    small_parent: Path,
+    tmp_path: Path,
+    flags: list[str],
+    named: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["compile", str(small_parent), "--target", "tensorrt", "--kit", *flags]) == 2
+    assert named in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
