@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
+from blockwright.compile.cpu_weaving import LANES, weave_by_input, weave_by_output
+
 DOMAIN = "blockwright"
 _OUTPUTS = 8
 """Outputs of a register of 256 bits."""
@@ -40,8 +42,8 @@ class _Product:
     bias: str
     size: tuple[int, int, int]
     """K, N and the inputs of a group."""
-    unsigned_NP: Callable[[np.ndarray], np.ndarray]
-    """Codes from 0 to 15, a byte each, from the bytes as they are stored."""
+    woven: Callable[[np.ndarray], np.ndarray]
+    """Codes as the operator reads them, from the bytes as they are stored."""
     scales_NG: Callable[[np.ndarray], np.ndarray]
 
     @property
@@ -69,7 +71,7 @@ def use_own_products(graph: GraphProto, folder: Path | None) -> dict[str, np.nda
     tensors: dict[str, TensorProto] = {}
     for product in products:
         arrays = {
-            product.codes: weave_codes(product.unsigned_NP(_bytes_of(stored[product.codes], folder))),
+            product.codes: product.woven(_bytes_of(stored[product.codes], folder)),
             product.scales: weave_scales(product.scales_NG(_bytes_of(stored[product.scales], folder).view(np.float32))),
         }
         for name, array in arrays.items():
@@ -146,7 +148,7 @@ def _contrib_products(graph: GraphProto, stored: dict[str, TensorProto]) -> list
                 scales=inputs[2],
                 bias=inputs[5],
                 size=(told["K"], num_outputs, told["block_size"]),
-                unsigned_NP=lambda data, n=num_outputs: _halves(data).reshape(n, -1),
+                woven=lambda data, n=num_outputs: weave_by_output(data, n),
                 scales_NG=lambda scales, n=num_outputs: scales.reshape(n, -1),
             )
         )
@@ -171,7 +173,7 @@ def _standard_products(graph: GraphProto, stored: dict[str, TensorProto]) -> lis
                 scales=source.input[1],
                 bias="",
                 size=size,
-                unsigned_NP=lambda data, size=size: _turned(data, size),
+                woven=lambda data, size=size: _woven(data, size),
                 scales_NG=lambda scales, n=num_outputs: scales.reshape(-1, n).T,
             )
         )
@@ -190,6 +192,14 @@ def _is_int4(node: NodeProto, stored: dict[str, TensorProto]) -> bool:
 
 def _is_group(group_size: int) -> bool:
     return 0 < group_size <= _MOST_GROUP and group_size % _STRIDE == 0
+
+
+def _woven(data: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
+    """Codes that are stored input by input; those of odd sizes one by one."""
+    num_inputs, num_outputs, group_size = size
+    if num_inputs % LANES or num_outputs % LANES:
+        return weave_codes(_turned(data, size))
+    return weave_by_input(data, num_outputs, -(-num_inputs // group_size) * group_size)
 
 
 def _halves(data: np.ndarray) -> np.ndarray:
