@@ -166,8 +166,9 @@ def _torch_exporter(model: Model) -> Callable[[Path, Path], object]:
             "attention_mask": {0: free, 1: free},
             "past": [{0: free, 2: free} for _ in past],
         }
+        with_cache, inputs = WithCache(child).eval(), (ids, mask, past)
         program = torch.onnx.export(
-            WithCache(child).eval(), (ids, mask, past), dynamo=True, dynamic_shapes=shapes, opset_version=23, verbose=False
+            with_cache, inputs, dynamo=True, dynamic_shapes=shapes, opset_version=23, verbose=False
         )
         out.mkdir()
         assert program is not None
