@@ -20,6 +20,9 @@ MOST_SPLITS = 64
 _MOST_CHANNELS = 256
 """Of a head: a tile of keys and one of values must fit into shared memory."""
 
+_WIDE = 128
+"""Channels above which tiles are halved, for lack of registers, and of shared memory on sm86, sm89 and sm120."""
+
 _PROGRAMS_PER_PROCESSOR = 4
 """So many keep a processor's loads going while one waits."""
 
@@ -174,7 +177,11 @@ def sparse_decode(heads: Heads, is_split: bool) -> Kernel:
             _out(number, is_split),
             Argument(name="logs", type="*fp32"),
         ),
-        constants=(*heads.constants, ("BLOCK_H", max(16, _power_of_two(heads.heads_per_kv))), ("BLOCK_S", 64)),
+        constants=(
+            *heads.constants,
+            ("BLOCK_H", max(16, _power_of_two(heads.heads_per_kv))),
+            ("BLOCK_S", 64 if heads.head_dim <= _WIDE else 32),
+        ),
         grid=(Axis(sizes=("batch", "num_kv_heads")), Axis(sizes=("num_splits",))),
         num_warps=4,
         num_stages=2,
@@ -200,7 +207,7 @@ def join_splits(number: Number, head_dim: int) -> Kernel:
 
 def sparse_prefill(heads: Heads) -> Kernel:
     """A prompt, or a piece of one."""
-    number = heads.number
+    number, tile = heads.number, 128 if heads.head_dim <= _WIDE else 64
     return Kernel(
         function="sparse_prefill",
         name=f"sparse_prefill_{heads.name}",
@@ -210,8 +217,8 @@ def sparse_prefill(heads: Heads) -> Kernel:
             *_numbers("num_queries", "num_slots", "num_far", "num_kv_heads", "num_neighbours"),
             Argument(name="out", type=f"*{number}"),
         ),
-        constants=(*heads.constants, ("BLOCK_T", 128), ("BLOCK_S", 32)),
-        grid=(Axis(sizes=("num_queries",), step=128), Axis(sizes=("batch", "num_heads"))),
+        constants=(*heads.constants, ("BLOCK_T", tile), ("BLOCK_S", 32)),
+        grid=(Axis(sizes=("num_queries",), step=tile), Axis(sizes=("batch", "num_heads"))),
         num_warps=8,  # with four, or 64 slots at once, heads of 128 spill registers on sm80 and sm120
         num_stages=2,
     )

@@ -91,6 +91,7 @@ def test_steps_of_grids_are_the_tiles_that_are_compiled_in() -> None:
         (kernels.int4_tiles("fp16", 32, is_split=False, block_rows=32), "BLOCK_M", 2),
         (kernels.sum_splits("fp16"), "BLOCK", 0),
         (kernels.sparse_prefill(heads), "BLOCK_T", 0),
+        (kernels.sparse_prefill(dataclasses.replace(heads, head_dim=256)), "BLOCK_T", 0),
     ):
         assert kernel.grid[axis].step == dict(kernel.constants)[constant]
 

@@ -1,5 +1,6 @@
 """Our kernels really compiled, for GPUs that are not here; and the operators' refusals, on the CPU."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -70,6 +71,19 @@ def test_kernels_compile_for_every_gpu(capability: str, kernel: kernels.Kernel, 
 def test_all_gpus_are_tested_above() -> None:
     marks: Any = test_kernels_compile_for_every_gpu
     assert tuple(capability for capability, _ in marks.pytestmark[-1].args[1]) == CAPABILITIES
+
+
+@pytest.mark.parametrize("make", [lambda heads: kernels.sparse_decode(heads, is_split=True), kernels.sparse_prefill])
+def test_wide_heads_fit_where_shared_memory_is_smallest(make: Any) -> None:
+    made = compile_kernel(make(Heads(number="fp16", head_dim=256, heads_per_kv=4)), "sm86")
+    assert made.spill_store_bytes == 0 and made.shared_bytes <= MOST_SHARED_BYTES["sm86"]
+
+
+def test_a_kernel_that_does_not_fit_is_refused() -> None:
+    kernel = kernels.sparse_prefill(Heads(number="fp16", head_dim=256, heads_per_kv=4))
+    larger = dataclasses.replace(kernel, constants=(*kernel.constants[:-2], ("BLOCK_T", 128), ("BLOCK_S", 32)))
+    with pytest.raises(InputError, match="shared memory; expected at most 101376 on sm86"):
+        compile_kernel(larger, "sm86")
 
 
 def test_nothing_of_this_machine_is_in_what_is_written() -> None:
