@@ -1,0 +1,39 @@
+"""benchmarks/gpu/kernels_gpu.py as far as it goes without a GPU."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is needed (the extra triton)")
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks/gpu/kernels_gpu.py"
+
+
+def _run(tmp_path: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    settings = {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(SCRIPT), "--out", str(tmp_path / "results"), *flags]
+    return subprocess.run(command, env=os.environ | settings, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_the_script_runs_in_the_interpreter_and_claims_no_speed(tmp_path: Path) -> None:
+    done = _run(tmp_path, "--interpret", "--small")
+    assert done.returncode == 0, done.stderr[-2000:]
+    (page,), (file,) = (list((tmp_path / "results").glob(f"kernels_interpreter_*.{kind}")) for kind in ("md", "json"))
+    assert "times are worth nothing" in page.read_text()
+    results = json.loads(file.read_text())
+    assert results["accelerator"] is None and len(results["checks"]) > 30
+    assert {row["what"] for row in results["rows"]} == {"product", "decode", "prefill"}
+    for row in results["rows"]:
+        assert row["peer"] in row["contestants"] and len(row["contestants"]) > 1
+
+
+def test_without_a_gpu_the_script_says_what_to_do(tmp_path: Path) -> None:
+    done = _run(tmp_path)
+    assert done.returncode == 1 and "--interpret --small tries the script out" in done.stderr
+    assert not (tmp_path / "results").exists()
