@@ -5,6 +5,7 @@ Runtime maps the file into memory instead of copying it.
 """
 
 import hashlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO
 
 import numpy as np
@@ -28,10 +29,13 @@ class WeightFile:
         self.size_bytes = 0
         self._stream, self._location = stream, location
         self._sha = hashlib.sha256()
+        self._worker = ThreadPoolExecutor(max_workers=1)
+        self._hashing: Future[None] | None = None
 
     @property
     def sha256(self) -> str:
         """Of all that was written."""
+        self._finish_hashing()
         return self._sha.hexdigest()
 
     def add(self, name: str, value: np.ndarray) -> TensorProto:
@@ -51,6 +55,12 @@ class WeightFile:
         return tensor
 
     def _write(self, data: bytes | memoryview) -> None:
+        # Hashing takes a third of the time, so it goes on while the next tensor is made: at most one waits for it.
+        self._finish_hashing()
+        self._hashing = self._worker.submit(self._sha.update, data)
         self._stream.write(data)
-        self._sha.update(data)
         self.size_bytes += len(data)
+
+    def _finish_hashing(self) -> None:
+        if self._hashing is not None:
+            self._hashing.result()
