@@ -4,7 +4,6 @@ import importlib.util
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from blockwright.train.bld import BldSettings, Trainee, needs_training, trainee_
 from blockwright.train.one_group import LibraryJob, train_group
 from blockwright.train.trained import Trained
 from blockwright.train.windows import Batch
+from forked import fork_command
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: [distributed]")
 
@@ -140,11 +140,11 @@ def test_a_killed_driver_goes_on_from_finished_layers(small_parent: Path, small_
     words = ["library", str(small_parent), "--text", str(small_text), "--window", "32", "--tokens", "24k"]
     two, alone = tmp_path / "two" / "library", tmp_path / "alone" / "library"
     by_two = [*words, "--ray", "local:2", "--out", str(two)]
-    driver = subprocess.Popen([sys.executable, "-m", "blockwright", *by_two], stderr=subprocess.DEVNULL)
+    driver = fork_command(*by_two)
     while not list(two.parent.glob(".library-*/layer-*.safetensors")):
-        assert driver.poll() is None
+        assert driver.is_running, driver.wait()
         time.sleep(0.005)
-    driver.kill()
+    driver.process.kill()
     driver.wait()
     [work] = two.parent.glob(".library-*")
     kept = [path.name for path in work.glob("layer-*.safetensors")]

@@ -1,8 +1,6 @@
 """A sitting at a GPU: cases that are kept, fail, are marked and repeated; and the script that holds one."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,8 +22,10 @@ from blockwright.profiler.gpu_sitting import (
     run_steps,
     with_repeats,
 )
+from forked import fork_script
 
 ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "benchmarks" / "gpu" / "profile_gpu.py"
 
 
 def _row(time_s: float) -> OperatorRow:
@@ -132,17 +132,12 @@ def test_a_sitting_of_something_else_is_refused(tmp_path: Path) -> None:
         open_work(tmp_path, {"parent": "b"})
 
 
-def _run_script(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "benchmarks/gpu/profile_gpu.py"), "--out", str(out), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.slow
 def test_the_script_writes_a_profile_that_reads_back(tmp_path: Path) -> None:
     parent = str(ROOT / "recipes/demo-parent")
     out = tmp_path / "device"
-    first = _run_script(out, "--parent", parent, "--device", "cpu", "--quick")
-    assert first.returncode == 0, first.stderr
+    code, told = fork_script(SCRIPT, "--out", out, "--parent", parent, "--device", "cpu", "--quick").wait()
+    assert code == 0, told
     profile = read_profile(out)
     assert {row.part for row in profile.times} == {"mixer", "ffn"}
     assert {row.kind for row in profile.operators} == {"matmul", "attend", "elementwise"}
@@ -153,10 +148,9 @@ def test_the_script_writes_a_profile_that_reads_back(tmp_path: Path) -> None:
     assert not (tmp_path / "device.work").exists()
 
 
-@pytest.mark.slow  # for all that it imports
 def test_without_a_gpu_the_script_says_what_to_do(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    done = _run_script(tmp_path / "device")
-    assert done.returncode != 0 and "nvidia-smi names no GPU" in done.stderr
+    code, told = fork_script(SCRIPT, "--out", tmp_path / "device").wait()
+    assert code != 0 and "nvidia-smi names no GPU" in told
     assert not (tmp_path / "device").exists()

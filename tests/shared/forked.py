@@ -19,10 +19,11 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
     ["torch.distributed.fsdp", "transformers.models.llama.modeling_llama", "blockwright.pipeline.run"]
 )
+"""What forks from the server."""
 _TOLD_BYTES = 2**20
 """What a process may tell before anybody listens, as Linux grants it to all."""
 
@@ -50,28 +51,35 @@ class Forked:
         """How it ended, below 0 by a signal, and all that it told, on whatever stream."""
         self.process.join(timeout_s)
         assert self.process.exitcode is not None, "it does not end"
-        told = b"".join(iter(lambda: os.read(self.reader.fileno(), 2**16), b""))
+        os.set_blocking(self.reader.fileno(), False)  # what it has started may be at work still
+        told = b""
+        with contextlib.suppress(BlockingIOError):
+            while read := os.read(self.reader.fileno(), 2**16):
+                told += read
         self.reader.close()
         return self.process.exitcode, told.decode(errors="replace")
 
 
-def fork_command(*words: object, environment: Mapping[str, str] | None = None, file_bytes: int = 0) -> Forked:
-    """Starts `python -m blockwright` with these words.
-
-    Args:
-        words: the command line.
-        environment: what to set in the environment.
-        file_bytes: how large a file may grow that the process writes; 0 for any size.
-    """
-    return _fork(None, words, environment or {}, file_bytes)
+def fork_command(*words: object, file_bytes: int = 0) -> Forked:
+    """Starts `python -m blockwright` with these words, whose files may grow to so many bytes; 0 for any size."""
+    return _fork(None, words, {}, file_bytes)
 
 
-def fork_script(script: Path, *words: object, environment: Mapping[str, str] | None = None) -> Forked:
+def fork_script(script: Path, *words: object) -> Forked:
     """Starts a file of Python with these words."""
-    return _fork(script, words, environment or {}, 0)
+    return _fork(script, words, {}, 0)
 
 
-def ranks(num_ranks: int) -> list[dict[str, str]]:
+def fork_ranks(num_ranks: int, script: Path | None, *words: object) -> str:
+    """Runs a file, or `python -m blockwright` for None, in so many ranks to their good end; says what they told."""
+    runs = [_fork(script, words, environment, 0) for environment in _ranks(num_ranks)]
+    ended = [run.wait() for run in runs]
+    told = "".join(words for _, words in ended)
+    assert [code for code, _ in ended] == [0] * num_ranks, told
+    return told
+
+
+def _ranks(num_ranks: int) -> list[dict[str, str]]:
     """What torchrun sets in the environment of each of so many processes on one machine."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -81,10 +89,10 @@ def ranks(num_ranks: int) -> list[dict[str, str]]:
 
 
 def _fork(script: Path | None, words: tuple[object, ...], environment: Mapping[str, str], file_bytes: int) -> Forked:
-    reader, writer = _CONTEXT.Pipe(duplex=False)
+    reader, writer = CONTEXT.Pipe(duplex=False)
     fcntl.fcntl(writer.fileno(), fcntl.F_SETPIPE_SZ, _TOLD_BYTES)
     arguments = (script, [str(word) for word in words], dict(environment), file_bytes, writer)
-    process = _CONTEXT.Process(target=_run, args=arguments)
+    process = CONTEXT.Process(target=_run, args=arguments)
     process.start()
     writer.close()
     return Forked(process=process, reader=reader)

@@ -1,4 +1,4 @@
-"""Short distillations in several ways, as `test_ranks_distill.py` starts them: alone, or on ranks by torchrun."""
+"""Short distillations in several ways, as `test_ranks_distill.py` starts them: alone, or on ranks."""
 
 import json
 import os

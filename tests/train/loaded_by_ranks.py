@@ -1,4 +1,4 @@
-"""Loads a child and its parent as shares, learns a step and keeps it, as `test_loading.py` starts it by torchrun."""
+"""Loads a child and its parent as shares, learns a step and keeps it, as `test_loading.py` starts it on ranks."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Three steps of a small child after its parent, as `test_sharded.py` starts them: alone, or on ranks by torchrun."""
+"""Three steps of a small child after its parent, as `test_sharded.py` starts them: alone, or on ranks."""
 
 import sys
 from dataclasses import replace

@@ -1,8 +1,5 @@
 """Ranks that load shares hold the same models as one process, and none holds a whole one."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from blockwright.model.parent import load_model, load_tokenizer, open_parent, sp
 from blockwright.spec import Attention, Block, GatedFFN, LinearMixer, Model, NoOp
 from blockwright.train.loading import empty_parent, read_weights
 from blockwright.train.ranks import Ranks
+from forked import fork_ranks
 
 SCRIPT = Path(__file__).with_name("loaded_by_ranks.py")
 IDS_BT = torch.randint(0, 64, (2, 12), generator=torch.Generator().manual_seed(5))
@@ -65,16 +63,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, small_parent: Path) -> dict[
 @pytest.fixture(scope="module")
 def found(pairs: dict[str, tuple[Path, Model]]) -> None:
     """Two ranks have loaded both pairs, and left in their folders what they came to."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
-    run = subprocess.run(
-        [*command, *[str(folder) for folder, _ in pairs.values()]],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+    fork_ranks(2, SCRIPT, *[folder for folder, _ in pairs.values()])
 
 
 def bytes_of(model: PreTrainedModel) -> int:

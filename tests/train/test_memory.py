@@ -1,8 +1,8 @@
 """Memory is predicted near what a run takes, and refused with what would fit."""
 
-import subprocess
-import sys
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +11,12 @@ import torch
 from blockwright.count import parameters
 from blockwright.errors import InputError
 from blockwright.spec import Attention, Block, Full, GatedFFN, LinearMixer, Model, NoOp, Rope
+from blockwright.strict import to_data
 from blockwright.train import memory
 from blockwright.train.distill import GkdSettings
 from blockwright.train.losses import kl_and_cosine
 from blockwright.train.memory import Work, check_memory, predict_memory
+from forked import fork_script
 
 SPEC = Model(
     family="llama",
@@ -36,61 +38,17 @@ SPEC = Model(
 SETTINGS = GkdSettings(learning_rate=1e-3, checkpoint_steps=100)
 WORK = Work(child=SPEC, parent=SPEC, settings=SETTINGS, windows=16, window_tokens=128)
 
-_RUN = """
-import resource, sys, tempfile, torch
-from dataclasses import replace
-from pathlib import Path
-from transformers import AutoConfig, AutoModelForCausalLM
-from blockwright.train.distill import GkdSettings, distill
-from blockwright.train.quality import compare_windows
-from blockwright.train.windows import Windows
-parts, recomputes, is_judged = int(sys.argv[1]), *(flag == "True" for flag in sys.argv[2:4])
-optimizer, precision = sys.argv[4:]
-def resident():
-    fields = Path("/proc/self/statm").read_text().split()
-    return int(fields[1]) * resource.getpagesize()
-def run(hidden, vocab, windows):
-    config = AutoConfig.for_model("llama", vocab_size=vocab, hidden_size=hidden, intermediate_size=3 * hidden,
-        num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=256,
-        tie_word_embeddings=False)
-    child, parent = (AutoModelForCausalLM.from_config(config, attn_implementation="sdpa") for _ in range(2))
-    if is_judged:
-        ids_NT = torch.randint(0, vocab, (8, 512))
-        return compare_windows(child, parent, Windows(ids_NT=ids_NT, document_N=None, bytes_per_token=1))
-    batches = [torch.randint(0, vocab, (windows, 128)) for _ in range(2)]
-    settings = GkdSettings(learning_rate=1e-3, checkpoint_steps=100, parts=parts, recomputes_activations=recomputes,
-        optimizer=optimizer, precision=precision)
-    distill(child, parent, batches, settings, Path(tempfile.mkdtemp()) / "state")
-run(16, 64, 1)
-before = resident()
-run(256, 4096, 16)
-status = open('/proc/self/status').read()  # a peak of its own: getrusage hands on that of the process that forked
-print(1024 * int(status.split('VmHWM:')[1].split()[0]) - before)
-"""
+HERE = Path(__file__).parent
 
 
-_STEP = """
-import resource, torch
-from pathlib import Path
-from blockwright.train.muon import Muon, workspace_bytes
-def matrices(count, size):
-    found = [torch.nn.Parameter(torch.ones(size, size)) for _ in range(count)]
-    for matrix in found:
-        matrix.grad = torch.ones(size, size)
-    return found
-Muon(matrices(2, 32), lr=0.1).step()
-optimizer = Muon(matrices(400, 256), lr=0.1)
-before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-optimizer.step()
-peak = 1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
-print((peak - before - 4 * 400 * 256**2) / workspace_bytes([(256, 256)] * 400))
-"""
+def _told(script: str, *words: object) -> float:
+    code, told = fork_script(HERE / script, *words).wait()
+    assert code == 0, told
+    return float(told)
 
 
-def _peak(settings: GkdSettings, *, is_judged: bool = False) -> int:
-    flags = (settings.parts, settings.recomputes_activations, is_judged, settings.optimizer, settings.precision)
-    command = [sys.executable, "-c", _RUN, *map(str, flags)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def _peak(settings: GkdSettings, *, is_judged: bool = False) -> float:
+    return _told("peak_of_distilling.py", json.dumps(to_data(settings)), is_judged)
 
 
 @pytest.mark.parametrize(
@@ -108,8 +66,7 @@ def test_the_prediction_is_near_the_real_peak_of_judging() -> None:
 
 
 def test_a_step_of_muon_takes_what_is_predicted_however_many_matrices_there_are() -> None:
-    found = subprocess.run([sys.executable, "-c", _STEP], check=True, capture_output=True, text=True).stdout
-    assert 0.7 < float(found) < 1.5
+    assert 0.7 < _told("peak_of_muon.py") < 1.5
 
 
 def test_less_is_predicted_for_every_way_to_save() -> None:

@@ -1,19 +1,17 @@
 """In whatever way is distilled, two ranks come to what one process comes to."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from forked import fork_ranks
+
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("distilled_by_ranks.py")
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 BOUNDS = {"muon": 1e-3, "recomputed": 1e-4, "bf16": 3e-2, "cached": 1e-4, "early stop": 1e-3}
 """How far losses may be apart: sums are in another order, and bf16 rounds after them."""
 
@@ -22,18 +20,8 @@ BOUNDS = {"muon": 1e-3, "recomputed": 1e-4, "bf16": 3e-2, "cached": 1e-4, "early
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Folders with what one process and what two ranks came to."""
     folders = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    runs = [
-        subprocess.Popen(
-            [sys.executable, *start, str(SCRIPT), str(folder)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for start, folder in zip(([], TORCHRUN), folders, strict=True)
-    ]
-    for run in runs:
-        _, errors = run.communicate(timeout=240)
-        assert run.returncode == 0, errors
+    fork_ranks(1, SCRIPT, folders[0])
+    fork_ranks(2, SCRIPT, folders[1])
     return folders
 
 

@@ -1,37 +1,24 @@
 """Ranks that each hold a share learn what one process learns."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from forked import fork_ranks
+
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("sharded_steps.py")
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Folders with what one process and what two ranks came to."""
     folders = {num_ranks: tmp_path_factory.mktemp(f"ranks-{num_ranks}") for num_ranks in (1, 2)}
-    starts = {1: [], 2: [*TORCHRUN, "2"]}
-    runs = [
-        subprocess.Popen(
-            [sys.executable, *start, str(SCRIPT), str(folders[num_ranks])],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for num_ranks, start in starts.items()
-    ]
-    for run in runs:
-        _, errors = run.communicate(timeout=120)
-        assert run.returncode == 0, errors
+    for num_ranks, folder in folders.items():
+        fork_ranks(num_ranks, SCRIPT, folder)
     return folders
 
 

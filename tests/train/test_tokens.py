@@ -17,6 +17,7 @@ from blockwright.train import tokens
 from blockwright.train.text import Document
 from blockwright.train.tokens import TokenFile, TokenWindows, key_of_tokens, token_file
 from blockwright.train.windows import Batches
+from forked import CONTEXT
 
 DOCUMENTS = [Document(name=str(index), text=f"the cat é sat {index} " * (1 + index % 7)) for index in range(40)]
 
@@ -185,8 +186,7 @@ def _write_at_once(parent: Path, place: Path) -> None:
 
 def test_processes_at_once_make_one_file(small_parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[2])  # where the processes find this module
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_write_at_once, args=(small_parent, tmp_path), name=str(i)) for i in range(2)]
+    processes = [CONTEXT.Process(target=_write_at_once, args=(small_parent, tmp_path), name=str(i)) for i in range(2)]
     for process in processes:
         process.start()
     for process in processes:
