@@ -15,6 +15,8 @@ _MIN_BYTES = 1024
 """Smaller constants stay in the graph: shapes and axes decide what it does."""
 _ALIGNMENT = 64
 """Tensors begin at multiples of this: a line of the caches."""
+_MOST_CODES = 2**24
+"""Packed at once: an even number."""
 
 
 class WeightFile:
@@ -46,7 +48,9 @@ class WeightFile:
         self._write(bytes(-self.size_bytes % _ALIGNMENT))
         start = self.size_bytes
         if element == TensorProto.INT4:  # the only kind that is packed
-            self._write(numpy_helper.from_array(value, name).raw_data)
+            codes = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+            for first in range(0, codes.size, _MOST_CODES):
+                self._write(_packed(codes[first : first + _MOST_CODES]))
         else:
             self._write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
         tensor = TensorProto(name=name, data_type=element, dims=value.shape, data_location=TensorProto.EXTERNAL)
@@ -64,3 +68,10 @@ class WeightFile:
     def _finish_hashing(self) -> None:
         if self._hashing is not None:
             self._hashing.result()
+
+
+def _packed(codes: np.ndarray) -> memoryview:
+    """Two codes of 4 bits in a byte, the lower half first, from a byte for each; the last may stand alone."""
+    packed = codes[::2] & 15
+    packed[: codes.size // 2] |= codes[1::2] << 4
+    return packed.data

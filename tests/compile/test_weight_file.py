@@ -1,10 +1,12 @@
 """Weights streamed into a file: the same graph as in memory, in little memory, and refused where a byte is another."""
 
+import hashlib
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import onnx
 import pytest
 from safetensors.numpy import save_file
 
-from blockwright.compile import blocked
+from blockwright.compile import blocked, weight_file
 from blockwright.compile.checkpoint import read_weights
 from blockwright.compile.decoder import decoder_graph
 from blockwright.compile.engine import (
@@ -30,6 +32,7 @@ from blockwright.compile.engine import (
 )
 from blockwright.compile.flavour import Flavour, FlavourName
 from blockwright.compile.session import Decoder
+from blockwright.compile.weight_file import WeightFile
 from blockwright.errors import InputError
 from blockwright.llama import llama
 from blockwright.profiler.synthetic import random_weights
@@ -131,6 +134,17 @@ def test_a_matrix_is_quantised_slice_by_slice_as_whole(monkeypatch: pytest.Monke
             patch.setattr(blocked, "_MOST_VALUES", 70 * 8)
             sliced = blocked.quantise_blocks(weight_KN, parse_format(text))
         assert all(np.array_equal(a, b) for a, b in zip(whole, sliced, strict=True))
+
+
+@pytest.mark.parametrize("num_codes", [2500, 2501])
+def test_codes_of_four_bits_are_packed_piece_by_piece_as_whole(num_codes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = np.random.default_rng(0).integers(-8, 8, num_codes).astype(ml_dtypes.int4)
+    monkeypatch.setattr(weight_file, "_MOST_CODES", 1000)
+    stream = BytesIO()
+    store = WeightFile(stream, "data")
+    store.add("codes", codes)
+    assert stream.getvalue() == onnx.numpy_helper.from_array(codes, "codes").raw_data
+    assert store.sha256 == hashlib.sha256(stream.getvalue()).hexdigest()
 
 
 def test_a_failed_build_leaves_no_file(tmp_path: Path) -> None:
