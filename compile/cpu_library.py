@@ -14,7 +14,9 @@ from pathlib import Path
 
 from blockwright.files import new_file
 
-SOURCE = Path(__file__).with_name("cpu_int4.c")
+SOURCES = tuple(
+    Path(__file__).with_name(f"cpu_{name}") for name in ("operators.c", "int4.c", "attention.c", "operators.h")
+)
 _COMPILERS = ("cc", "gcc", "clang")
 _FLAGS = ("-std=gnu11", "-O3", "-mavx2", "-mfma", "-shared", "-fPIC", "-fvisibility=hidden")
 _NEEDED = {"avx2", "fma"}
@@ -27,20 +29,21 @@ def own_library() -> Path | None:
     """The compiled operators, or None where they do not run or cannot be compiled."""
     if platform.machine() != "x86_64" or not _suits(_processor_flags()):
         return None
-    return compiled(SOURCE, _cache_folder())
+    return compiled(SOURCES, _cache_folder())
 
 
-def compiled(source: Path, folder: Path) -> Path | None:
-    """The shared library of a C file, compiled once per version of it; None if no compiler makes one."""
+def compiled(sources: tuple[Path, ...], folder: Path) -> Path | None:
+    """The shared library of some C files and their headers, compiled once per version; None if none can be made."""
     compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
     if compiler is None:
         return None
-    digest = hashlib.sha256(" ".join(_FLAGS).encode() + source.read_bytes()).hexdigest()
-    library = folder / f"{source.stem}-{digest[:16]}.so"
+    digest = hashlib.sha256(" ".join(_FLAGS).encode() + b"".join(source.read_bytes() for source in sources)).hexdigest()
+    library = folder / f"{sources[0].stem}-{digest[:16]}.so"
     if not library.exists():
         try:
             with new_file(library) as temporary:
-                command = [compiler, *_FLAGS, "-o", str(temporary), str(source)]
+                parts = [str(source) for source in sources if source.suffix == ".c"]
+                command = [compiler, *_FLAGS, "-o", str(temporary), *parts]
                 subprocess.run(command, check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError):
             return None

@@ -12,6 +12,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from blockwright.compile.contrib import set_accuracy_level
+from blockwright.compile.cpu_attention import use_own_attention
 from blockwright.compile.cpu_library import own_library
 from blockwright.compile.cpu_products import DOMAIN, use_own_products
 from blockwright.compile.engine import ENGINE_FILE, GRAPH_FILE, Engine, SessionSettings, read_engine
@@ -24,8 +25,8 @@ from blockwright.spec import Attention, Model
 _DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
 
 
-Products = Literal["fastest", "onnxruntime"]
-"""Whose int4 products: the faster ones of this machine, or ONNX Runtime's, which the others are held against."""
+OperatorsOf = Literal["fastest", "onnxruntime"]
+"""Whose int4 products and attention: the faster ones of this machine, or ONNX Runtime's, their reference."""
 
 
 class Session(ort.InferenceSession):
@@ -36,7 +37,7 @@ class Session(ort.InferenceSession):
 
 
 def make_session(
-    graph: Path | bytes, settings: SessionSettings, data_folder: Path | None = None, products: Products = "fastest"
+    graph: Path | bytes, settings: SessionSettings, data_folder: Path | None = None, operators: OperatorsOf = "fastest"
 ) -> Session:
     """Opens a graph in ONNX Runtime; one in memory may have its weights in files of a folder."""
     options = ort.SessionOptions()
@@ -46,11 +47,11 @@ def make_session(
     for key, value in session_entries(settings).items():
         options.add_session_config_entry(key, value)
     source = graph if isinstance(graph, bytes) else str(graph)
-    library = own_library() if products == "fastest" and settings.accuracy_level == 4 else None
+    library = own_library() if operators == "fastest" else None
     given: dict[str, ort.OrtValue] = {}
     if library is not None:
         data_folder = graph.parent if isinstance(graph, Path) else data_folder
-        source, given = _with_own_products(graph, data_folder)
+        source, given = _with_own_operators(graph, data_folder, settings)
         options.register_custom_ops_library(str(library))
         for name, value in given.items():
             options.add_initializer(name, value)
@@ -61,15 +62,18 @@ def make_session(
     return session
 
 
-def _with_own_products(graph: Path | bytes, data_folder: Path | None) -> tuple[bytes, dict[str, ort.OrtValue]]:
-    """A graph with our own int4 products, and the weights that they read."""
+def _with_own_operators(
+    graph: Path | bytes, data_folder: Path | None, settings: SessionSettings
+) -> tuple[bytes, dict[str, ort.OrtValue]]:
+    """A graph with our own operators, and the weights that they read."""
     data = graph if isinstance(graph, bytes) else graph.read_bytes()
     try:
         model = onnx.load_from_string(data)
     except DecodeError:
         return data, {}  # ONNX Runtime says what is wrong with it
-    woven = use_own_products(model.graph, data_folder)
-    if not woven:
+    has_attention = use_own_attention(model.graph)
+    woven = use_own_products(model.graph, data_folder) if settings.accuracy_level == 4 else {}
+    if not has_attention and not woven:
         return data, {}
     model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
     return model.SerializeToString(), {n: ort.OrtValue.ortvalue_from_numpy(array) for n, array in woven.items()}
@@ -99,7 +103,9 @@ class Decoder:
         self.session = session
 
     @classmethod
-    def open(cls, folder: Path, settings: SessionSettings | None = None, products: Products = "fastest") -> "Decoder":
+    def open(
+        cls, folder: Path, settings: SessionSettings | None = None, operators: OperatorsOf = "fastest"
+    ) -> "Decoder":
         """Opens an engine's folder, with its own session settings or others.
 
         Raises:
@@ -111,7 +117,7 @@ class Decoder:
             if engine.flavour == "contrib" and settings.accuracy_level != engine.session.accuracy_level:
                 session = _session_of_other_level(folder, settings)
             else:
-                session = make_session(folder / GRAPH_FILE, settings, products=products)
+                session = make_session(folder / GRAPH_FILE, settings, operators=operators)
         except ORT_ERRORS as error:
             raise InputError(
                 str(folder / GRAPH_FILE),

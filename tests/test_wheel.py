@@ -54,7 +54,7 @@ def test_the_wheel_holds_everything_under_one_name(installed: Path) -> None:
     assert ours == {"blockwright"}
     profile = f"hw_profiles/{shipped_profiles()[0]}"
     packed = ["search/solve.py", "hw_profiles/device.py", "hw_profiles/profile.schema.json", "report/page.html"]
-    packed += ["report/page.css", "compile/cpu_int4.c"]
+    packed += ["report/page.css", "compile/cpu_operators.c", "compile/cpu_operators.h"]
     packed += [*(f"{profile}/{name}" for name in ("profile.json", "measurements.csv", "SHA256SUMS"))]
     for file in packed:
         assert (packages / "blockwright" / file).is_file()

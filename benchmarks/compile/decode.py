@@ -1,8 +1,8 @@
 """Int4 engines beside llama.cpp's Q4_0, the same shape and random weights: `python benchmarks/compile/decode.py`.
 
 Reading a prompt of 512 tokens, and writing tokens behind 128 and behind 4096, with one and with two threads. All
-contestants of a phase run in turn, round after round: engines of both flavours and group sizes on our own int4
-products, those of the contrib flavour on ONNX Runtime's, llama.cpp with and without repacked weights, and a plain read
+contestants of a phase run in turn, round after round: engines of both flavours and group sizes on our own
+operators, those of the contrib flavour on ONNX Runtime's, llama.cpp with and without repacked weights, and a plain read
 of memory, which bounds what writing a token can take. Ratios are of the same round; their median and their range are
 told. Our times include choosing the likeliest token, llama.cpp's too. Behind 4096 tokens our caches hold random
 numbers; llama.cpp reads a prompt of that length once per contestant.
@@ -39,7 +39,7 @@ from provenance import RESULTS, origin, write_results
 from blockwright.compile.engine import SessionSettings
 from blockwright.hw_profiles.device import this_device
 
-OTHERS = ", ONNX Runtime's products"
+OTHERS = ", ONNX Runtime's operators"
 """What the names of engines end with that run without our own."""
 
 
@@ -113,8 +113,9 @@ def measured(
             for name, each in contestants.items():
                 rounds.times[name].append(phase.run(each))
         for name, each in contestants.items():
-            is_decoding = isinstance(each, Engine) and phase.name == "decode"
-            num_bytes = bytes_per_token(each.folder, shape, phase.context) if is_decoding else None
+            num_bytes = None
+            if isinstance(each, Engine) and phase.name == "decode":
+                num_bytes = bytes_per_token(each.folder, shape, phase.context)
             row = {"phase": phase.name, "context_tokens": phase.context, "threads": threads, "name": name}
             rows.append(row | _told(name, rounds, num_bytes))
             print(_line(rows[-1]), flush=True)
@@ -178,9 +179,9 @@ def write(rows: list[dict[str, Any]], asked: argparse.Namespace) -> None:
         f"`{command}` at {results['commit']} on {device.name}; {results['software']}; "
         f"load average at the end {results['load_average']:.1f}.",
         "",
-        "Times as fast as llama.cpp's Q4_0, and as a twin of the same group size: for contrib on our own int4 products",
-        "that is contrib on ONNX Runtime's, for standard it is contrib on ours. Medians and ranges over rounds. The bound",
-        "is reading the weights and the cache once, at the rate of a plain read in the same round.",
+        "Times as fast as llama.cpp's Q4_0, and as a twin of the same group size: for contrib on our own operators",
+        "that is contrib on ONNX Runtime's, for standard it is contrib on ours. Medians and ranges over rounds. The",
+        "bound is reading the weights and the cache once, at the rate of a plain read in the same round.",
         "",
         f"| what | threads | engine | ms | {' | '.join(f'of {peer}' for peer in PEERS)} | of its twin | of the bound |",
         "|---|---|---|---|---|---|---|---|",

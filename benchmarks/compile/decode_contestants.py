@@ -12,7 +12,7 @@ import xllamacpp  # pyright: ignore[reportMissingImports]
 from blockwright.compile.engine import ENGINE_FILE, EngineOrder, SessionSettings, write_engine
 from blockwright.compile.export_gguf import write_gguf
 from blockwright.compile.flavour import FlavourName
-from blockwright.compile.session import Decoder, Products, Sequences, make_session
+from blockwright.compile.session import Decoder, OperatorsOf, Sequences, make_session
 from blockwright.profiler.ceilings import ceiling_cases
 from blockwright.profiler.synthetic import random_weights
 from blockwright.spec import Attention, Block, GatedFFN, Model, Rope, parse_format, with_format
@@ -62,10 +62,12 @@ SMALL = Shape(
 class Engine:
     """One of our engines at a number of threads."""
 
-    def __init__(self, folder: Path, settings: SessionSettings, products: Products, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, folder: Path, settings: SessionSettings, operators: OperatorsOf, clock: Callable[[], float]
+    ) -> None:
         self.folder = folder
         self._clock = clock
-        self._decoder = Decoder.open(folder, settings, products)
+        self._decoder = Decoder.open(folder, settings, operators)
         self._sequences: Sequences | None = None
 
     def begin(self, context: int, new_tokens: int) -> None:

@@ -9,32 +9,22 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from blockwright.compile import cpu_library, session
 from blockwright.compile.blocked import pack_codes, quantise_blocks
-from blockwright.compile.cpu_library import SOURCE, compiled
 from blockwright.compile.cpu_products import use_own_products, weave_codes, weave_scales
 from blockwright.compile.decoder import decoder_graph
 from blockwright.compile.engine import EngineOrder, SessionSettings, write_engine
 from blockwright.compile.flavour import Flavour, FlavourName
-from blockwright.compile.session import Decoder, Products, make_session
+from blockwright.compile.session import Decoder, OperatorsOf, make_session
 from blockwright.llama import llama
 from blockwright.profiler.synthetic import random_weights
 from blockwright.spec import Model, parse_format, with_format
 from decoders import every_kind
+from own_operators import own_operators  # noqa: F401
 
 ROUNDED = SessionSettings(num_threads=1, accuracy_level=4)
 
 
-@pytest.fixture(autouse=True)
-def library(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The operators, wherever they run at all."""
-    if not cpu_library._processor_flags() >= {"avx2", "fma"}:
-        pytest.skip("the operators need a processor with AVX2 under Linux")
-    library = compiled(SOURCE, tmp_path_factory.getbasetemp() / "library")
-    if library is None:
-        pytest.skip("no C compiler")
-    monkeypatch.setattr(session, "own_library", lambda: library)
-    return library
+pytestmark = pytest.mark.usefixtures("own_operators")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +56,8 @@ def _graph(product: Product, codes_KN: np.ndarray, scales_GN: np.ndarray, bias_N
     return helper.make_model(graph, opset_imports=imports, ir_version=11)
 
 
-def _run(graph: bytes, settings: SessionSettings, x_MK: np.ndarray, products: Products = "fastest") -> np.ndarray:
-    return np.asarray(make_session(graph, settings, products=products).run(None, {"x": x_MK})[0])
+def _run(graph: bytes, settings: SessionSettings, x_MK: np.ndarray, operators: OperatorsOf = "fastest") -> np.ndarray:
+    return np.asarray(make_session(graph, settings, operators=operators).run(None, {"x": x_MK})[0])
 
 
 def _naive(x_MK: np.ndarray, codes_KN: np.ndarray, scales_GN: np.ndarray, group_size: int) -> np.ndarray:
@@ -178,10 +168,10 @@ def test_an_engine_says_the_same_with_either_products(flavour: FlavourName, tmp_
     write_engine(order, random_weights(model), tmp_path)
     prompt = list(range(3, 20))
     logits = []
-    both: tuple[Products, ...] = ("fastest", "onnxruntime")
-    for products in both:
-        decoder = Decoder.open(tmp_path, products=products)
-        assert bool(decoder.session.given) == (products == "fastest")
+    both: tuple[OperatorsOf, ...] = ("fastest", "onnxruntime")
+    for operators in both:
+        decoder = Decoder.open(tmp_path, operators=operators)
+        assert bool(decoder.session.given) == (operators == "fastest")
         sequences = decoder.start(1, 32)
         logits.append([sequences.prefill([prompt]), *(sequences.step(np.array([id_])).copy() for id_ in (5, 6, 7))])
     own, other = np.concatenate(logits[0]), np.concatenate(logits[1])
