@@ -18,7 +18,6 @@ from blockwright.report.facts import (
     absent_words,
     budget_words,
     cost_lines,
-    drift_words,
     interval,
     measured_promises,
     percent_interval,
@@ -29,6 +28,7 @@ from blockwright.report.facts import (
     speedup,
 )
 from blockwright.report.frontier import frontier_rows, gap_words
+from blockwright.report.remarks import drift_words
 from blockwright.search.plan import Plan
 from blockwright.search.scores import ScoreTable, format_of
 from blockwright.spec import FFN, Candidate, Mixer, NoOp, stored_as, variant_name
