@@ -6,7 +6,7 @@ Each is one function per thing counted; a `match` over the closed set of variant
 
 from typing import assert_never
 
-from blockwright.spec import FFN, FP32, Attention, Block, Format, GatedFFN, LinearFFN, LinearMixer, Mixer, Model, NoOp
+from blockwright.spec import FFN, Attention, Block, Format, GatedFFN, LinearFFN, LinearMixer, Mixer, Model, NoOp
 
 _BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4}
 _SCALE_BITS = 32  # ONNX Runtime's blocked weights keep fp32 scales beside fp32 activations
@@ -110,14 +110,12 @@ def ffn_weight_bytes(model: Model, ffn: FFN) -> int:
 def shared_weight_bytes(model: Model) -> int:
     """Bytes of the weights outside the layers as stored: the embedding, the head and the last norm.
 
-    The embedding is a table in the head's format, but in fp32 beside a head of integers. A tied head is that table too,
-    except where the head is quantised: then it is stored a second time.
+    The embedding is a table in the head's format. A tied head is that table too, except where both are quantised: rows
+    are looked up in one order and multiplied in another, so they are stored twice.
     """
-    shape, weights = (model.hidden_size, model.vocab_size), model.embedding_weights
-    is_quantised = weights.group_size is not None
-    embedding = matrix_bytes(*shape, FP32 if is_quantised else weights)
-    head = 0 if model.has_tied_embeddings and not is_quantised else matrix_bytes(*shape, weights)
-    return embedding + head + 4 * model.hidden_size
+    stored = matrix_bytes(model.hidden_size, model.vocab_size, model.embedding_weights)
+    is_shared = model.has_tied_embeddings and model.embedding_weights.group_size is None
+    return stored * (1 if is_shared else 2) + 4 * model.hidden_size
 
 
 def kv_bytes_per_slot(model: Model, mixer: Mixer, bytes_per_value: int = 4) -> int:

@@ -23,6 +23,7 @@ from onnx import TensorProto
 
 from blockwright.compile.checkpoint import Weights
 from blockwright.compile.contrib import ContribOperators
+from blockwright.compile.embedding import integer_rows
 from blockwright.compile.flavour import STANDARD, Flavour, Matrix, Operators, Residual, check_writable
 from blockwright.compile.graph import Graph
 from blockwright.compile.standard import StandardOperators
@@ -137,8 +138,11 @@ def _add_ffn(ops: Operators, index: int, ffn: FFN, residual: Residual, weights: 
 
 
 def _add_embedding(ops: Operators, weights: Weights) -> str:
-    """Adds the tokens' rows; beside integers the table is in what the graph computes in."""
-    graph, table = ops.graph, ops.graph.stored("embedding", weights[_EMBEDDING], ops.model.embedding_weights)
+    """Adds the tokens' rows."""
+    graph, model = ops.graph, ops.model
+    if model.embedding_weights.group_size is not None:
+        return integer_rows(graph, weights[_EMBEDDING], model.embedding_weights, "ids")
+    table = graph.stored("embedding", weights[_EMBEDDING], model.embedding_weights)
     if graph.is_wide(table):
         return graph.node("Gather", [table, "ids"], "embedded")
     return graph.node("Cast", [graph.node("Gather", [table, "ids"], "rows")], "embedded", to=TensorProto.FLOAT)

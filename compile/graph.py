@@ -44,6 +44,11 @@ class Graph:
     inputs: list[ValueInfoProto] = field(default_factory=list)
     outputs: list[ValueInfoProto] = field(default_factory=list)
 
+    @property
+    def element_type(self) -> int:
+        """What the graph computes in, as ONNX numbers it."""
+        return _ELEMENT_TYPES[self.activations]
+
     def input(self, name: str, dtype: str, shape: list[Dimension]) -> str:
         """Declares an input of the graph and returns its name."""
         self.inputs.append(helper.make_tensor_value_info(name, _ELEMENT_TYPES[dtype], shape))
@@ -111,7 +116,7 @@ class Graph:
 
     def is_wide(self, name: str) -> bool:
         """Whether a constant is stored in what the graph computes in."""
-        return self.initializers[name].data_type == _ELEMENT_TYPES[self.activations]
+        return self.initializers[name].data_type == self.element_type
 
     def widened(self, name: str, source: str) -> str:
         """A stored constant in what the graph computes in, under another name if it was stored in less."""

@@ -47,6 +47,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="of all layers: fp32, fp16, bf16, int8-g32, int4-g32, int4-g128, of which each target takes some "
         "(default: fp32, of tensorrt fp16)",
     )
+    parser.add_argument(
+        "--head",
+        metavar="FORMAT",
+        help="of embedding and head, for onnxruntime, such as int4-g32 (default: --format, and int8-g32 for int4)",
+    )
     parser.add_argument("--plan", type=Path, help="store each layer as this plan of the checkpoint says")
     parser.add_argument("--threads", type=int, help="threads of onnxruntime (default: 1)")
     parser.add_argument("--context", type=int, metavar="TOKENS", help="longest sequence (default: the checkpoint's)")
@@ -91,7 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
         _refuse_given(arguments, "capabilities", "batch", "kit")
         _build(arguments, weights, plan)
     elif arguments.target == "tensorrt":
-        _refuse_given(arguments, "threads", "flavour", "tune")
+        _refuse_given(arguments, "threads", "flavour", "tune", "head")
         _build_for_tensorrt(arguments, weights, plan)
     else:
         _export(arguments, weights, plan)
@@ -105,6 +110,8 @@ def _build(arguments: argparse.Namespace, weights: str | None, plan: "Plan | Non
 
     if weights is not None:
         check_formats("--format", [weights], STORABLE)
+    if arguments.head is not None:
+        check_formats("--head", [arguments.head], STORABLE)
     threads = 1 if arguments.threads is None else arguments.threads
     check_at_least("--threads", threads, 1)
     if arguments.context is not None:
@@ -112,6 +119,7 @@ def _build(arguments: argparse.Namespace, weights: str | None, plan: "Plan | Non
     order = CompileOrder(
         format=weights,
         threads=threads,
+        head=arguments.head,
         num_positions=arguments.context,
         flavour=arguments.flavour,
         tunes=bool(arguments.tune),
@@ -164,7 +172,7 @@ def _export(arguments: argparse.Namespace, weights: str | None, plan: "Plan | No
     from blockwright.pipeline.compile import export_checkpoint
     from blockwright.pipeline.recipe import check_at_least
 
-    _refuse_given(arguments, "threads", "flavour", "tune", "capabilities", "batch", "kit")
+    _refuse_given(arguments, "threads", "flavour", "tune", "head", "capabilities", "batch", "kit")
     if arguments.target != "onnxruntime-genai":
         _refuse_given(arguments, "context")
     elif arguments.context is not None:

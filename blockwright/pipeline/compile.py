@@ -17,7 +17,7 @@ from blockwright.pipeline.stage import Stage, running, whole
 from blockwright.pipeline.tune import NUM_KINDS, check_can_be_tuned, tune_engine
 from blockwright.search.plan import Plan
 from blockwright.servable import STORABLE
-from blockwright.spec import FP32, Block, Format, Model, NoOp, parse_format, variant_name, with_format
+from blockwright.spec import FP32, Block, Model, NoOp, parse_format, variant_name, with_format
 from blockwright.strict import to_data
 
 
@@ -28,6 +28,8 @@ class CompileOrder:
     format: str | None
     """Of all layers; None where a plan says how each is stored."""
     threads: int
+    head: str | None = None
+    """Of the embedding and the head; None for what suits the layers."""
     num_positions: int | None = None
     """Longest sequence; None for the checkpoint's own context."""
     flavour: FlavourName | None = None
@@ -53,7 +55,7 @@ def compile_checkpoint(
             flavour lacks an operator for them.
     """
     source = open_checkpoint(checkpoint)
-    weights, model = _stored(source, order, plan)
+    model = _stored(source, order, plan)
     if order.flavour is not None:
         check_writable(model, order.flavour)
     check_context(source, order.num_positions)
@@ -67,7 +69,7 @@ def compile_checkpoint(
         return before
     built = EngineOrder(
         model=model,
-        weights_format=weights,
+        weights_format=None if plan is not None or order.head else parse_format(order.format or ""),
         num_positions=num_positions,
         session=SessionSettings(num_threads=order.threads),
         built_from=source.digest,
@@ -135,16 +137,18 @@ def export_checkpoint(
     return export
 
 
-def _stored(source: Checkpoint, order: CompileOrder, plan: Plan | None) -> tuple[Format | None, Model]:
-    """The format of all layers, or none and a model whose layers say theirs."""
+def _stored(source: Checkpoint, order: CompileOrder, plan: Plan | None) -> Model:
+    """The model, whose parts say what they are stored in."""
     if plan is None:
         assert order.format is not None, "a format, or a plan that says it"
-        return parse_format(order.format), source.spec
-    check_is_of(source, plan)
-    parts = (part for block in plan.child.layers for part in (block.mixer, block.ffn))
-    formats = {part.weights for part in parts if not isinstance(part, NoOp)} | {plan.child.embedding_weights}
-    check_formats("plan: child", sorted(map(str, formats)), STORABLE)
-    return None, plan.child
+        model = with_format(source.spec, parse_format(order.format))
+    else:
+        check_is_of(source, plan)
+        model = plan.child
+        parts = (part for block in model.layers for part in (block.mixer, block.ffn))
+        formats = {part.weights for part in parts if not isinstance(part, NoOp)} | {model.embedding_weights}
+        check_formats("plan: child", sorted(map(str, formats)), STORABLE)
+    return model if order.head is None else replace(model, embedding_weights=parse_format(order.head, STORABLE))
 
 
 def check_context(source: Checkpoint, num_positions: int | None) -> None:

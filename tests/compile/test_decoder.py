@@ -115,8 +115,7 @@ def _weights(model: Model) -> Weights:
 def _as_stored(model: Model, weights: Weights) -> Weights:
     """The weights that an engine's codes stand for, with the head apart from the embeddings."""
     stored = {name: _rounded(array, _format_of(model, name)) for name, array in weights.items()}
-    if model.embedding_weights == FP16:
-        stored["model.embed_tokens.weight"] = _rounded(weights["model.embed_tokens.weight"], FP16)
+    stored["model.embed_tokens.weight"] = _rounded(weights["model.embed_tokens.weight"], model.embedding_weights)
     head_VD = weights["model.embed_tokens.weight" if model.has_tied_embeddings else "lm_head.weight"]
     return stored | {"lm_head.weight": _rounded(head_VD, model.embedding_weights)}
 
@@ -307,7 +306,7 @@ def _mixed(model: Model, head: str) -> Model:
 
 
 @in_both_flavours
-@pytest.mark.parametrize("head", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("head", ["fp32", "fp16", "int8", "int4-g32", "int4-g128"])
 @pytest.mark.parametrize("name", ["llama", "untied", "biases", "qwen3"])
 def test_layers_in_different_formats_give_the_logits_of_what_they_stand_for(
     name: str, head: str, flavour: FlavourName, tmp_path: Path

@@ -6,42 +6,18 @@ from pathlib import Path
 import pytest
 
 from blockwright.cli.main import main
-from blockwright.compile.engine import Engine, read_engine
+from blockwright.compile.engine import DATA_FILE, Engine, read_engine
 from blockwright.compile.session import Decoder
-from blockwright.cost import Load
 from blockwright.count import ffn_weight_bytes, mixer_weight_bytes, shared_weight_bytes
 from blockwright.errors import InputError
-from blockwright.hw_profiles.device import this_device
 from blockwright.model.parent import open_parent
 from blockwright.pipeline.compile import CompileOrder, compile_checkpoint
 from blockwright.search.plan import Plan, write_plan
-from blockwright.spec import Attention, Block, Format, GatedFFN, Model, format_of_model, parse_format, stored_as
+from blockwright.spec import Attention, Block, Format, GatedFFN, Model, parse_format, stored_as
+from plans import plan_here
 
 INT4 = parse_format("int4")
 AS_THE_PLAN_SAYS = CompileOrder(format=None, threads=1)
-
-
-def _plan(parent: Model, child: Model) -> Plan:
-    device = this_device().name
-    return Plan(
-        schema_version=2,
-        status="optimal",
-        parent=parent,
-        child=child,
-        score=0.5,
-        bound=0.5,
-        metric="kl",
-        profile=device,
-        devices={device: device},
-        backend="onnxruntime",
-        format=format_of_model(child),
-        loads={"chat": Load(batch=1, prompt_tokens=8, new_tokens=8)},
-        batches={},
-        promises=(),
-        budgets=(),
-        frontier=(),
-        pool=(),
-    )
 
 
 @pytest.fixture
@@ -54,7 +30,7 @@ def mixed(parent: Model) -> Plan:
     """The parent's own blocks, the second ffn and the first mixer in int4."""
     first, second = parent.layers
     layers = (replace(first, mixer=stored_as(first.mixer, INT4)), replace(second, ffn=stored_as(second.ffn, INT4)))
-    return _plan(parent, replace(parent, layers=layers))
+    return plan_here(parent, replace(parent, layers=layers))
 
 
 def _weight_bytes(model: Model) -> int:
@@ -80,11 +56,52 @@ def test_an_engine_of_a_plan_stores_each_layer_as_the_plan_says(
 
 def test_a_plan_of_one_format_keeps_its_own_head(small_parent: Path, parent: Model, tmp_path: Path) -> None:
     layers = tuple(Block(mixer=stored_as(b.mixer, INT4), ffn=stored_as(b.ffn, INT4)) for b in parent.layers)
-    plan = _plan(parent, replace(parent, layers=layers))
+    plan = plan_here(parent, replace(parent, layers=layers))
     built = compile_checkpoint(str(small_parent), AS_THE_PLAN_SAYS, tmp_path / "plan", plan=plan)
     whole = compile_checkpoint(str(small_parent), CompileOrder(format="int4", threads=1), tmp_path / "int4")
     assert built.format == whole.format == "int4-g32"
     assert (str(built.model.embedding_weights), str(whole.model.embedding_weights)) == ("fp32", "int8-g32")
+
+
+@pytest.mark.parametrize("head", ["int4-g32", "fp16"])
+def test_embedding_and_head_may_be_stored_apart_from_the_layers(small_parent: Path, tmp_path: Path, head: str) -> None:
+    built = {
+        name: compile_checkpoint(
+            str(small_parent), CompileOrder(format="int4", threads=1, head=name), tmp_path / str(name)
+        )
+        for name in (None, head)
+    }
+    assert {name: str(engine.model.embedding_weights) for name, engine in built.items()} == {
+        None: "int8-g32",
+        head: head,
+    }
+    assert {engine.format for engine in built.values()} == {"int4-g32"}
+    saved = _weight_bytes(built[None].model) - _weight_bytes(built[head].model)
+    sizes = {name: engine.files[DATA_FILE].size_bytes for name, engine in built.items()}
+    assert sizes[None] - sizes[head] == pytest.approx(saved, abs=64)  # places in the file are round numbers
+    assert _logits(tmp_path / "None") != _logits(tmp_path / head)
+
+
+def test_a_plan_may_be_given_another_head(small_parent: Path, mixed: Plan, tmp_path: Path) -> None:
+    order = replace(AS_THE_PLAN_SAYS, head="int8")
+    built = compile_checkpoint(str(small_parent), order, tmp_path / "engine", plan=mixed)
+    assert built.model == replace(mixed.child, embedding_weights=parse_format("int8"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--head", "int3"], "--head"),
+        (["--head", "bf16"], "--head"),
+        (["--head", "int4", "--target", "llama.cpp"], "--head"),
+    ],
+)
+def test_a_head_that_cannot_be_stored_is_refused(
+    small_parent: Path, tmp_path: Path, flags: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compile", str(small_parent), "--out", str(tmp_path / "engine"), *flags]) == 2
+    assert f"error in {named}" in capsys.readouterr().err
+    assert not (tmp_path / "engine").exists()
 
 
 def test_another_plan_makes_another_engine_and_the_same_one_none(
@@ -94,7 +111,7 @@ def test_another_plan_makes_another_engine_and_the_same_one_none(
         engine = compile_checkpoint(str(small_parent), AS_THE_PLAN_SAYS, tmp_path / "engine", plan=plan)
         return engine, (tmp_path / "engine" / "engine.json").stat().st_ino
 
-    first, again, other = build(mixed), build(mixed), build(_plan(mixed.parent, mixed.parent))
+    first, again, other = build(mixed), build(mixed), build(plan_here(mixed.parent, mixed.parent))
     assert first == again
     assert other != first and other[0].format == "fp32"
 
