@@ -13,13 +13,12 @@ from blockwright.cli.main import main
 from blockwright.compile.engine import GRAPH_FILE, read_engine
 from blockwright.compile.flavour import FlavourName
 from blockwright.compile.session import Decoder
-from blockwright.cost import Load
 from blockwright.errors import InputError
-from blockwright.hw_profiles.device import this_device
 from blockwright.model.parent import open_parent
 from blockwright.pipeline.compile import CompileOrder, compile_checkpoint
 from blockwright.pipeline.measure import check_promises_hold_here
 from blockwright.search.plan import Plan
+from plans import plan_here
 
 Refused = Callable[..., str]
 
@@ -123,23 +122,5 @@ def test_promises_are_about_one_setting_of_both_engines(small_parent: Path, tmp_
 
 
 def _plan_of(parent: Path) -> Plan:
-    model, device = open_parent(str(parent)).spec, this_device().name
-    return Plan(
-        schema_version=2,
-        status="optimal",
-        parent=model,
-        child=model,
-        score=0.0,
-        bound=0.0,
-        metric="kl",
-        profile=device,
-        devices={device: device},
-        backend="onnxruntime",
-        format="fp32",
-        loads={"chat": Load(batch=1, prompt_tokens=8, new_tokens=8)},
-        batches={},
-        promises=(),
-        budgets=(),
-        frontier=(),
-        pool=(),
-    )
+    model = open_parent(str(parent)).spec
+    return plan_here(model, model)
