@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from blockwright.cli.main import main
-from blockwright.compile.engine import Engine, read_engine
+from blockwright.compile.engine import DATA_FILE, Engine, read_engine
 from blockwright.compile.session import Decoder
 from blockwright.count import ffn_weight_bytes, mixer_weight_bytes, shared_weight_bytes
 from blockwright.errors import InputError
@@ -61,6 +61,47 @@ def test_a_plan_of_one_format_keeps_its_own_head(small_parent: Path, parent: Mod
     whole = compile_checkpoint(str(small_parent), CompileOrder(format="int4", threads=1), tmp_path / "int4")
     assert built.format == whole.format == "int4-g32"
     assert (str(built.model.embedding_weights), str(whole.model.embedding_weights)) == ("fp32", "int8-g32")
+
+
+@pytest.mark.parametrize("head", ["int4-g32", "fp16"])
+def test_embedding_and_head_may_be_stored_apart_from_the_layers(small_parent: Path, tmp_path: Path, head: str) -> None:
+    built = {
+        name: compile_checkpoint(
+            str(small_parent), CompileOrder(format="int4", threads=1, head=name), tmp_path / str(name)
+        )
+        for name in (None, head)
+    }
+    assert {name: str(engine.model.embedding_weights) for name, engine in built.items()} == {
+        None: "int8-g32",
+        head: head,
+    }
+    assert {engine.format for engine in built.values()} == {"int4-g32"}
+    saved = _weight_bytes(built[None].model) - _weight_bytes(built[head].model)
+    sizes = {name: engine.files[DATA_FILE].size_bytes for name, engine in built.items()}
+    assert sizes[None] - sizes[head] == pytest.approx(saved, abs=64)  # places in the file are round numbers
+    assert _logits(tmp_path / "None") != _logits(tmp_path / head)
+
+
+def test_a_plan_may_be_given_another_head(small_parent: Path, mixed: Plan, tmp_path: Path) -> None:
+    order = replace(AS_THE_PLAN_SAYS, head="int8")
+    built = compile_checkpoint(str(small_parent), order, tmp_path / "engine", plan=mixed)
+    assert built.model == replace(mixed.child, embedding_weights=parse_format("int8"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--head", "int3"], "--head"),
+        (["--head", "bf16"], "--head"),
+        (["--head", "int4", "--target", "llama.cpp"], "--head"),
+    ],
+)
+def test_a_head_that_cannot_be_stored_is_refused(
+    small_parent: Path, tmp_path: Path, flags: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compile", str(small_parent), "--out", str(tmp_path / "engine"), *flags]) == 2
+    assert f"error in {named}" in capsys.readouterr().err
+    assert not (tmp_path / "engine").exists()
 
 
 def test_another_plan_makes_another_engine_and_the_same_one_none(
