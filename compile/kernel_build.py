@@ -16,7 +16,7 @@ from typing import Any
 from blockwright.compile.kernels import Kernel
 from blockwright.compile.ptx import entry_name, parameter_types, target, version, without_scratch
 from blockwright.compile.triton_launch import FUNCTIONS
-from blockwright.compile.triton_package import triton
+from blockwright.compile.triton_package import check_version, triton
 from blockwright.errors import InputError
 
 POINTER_ALIGNMENT_BYTES = 16
@@ -24,6 +24,9 @@ PTX_VERSION = 87
 
 _PTX_VERSIONS = {"sm110": 90}
 """Where PTX_VERSION does not know the GPU; LLVM says so and ends the process."""
+
+_OLDEST_TRITON = {"sm110": (3, 9)}
+"""Whose ptxas knows the GPU: that of 3.6 does not, those between were not tried."""
 
 MOST_SHARED_BYTES = {
     "sm80": 163 * 1024,
@@ -68,7 +71,7 @@ def check_capability(name: str) -> None:
     """Refuses a GPU that kernels are not compiled for.
 
     Raises:
-        InputError: it is one.
+        InputError: it is one, or this Triton is too old for it.
     """
     if name not in MOST_SHARED_BYTES:
         raise InputError(
@@ -77,6 +80,8 @@ def check_capability(name: str) -> None:
             expected="some of " + ", ".join(CAPABILITIES),
             remedy="Write them so, with commas between; PTX for sm80 runs on every later GPU too.",
         )
+    if name in _OLDEST_TRITON:
+        check_version(triton.__version__, _OLDEST_TRITON[name], f" for {name}")
 
 
 def compile_kernel(kernel: Kernel, capability: str) -> Compiled:

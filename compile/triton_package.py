@@ -5,22 +5,27 @@ from typing import Any
 
 from blockwright.errors import InputError
 
-OLDEST = (3, 4)
-"""The first with `triton.knobs`."""
+OLDEST = (3, 6)
+"""The oldest that this was tried with; of 3.4 the compiler's interface differs."""
 
 
-def check_version(version: str) -> None:
+def check_version(version: str, oldest: tuple[int, int] = OLDEST, what: str = "") -> None:
     """Refuses what is too old.
 
+    Args:
+        version: as Triton states it.
+        oldest: that will do.
+        what: why a later one than otherwise is needed.
+
     Raises:
-        InputError: it is.
+        InputError: it is older.
     """
-    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST:
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < oldest:
         raise InputError(
             "triton",
-            got=f"Triton {version}",
-            expected="Triton 3.4 or later",
-            remedy="Install a later one: pip install 'blockwright[triton]'.",
+            got=f"Triton {version}{what}",
+            expected=f"Triton {oldest[0]}.{oldest[1]} or later",
+            remedy="Install a later one: pip install --upgrade triton.",
         )
 
 
@@ -31,7 +36,7 @@ except ImportError as error:
     raise InputError(
         "triton",
         got=f"no Triton that loads ({error})",
-        expected="Triton 3.4 or later",
+        expected=f"Triton {OLDEST[0]}.{OLDEST[1]} or later",
         remedy="Install it: pip install 'blockwright[triton]'. About 1 GB; no GPU is needed.",
     ) from error
 

@@ -6,7 +6,7 @@ the 12 % of a cache that separators and neighbours keep against all of it by the
 likewise. All are captured in CUDA graphs, so that launches do not count, and go round copies of their weights or caches
 that are together larger than the L2 cache. Contestants run in turn; ratios are of the same round.
 
-Needs torch with CUDA and Triton 3.4 or later, about 12 GB and a few minutes. `--interpret --small` tries it out
+Needs torch with CUDA and Triton 3.6 or later, about 12 GB and a few minutes. `--interpret --small` tries it out
 without a GPU, in Triton's interpreter, whose times are worth nothing. Writes kernels_<device>_<date>.json and .md.
 """
 

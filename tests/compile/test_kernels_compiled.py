@@ -17,7 +17,7 @@ pytest.importorskip("triton", reason="Triton is needed (the extra triton)")
 
 from blockwright.cli.main import main
 from blockwright.compile import kernels
-from blockwright.compile.kernel_build import CAPABILITIES, MOST_SHARED_BYTES, compile_kernel
+from blockwright.compile.kernel_build import CAPABILITIES, MOST_SHARED_BYTES, check_capability, compile_kernel
 from blockwright.compile.kernel_files import MANIFEST_FILE, catalogue, read_manifest, write_kernels
 from blockwright.compile.kernel_ops import int4_linear, sparse_decode, sparse_prefill
 from blockwright.compile.kernel_twins import far_tokens, int4_linear_twin, sparse_decode_twin, sparse_prefill_twin
@@ -170,10 +170,15 @@ def test_the_absence_of_triton_is_told_with_what_to_install() -> None:
     assert done.returncode == 2 and "pip install 'blockwright[triton]'" in done.stderr
 
 
-def test_an_old_triton_is_refused() -> None:
-    check_version("3.4.0")
-    with pytest.raises(InputError, match=r"Triton 3\.3\.1; expected Triton 3\.4 or later"):
-        check_version("3.3.1")
+def test_an_old_triton_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_version("3.6.0")
+    with pytest.raises(InputError, match=r"Triton 3\.5\.1; expected Triton 3\.6 or later"):
+        check_version("3.5.1")
+    check_capability("sm110")
+    monkeypatch.setattr(triton, "__version__", "3.6.0")
+    check_capability("sm90")
+    with pytest.raises(InputError, match=r"Triton 3\.6\.0 for sm110; expected Triton 3\.9 or later"):
+        check_capability("sm110")
 
 
 def _linear(**changes: Any) -> dict[str, Any]:
