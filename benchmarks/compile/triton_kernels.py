@@ -19,6 +19,11 @@ from blockwright.strict import to_data
 
 HEADS = ((128, 4), (64, 4), (64, 1))
 """Channels, and query heads per KV head: Llama 3, Mistral and Qwen; Llama 3.2 1B; a parent without shared heads."""
+KEPT = (
+    *("name", "capability", "target", "block_threads", "shared_bytes", "num_registers", "spill_store_bytes"),
+    *("spill_load_bytes", "stack_bytes", "ptx_version"),
+)
+"""Of what a manifest says of each kernel."""
 
 
 def main() -> None:
@@ -34,15 +39,26 @@ def main() -> None:
             wanted, capabilities, Path(folder) / "kernels", lambda each: print(each.capability, each.name, flush=True)
         )
     command = "python benchmarks/compile/triton_kernels.py" + " --small" * asked.small
-    results = origin(command, this_device()) | to_data(manifest)
+    results = origin(command, this_device()) | as_data(manifest)
     write_results(results, as_text(results, manifest, capabilities), asked.out / f"triton-kernels_{results['date']}")
+
+
+def as_data(manifest: Manifest) -> dict[str, Any]:
+    """The manifest without how to launch, which is the same on every GPU."""
+    rows = [{key: value for key, value in to_data(each).items() if key in KEPT} for each in manifest.kernels]
+    tiles = {each.name: each.constants for each in manifest.kernels}
+    return {"triton": manifest.triton, "ptxas": manifest.ptxas, "constants": tiles, "rows": rows}
 
 
 def as_text(results: dict[str, Any], manifest: Manifest, capabilities: tuple[str, ...]) -> str:
     """A row per kernel, a column per GPU."""
     cells = {(each.name, each.capability): each for each in manifest.kernels}
     spilling = [each for each in manifest.kernels if each.spill_store_bytes + each.spill_load_bytes]
-    assemblers = ", ".join(f"{version} for {name}" for name, version in manifest.ptxas.items())
+    versions = dict.fromkeys(manifest.ptxas.values())
+    assemblers = " and ".join(
+        f"{each} for {', '.join(name for name, version in manifest.ptxas.items() if version == each)}"
+        for each in versions
+    )
     spilled = f"{len(spilling)} of them spill registers" + (" (marked with the bytes)." if spilling else ".")
     by = f"Triton {manifest.triton}; ptxas {assemblers}"
     lines = [
