@@ -17,6 +17,8 @@ from blockwright.files import new_file
 SOURCES = tuple(
     Path(__file__).with_name(f"cpu_{name}") for name in ("operators.c", "int4.c", "attention.c", "operators.h")
 )
+VERSION = 1
+"""To be raised when the operators become faster or slower: profiles measured with another one are refused then."""
 _COMPILERS = ("cc", "gcc", "clang")
 _FLAGS = ("-std=gnu11", "-O3", "-mavx2", "-mfma", "-shared", "-fPIC", "-fvisibility=hidden")
 _NEEDED = {"avx2", "fma"}
@@ -30,6 +32,11 @@ def own_library() -> Path | None:
     if platform.machine() != "x86_64" or not _suits(_processor_flags()):
         return None
     return compiled(SOURCES, _cache_folder())
+
+
+def operators_in_use() -> str:
+    """Whose operators multiply and attend in an engine here, as profiles and measurements record it."""
+    return "onnxruntime" if own_library() is None else f"blockwright {VERSION}"
 
 
 def compiled(sources: tuple[Path, ...], folder: Path) -> Path | None:

@@ -16,6 +16,9 @@ from blockwright.hw_profiles.machine import Machine, this_machine
 _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "sve")
 _APPLE_FEATURES = {"asimd": "AdvSIMD", "asimddp": "arm.FEAT_DotProd", "i8mm": "arm.FEAT_I8MM"}
 """Linux' names and those of sysctl's hw.optional."""
+OPERATORS = "cpu operators"
+"""The key of software under which stands whose operators an engine's layers run on: ours and their version, or the
+runtime's."""
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "torch", "transformers")
 _ARM_CORES = {
     ("0x41", "0xd03"): "Cortex-A53",

@@ -8,11 +8,12 @@ from blockwright.compile.export import FORMATS, Export, ExportOrder, Target, rea
 from blockwright.compile.flavour import FlavourName, check_writable
 from blockwright.errors import InputError
 from blockwright.files import digest_of, new_folder
-from blockwright.hw_profiles.device import installed_software, this_device
+from blockwright.hw_profiles.device import this_device
 from blockwright.pipeline.console import progress
 from blockwright.pipeline.inputs import Checkpoint, open_checkpoint
 from blockwright.pipeline.realise import checkpoint_spec
 from blockwright.pipeline.recipe import check_formats
+from blockwright.pipeline.software import engine_software
 from blockwright.pipeline.stage import Stage, running, whole
 from blockwright.pipeline.tune import NUM_KINDS, check_can_be_tuned, tune_engine
 from blockwright.search.plan import Plan
@@ -63,7 +64,7 @@ def compile_checkpoint(
     num_positions = source.spec.max_positions if order.num_positions is None else order.num_positions
     if order.tunes:
         check_can_be_tuned(num_positions)
-        inputs |= {"device": this_device().digest, "software": digest_of(installed_software())}
+        inputs |= {"device": this_device().digest, "software": digest_of(engine_software())}
     stage = Stage(name=f"compile-{output.name}", output=output, inputs=inputs, home=home, reads=whole(source.folder))
     if (before := stage.reuse(lambda: read_whole_engine(output))) is not None:
         return before

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from blockwright.compile.engine import SessionSettings
 from blockwright.hw_profiles.conditions import conditions_now
-from blockwright.hw_profiles.device import cache_bytes, installed_software, this_device
+from blockwright.hw_profiles.device import cache_bytes, this_device
 from blockwright.hw_profiles.profile import SCHEMA_VERSION, OperatorRow, Profile
 from blockwright.hw_profiles.provenance import Method
 from blockwright.pipeline.marks import write_marked
@@ -20,6 +20,7 @@ from blockwright.pipeline.profile import (
     reference_for,
     started_at,
 )
+from blockwright.pipeline.software import engine_software
 from blockwright.pipeline.stage import Stage, running
 from blockwright.profiler.clock import OUTLIER_RULE, WARM_UP, Effort, clock_for
 from blockwright.profiler.operator_grid import grid_cases
@@ -47,7 +48,7 @@ def default_folder() -> Path:
 
 def profile_device(order: DeviceOrder, output: Path) -> Profile:
     """Measures this machine, or reads what was measured before with the same order, machine and software."""
-    device, software = this_device(), installed_software()
+    device, software = this_device(), engine_software()
     inputs = {"order": to_data(order), "device": device.digest, "software": software}
     stage = Stage(name="profile-device", output=output, inputs=inputs)
     if (before := stage.reuse(lambda: read_profile_of(output, device))) is not None:

@@ -14,7 +14,7 @@ from blockwright.cost import Cost, Load, Quantity, exact
 from blockwright.count import parameters
 from blockwright.errors import InputError
 from blockwright.files import digest_of_files
-from blockwright.hw_profiles.device import installed_software, this_device
+from blockwright.hw_profiles.device import this_device
 from blockwright.hw_profiles.profile import Profile
 from blockwright.measured import (
     SCHEMA_VERSION,
@@ -36,6 +36,7 @@ from blockwright.pipeline.inputs import (
     read_text,
     windows_to_judge_by,
 )
+from blockwright.pipeline.software import engine_software
 from blockwright.pipeline.stage import Stage, running
 from blockwright.pipeline.tune import settings_words
 from blockwright.profiler.clock import Timing
@@ -80,7 +81,7 @@ class MeasureOrder:
 def measure_run(made: Made, order: MeasureOrder, output: Path) -> Measured:
     """Measures costs, quality and writing, or reads what was measured before of the same files on this machine."""
     text = read_text(order.text)
-    device, software = this_device(), installed_software()
+    device, software = this_device(), engine_software()
     stage = _stage(made, order, text, output, {"device": device.digest, "software": software})
     if (before := stage.reuse(lambda: read_measured(output))) is not None:
         return before

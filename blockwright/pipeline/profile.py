@@ -12,7 +12,7 @@ from blockwright.errors import InputError
 from blockwright.files import read_json, write_json
 from blockwright.hw_profiles.ceilings import Ceilings, Figure
 from blockwright.hw_profiles.conditions import conditions_now
-from blockwright.hw_profiles.device import Device, installed_software, this_device
+from blockwright.hw_profiles.device import Device, this_device
 from blockwright.hw_profiles.folder import read_profile
 from blockwright.hw_profiles.profile import SCHEMA_VERSION, Backend, MemoryRow, Profile, TimeRow, WholeRow
 from blockwright.hw_profiles.provenance import Coverage, Method
@@ -20,6 +20,7 @@ from blockwright.pipeline.kit import offered
 from blockwright.pipeline.marks import write_marked
 from blockwright.pipeline.measuring import Limits, Measurements, measure_all, num_runs
 from blockwright.pipeline.power import with_power
+from blockwright.pipeline.software import engine_software
 from blockwright.pipeline.stage import Stage, running
 from blockwright.profiler.bench import Bench
 from blockwright.profiler.ceilings import measure_ceilings
@@ -56,7 +57,7 @@ class ProfileOrder:
 
 def profile_machine(order: ProfileOrder, output: Path) -> Profile:
     """Measures this machine, or reads what was measured before with the same order, machine and software."""
-    device, software = this_device(), installed_software()
+    device, software = this_device(), engine_software()
     stage = Stage(
         name="profile",
         output=output,

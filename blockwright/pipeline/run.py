@@ -8,7 +8,7 @@ import yaml
 from blockwright.cost import Load
 from blockwright.errors import InputError
 from blockwright.files import new_file
-from blockwright.hw_profiles.device import installed_software, this_device
+from blockwright.hw_profiles.device import this_device
 from blockwright.hw_profiles.folder import read_profile
 from blockwright.hw_profiles.profile import Profile, check_is_this_machine
 from blockwright.measured import Measured
@@ -29,6 +29,7 @@ from blockwright.pipeline.refine import RefineOrder, refine_plan
 from blockwright.pipeline.report import report_run
 from blockwright.pipeline.score import ScoreOrder, read_yardsticks, score_library
 from blockwright.pipeline.search import SearchOrder, check_budgets, check_reachable, search_plan
+from blockwright.pipeline.software import engine_software
 from blockwright.pipeline.tried import TRIED, TRIED_REFINED, TryOrder, choose_tried
 from blockwright.profiler.check import check_utilisation
 from blockwright.search.offered import formats_for
@@ -220,7 +221,7 @@ def _choose(recipe: Recipe, parent: Parent, profile: str | Path, folder: Path) -
 def _ready_profile(recipe: Recipe, name: str) -> Profile:
     hardware = read_profile(name)
     check_utilisation(hardware)
-    check_is_this_machine(hardware, this_device(), installed_software())
+    check_is_this_machine(hardware, this_device(), engine_software())
     if hardware.num_threads != recipe.engine.threads:
         raise InputError(
             f"profile {hardware.name}: threads",

@@ -14,12 +14,13 @@ from pathlib import Path
 from blockwright.cost import Load, Quantity
 from blockwright.errors import InputError
 from blockwright.files import digest_of, read_json, write_json
-from blockwright.hw_profiles.device import installed_software, this_device
+from blockwright.hw_profiles.device import this_device
 from blockwright.hw_profiles.folder import HEAD, read_profile, write_profile
 from blockwright.hw_profiles.profile import Profile, check_is_this_machine
 from blockwright.hw_profiles.tried import Share, TriedChild
 from blockwright.pipeline.console import progress, say
 from blockwright.pipeline.search import SearchOrder, name_and_place, search_plan
+from blockwright.pipeline.software import engine_software
 from blockwright.pipeline.stage import Stage, running
 from blockwright.pipeline.validate import write_random_engine
 from blockwright.profiler.cost_model import predict
@@ -67,7 +68,7 @@ def search_tried(
             expected="onnxruntime, the runtime that children are tried in",
             remedy="Leave --trials out: the plan goes by the profile alone.",
         )
-    check_is_this_machine(read_profile(first), this_device(), installed_software())
+    check_is_this_machine(read_profile(first), this_device(), engine_software())
 
     def choose(place: str | Path) -> Plan:
         return search_plan(scores, [f"{name}={place}" if name else place, *profiles[1:]], order, output)

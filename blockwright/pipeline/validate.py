@@ -12,13 +12,14 @@ from blockwright.compile.slots import slots_for
 from blockwright.cost import Cost, Load, Quantity
 from blockwright.errors import InputError
 from blockwright.files import digest_of, read_json, write_json
-from blockwright.hw_profiles.device import installed_software, this_device
+from blockwright.hw_profiles.device import this_device
 from blockwright.hw_profiles.folder import HEAD, read_profile
 from blockwright.hw_profiles.profile import Profile, check_is_this_machine, parent_of
 from blockwright.hw_profiles.provenance import AccuracyRow
 from blockwright.hw_profiles.variants import parse_variant
 from blockwright.pipeline.console import progress
 from blockwright.pipeline.marks import write_marked
+from blockwright.pipeline.software import engine_software
 from blockwright.pipeline.stage import Stage, running
 from blockwright.profiler.cost_model import predict
 from blockwright.profiler.engines import EngineCosts, EngineRequest, measure_engines
@@ -54,7 +55,7 @@ def validate_profile(folder: Path, order: ValidateOrder) -> Profile:
     """
     profile = read_profile(folder)
     home = folder.parent if folder.name == HEAD else folder
-    check_is_this_machine(profile, this_device(), installed_software())
+    check_is_this_machine(profile, this_device(), engine_software())
     inputs = {"order": to_data(order), "profile": digest_of(to_data(replace(profile, accuracy=())))}
     stage = Stage(name=f"validate-{home.name}", output=home, inputs=inputs)
     if stage.is_done():

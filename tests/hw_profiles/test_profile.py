@@ -9,7 +9,7 @@ import pytest
 from blockwright.cost import ORIGINS
 from blockwright.errors import InputError
 from blockwright.hw_profiles.ceilings import Ceilings, Figure
-from blockwright.hw_profiles.device import Device, software_digest
+from blockwright.hw_profiles.device import OPERATORS, Device, software_digest
 from blockwright.hw_profiles.folder import measured_profiles, read_profile, shipped_profiles
 from blockwright.hw_profiles.profile import OperatorRow, check_is_this_machine, parent_of
 from blockwright.hw_profiles.provenance import AccuracyRow, Coverage, Method
@@ -78,6 +78,16 @@ def test_another_version_of_the_runtime_is_refused() -> None:
 
 def test_the_machine_it_was_measured_on_is_accepted() -> None:
     check_is_this_machine(PROFILE, DEVICE, PROFILE.software | {"kernel": "another"})
+
+
+def test_a_profile_of_other_operators_is_refused_and_one_that_names_none_is_of_the_runtimes() -> None:
+    unnamed = {name: version for name, version in PROFILE.software.items() if name != OPERATORS}
+    plain, ours = unnamed | {OPERATORS: "onnxruntime"}, unnamed | {OPERATORS: "blockwright 7"}
+    for measured, here in ((unnamed, plain), (plain, unnamed), (ours, ours)):
+        check_is_this_machine(replace(PROFILE, software=measured), DEVICE, here)
+    for measured, here in ((unnamed, ours), (ours, plain), (ours, unnamed | {OPERATORS: "blockwright 8"})):
+        with pytest.raises(InputError, match=OPERATORS):
+            check_is_this_machine(replace(PROFILE, software=measured), DEVICE, here)
 
 
 def test_a_profile_of_a_device_alone_has_no_parent_to_give() -> None:

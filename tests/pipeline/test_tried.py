@@ -193,7 +193,7 @@ def test_the_search_by_itself_tries_too_and_keeps_the_names_of_devices(
 ) -> None:
     machine, given = make_machine(linear_s=12e-6), read_profile(home / "profile")
     monkeypatch.setattr(tried, "this_device", lambda: given.device)
-    monkeypatch.setattr(tried, "installed_software", lambda: given.software)
+    monkeypatch.setattr(tried, "engine_software", lambda: given.software)
     write_profile(make_profile([LOAD], slowness=3.0, name="slow"), home / "slow")
     order = replace(_order(("time_per_token@here:chat <= 60%",)), pool_size=2)
     profiles = [f"here={home / 'profile'}", home / "slow"]
