@@ -6,7 +6,6 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import torch
 from blockwright.cli.main import main
 from blockwright.model.parent import load_model, open_parent
 from blockwright.pipeline.library_tasks import train_by_workers
-from blockwright.pipeline.workers import Workers, workers
+from blockwright.pipeline.workers import Workers
 from blockwright.search.space import SpaceSettings, candidates
 from blockwright.train.bld import BldSettings, Trainee, needs_training, trainee_of
 from blockwright.train.one_group import LibraryJob, train_group
@@ -27,12 +26,6 @@ from forked import fork_command
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: [distributed]")
 
 Alone = tuple[list[Trained], Path]
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[Workers]:
-    with workers("local:2") as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

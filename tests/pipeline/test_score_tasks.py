@@ -6,7 +6,6 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,18 +16,12 @@ from blockwright.model.parent import Parent, open_parent
 from blockwright.pipeline.library import LibraryOrder, build_library
 from blockwright.pipeline.score import ScoreOrder, score_library
 from blockwright.pipeline.score_tasks import ScoreTasks, shares_of
-from blockwright.pipeline.workers import Workers, workers
+from blockwright.pipeline.workers import Workers
 from blockwright.search.scores import read_scores
 from blockwright.search.space import SpaceSettings
 from blockwright.spec import Candidate, GatedFFN
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: [distributed]")
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[Workers]:
-    with workers("local:2") as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,6 @@ from blockwright.errors import InputError
 from blockwright.pipeline.workers import RETRIES, Packed, Workers, check_where, workers
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: [distributed]")
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[Workers]:
-    with workers("local:2") as found:
-        yield found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
