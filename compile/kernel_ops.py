@@ -44,7 +44,7 @@ def int4_linear(x: Tensor, codes_NK: Tensor, scales_NG: Tensor, num_splits: int 
         kernel,
         {
             "x": x_MK,
-            "codes": codes_NK.contiguous(),
+            "codes": codes_NK.contiguous().view(torch.uint8),  # of int8 the upper half would come out signed
             "scales": scales_NG.contiguous(),
             "num_rows": num_rows,
             "num_outputs": num_outputs,
@@ -101,12 +101,13 @@ def sparse_decode(
     out = q_BHD.new_empty((batch * num_heads, splits, head_dim), dtype=dtype)
     given = {
         "logs": q_BHD.new_empty((batch * num_heads, splits), dtype=torch.float32),
+        "counts": counts_B.contiguous(),
         "num_splits": splits,
         "batch": batch,
         "num_heads": num_heads,
         "num_kv_heads": num_kv_heads,
     }
-    inputs = {"q": q_BHD.contiguous(), "k": k_BJSD.contiguous(), "v": v_BJSD.contiguous(), "counts": counts_B}
+    inputs = {"q": q_BHD.contiguous(), "k": k_BJSD.contiguous(), "v": v_BJSD.contiguous()}
     launch(kernels.sparse_decode(heads, splits > 1), given | inputs | {"num_slots": num_slots, "out": out})
     if splits == 1:
         return out.reshape(q_BHD.shape)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from blockwright.compile.kernels import Kernel, extents
@@ -22,15 +23,17 @@ FUNCTIONS: dict[str, Any] = {
 
 def launch(kernel: Kernel, given: Mapping[str, Tensor | int]) -> None:
     """Runs a kernel; numbers that its grid is made of are given beside its arguments."""
-    assert all(value.is_contiguous() for value in given.values() if isinstance(value, Tensor)), "as kernels count"
+    tensors = [value for value in given.values() if isinstance(value, Tensor)]
+    assert all(tensor.is_contiguous() for tensor in tensors), "as kernels count"
     sizes = {name: value for name, value in given.items() if isinstance(value, int)}
-    FUNCTIONS[kernel.function][extents(kernel, sizes)](
-        *(given[argument.name] for argument in kernel.arguments),
-        **dict(kernel.constants),
-        num_warps=kernel.num_warps,
-        num_stages=kernel.num_stages,
-        enable_fp_fusion=True,
-    )
+    with torch.cuda.device_of(tensors[0]):  # of several GPUs, Triton takes the current one
+        FUNCTIONS[kernel.function][extents(kernel, sizes)](
+            *(given[argument.name] for argument in kernel.arguments),
+            **dict(kernel.constants),
+            num_warps=kernel.num_warps,
+            num_stages=kernel.num_stages,
+            enable_fp_fusion=True,
+        )
 
 
 def runs_kernels(tensor: Tensor) -> bool:

@@ -103,6 +103,27 @@ def test_leading_sides_of_activations_are_kept() -> None:
     assert _is_near(int4_linear(x, codes_NK, scales_NG), expected)
 
 
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_signed_bytes_are_the_same_codes(num_rows: int) -> None:
+    codes_NK, scales_NG = _int4(64, 10, 32, torch.float16)
+    x_MK = _random(num_rows, 64, seed=3, dtype=torch.float16)
+    expected = int4_linear_twin(x_MK, codes_NK, scales_NG)
+    assert _is_near(int4_linear(x_MK, codes_NK.view(torch.int8), scales_NG), expected)
+    assert torch.equal(int4_linear_twin(x_MK, codes_NK.view(torch.int8), scales_NG), expected)
+
+
+def test_operands_need_not_lie_in_order() -> None:
+    codes_NK, scales_NG = _int4(64, 10, 32, torch.float16)
+    x_MK = _random(64, 3, seed=3, dtype=torch.float16).T
+    turned = codes_NK.T.contiguous().T, scales_NG.T.contiguous().T
+    assert _is_near(int4_linear(x_MK, *turned), int4_linear_twin(x_MK, codes_NK, scales_NG))
+    q, k, v = _cache(2, 2, 2, 20, 32, torch.float16)
+    counts_B = torch.tensor([[20, 0], [7, 0]], dtype=torch.int32)[:, 0]
+    across = k.transpose(1, 2).contiguous().transpose(1, 2)
+    assert not any(each.is_contiguous() for each in (x_MK, *turned, across, counts_B))
+    assert _is_near(sparse_decode(q, across, v, counts_B), sparse_decode_twin(q, k, v, counts_B, 32**-0.5))
+
+
 def test_the_kernel_for_one_row_does_many_too() -> None:
     codes_NK, scales_NG = _int4(96, 40, 32, torch.float16)
     x_MK = _random(5, 96, seed=4, dtype=torch.float16)

@@ -23,6 +23,7 @@ from blockwright.compile.kernel_ops import int4_linear, sparse_decode, sparse_pr
 from blockwright.compile.kernel_twins import far_tokens, int4_linear_twin, sparse_decode_twin, sparse_prefill_twin
 from blockwright.compile.kernels import Heads
 from blockwright.compile.ptx import parameter_types, target, version
+from blockwright.compile.triton_launch import FUNCTIONS
 from blockwright.compile.triton_package import check_version, triton
 from blockwright.errors import InputError
 
@@ -71,6 +72,33 @@ def test_kernels_compile_for_every_gpu(capability: str, kernel: kernels.Kernel, 
 def test_all_gpus_are_tested_above() -> None:
     marks: Any = test_kernels_compile_for_every_gpu
     assert tuple(capability for capability, _ in marks.pytestmark[-1].args[1]) == CAPABILITIES
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        kernels.int4_vector("fp16", 32, is_split=True),
+        kernels.int4_tiles("fp16", 32, is_split=True),
+        kernels.sum_splits("fp16"),
+        kernels.sparse_decode(HEADS, is_split=True),
+        kernels.join_splits("fp16", 64),
+        kernels.sparse_prefill(HEADS),
+    ],
+    ids=lambda kernel: kernel.function,
+)
+def test_kernels_compile_where_every_number_is_one(kernel: kernels.Kernel, tmp_path: Path) -> None:
+    """Triton compiles numbers in that are 1 when torch launches, such as a single KV head; code must allow for it."""
+    function = FUNCTIONS[kernel.function]
+    numbers = {each.name: 1 for each in kernel.arguments if each.type == "i32"}
+    pointers = {f"{each.name}_ptr": each.type for each in kernel.arguments if each.type.startswith("*")}
+    constants = dict(kernel.constants) | numbers
+    signature = {name: pointers.get(name, "constexpr") for name in function.arg_names}
+    source = triton.compiler.ASTSource(function, signature=signature, constexprs=constants)
+    target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = str(tmp_path)
+        made = triton.compile(source, target=target, options={"num_warps": kernel.num_warps, "enable_fp_fusion": True})
+    assert made.asm["cubin"]
 
 
 @pytest.mark.parametrize("make", [lambda heads: kernels.sparse_decode(heads, is_split=True), kernels.sparse_prefill])
