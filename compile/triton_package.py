@@ -30,8 +30,8 @@ def check_version(version: str, oldest: tuple[int, int] = OLDEST, what: str = ""
 
 
 try:
-    import triton as _triton
-    import triton.language as tl
+    import triton as _triton  # pyright: ignore[reportMissingImports]
+    import triton.language as tl  # pyright: ignore[reportMissingImports]
 except ImportError as error:
     raise InputError(
         "triton",

@@ -9,11 +9,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-import triton.language as tl
+import triton.language as tl  # pyright: ignore[reportMissingImports]
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle  # pyright: ignore[reportMissingImports]
 
 from blockwright.compile import kernels
 from blockwright.compile.kernel_ops import NUMBERS, int4_linear, sparse_decode, sparse_prefill
