@@ -244,12 +244,8 @@ def test_the_command_writes_it_with_a_context(
         read_export(out).files
     )
     assert json.loads((out / CONFIG_FILE).read_text())["model"]["context_length"] == 32
-    cosines = next(
-        each
-        for each in onnx.load(out / GRAPH_FILE, load_external_data=False).graph.initializer
-        if each.name == "cosines"
-    )
-    assert cosines.dims[0] == 32
+    graph = onnx.load(out / GRAPH_FILE, load_external_data=False).graph
+    assert next(each for each in graph.initializer if each.name == "cosines").dims[0] == 32
     generator = _generator(out, longest=32)
     generator.append_tokens(np.array([1, 2, 3], dtype=np.int32))
     generator.generate_next_token()
