@@ -7,7 +7,7 @@ PYTHON ?= python3
 EXTRA ?= $(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu)
 WORKERS ?= 2
 # Measured on two cores, into an .venv that is there: 2 minutes in all, and none of them brings another torch.
-CLIENTS ?= gguf,clients,tensorrt-rtx,triton,distributed,eval,tune,bench
+CLIENTS ?= gguf,clients,genai,tensorrt-rtx,triton,distributed,eval,tune,bench
 BIN := .venv/bin
 
 # Threads that wait must not spin: on two shared cores that costs more than half of the speed.

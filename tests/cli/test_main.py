@@ -114,6 +114,7 @@ FLAGS = {
         "--shapes",
         "--time-limit",
         "--tolerance",
+        "--trials",
         "-o",
     ],
     "refine": [
@@ -185,8 +186,8 @@ FLAGS = {
     ],
     "evaluate": ["--against", "--batch", "--json", "--limit", "--out", "--task-dir", "--tasks", "-o"],
     "compile": [
-        *("--batch", "--context", "--flavour", "--for", "--format"),
-        *("--out", "--plan", "--target", "--threads", "--tune", "-o"),
+        *("--batch", "--context", "--flavour", "--for", "--format", "--head"),
+        *("--kit", "--out", "--plan", "--target", "--threads", "--tune", "-o"),
     ],
     "kernels": ["--dtype", "--for", "--heads", "--json", "--out", "-o"],
     "measure": ["--against", "--json", "--load", "--plan", "--seconds"],
