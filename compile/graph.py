@@ -85,7 +85,7 @@ class Graph:
         if weights.group_size is None:
             return self.widened(name, self.stored(f"{name}.half" if weights == FP16 else name, weight_KN, weights))
         codes, scales = quantise_blocks(weight_KN, weights)
-        self.constant(f"{name}.codes", codes.astype(_INTEGER_TYPES[weights.name]))
+        self.constant(f"{name}.codes", codes.view(_INTEGER_TYPES[weights.name]))
         self.floats(f"{name}.scales", scales)
         return self.node(
             "DequantizeLinear",
