@@ -22,9 +22,9 @@ typedef struct {
     int64_t low, high;              /* slots that any of them sees */
 } Tile;
 
-/* e^x for x <= 0: 2^n times a polynomial (Cephes' expf, 2 units in the last place). */
+/* e^x for x <= 0, NaN for NaN: 2^n times a polynomial (Cephes' expf, 2 units in the last place). */
 INLINE __m256 exponential(__m256 x) {
-    x = _mm256_max_ps(x, _mm256_set1_ps(-87.0f));
+    x = _mm256_max_ps(_mm256_set1_ps(-87.0f), x); /* of a number and NaN, the second */
     const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(1.44269504f)), 8);
     __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(0.693359375f), x);
     r = _mm256_fnmadd_ps(n, _mm256_set1_ps(-2.12194440e-4f), r);
@@ -87,7 +87,7 @@ static void weigh(float *scores, int64_t num, const Tile *tile, int i) {
     for (int64_t j = first; j < end; j += 8) {
         const __m256i there = _mm256_cmpgt_epi32(_mm256_set1_epi32(end - j < 8 ? (int)(end - j) : 8), lanes);
         const __m256 x = _mm256_sub_ps(_mm256_maskload_ps(scores + j, there), _mm256_set1_ps(most));
-        const __m256 is_seen = _mm256_cmp_ps(x, _mm256_set1_ps(-__builtin_inff()), _CMP_GT_OQ);
+        const __m256 is_seen = _mm256_cmp_ps(x, _mm256_set1_ps(-__builtin_inff()), _CMP_NLE_UQ); /* or is NaN */
         const __m256 y = _mm256_and_ps(exponential(x), _mm256_and_ps(is_seen, _mm256_castsi256_ps(there)));
         sums = _mm256_add_ps(sums, y);
         _mm256_maskstore_ps(scores + j, there, y);
@@ -139,7 +139,7 @@ static int64_t tiles_of_head(const Attention *a) {
 int64_t attention_tiles(const Attention *a) { return a->batch * a->num_kv_heads * tiles_of_head(a); }
 
 void attention_run_tile(void *attention, size_t index) {
-    const Attention *a = attention;
+    Attention *a = attention;
     const int64_t tiles = tiles_of_head(a), shared = a->num_heads / a->num_kv_heads, rows = a->num_tokens * shared;
     const int64_t sequence = (int64_t)index / (a->num_kv_heads * tiles), kv_head = (int64_t)index / tiles % a->num_kv_heads;
     const int64_t row = (int64_t)index % tiles * TILE, there = rows - row < TILE ? rows - row : TILE;
@@ -155,7 +155,12 @@ void attention_run_tile(void *attention, size_t index) {
     }
     const int64_t num = tile.high > tile.low ? tile.high - tile.low : 0, head_dim = a->head_dim;
     const int64_t start = ((sequence * a->num_kv_heads + kv_head) * a->num_slots + tile.low) * head_dim;
-    float *scores = malloc(sizeof(float) * (size_t)(TILE * num + TILE * head_dim)), *sums = scores + TILE * num;
+    float *scores = malloc(sizeof(float) * (size_t)(TILE * num + TILE * head_dim));
+    if (!scores) {
+        __atomic_store_n(&a->lacks_memory, 1, __ATOMIC_RELAXED);
+        return;
+    }
+    float *sums = scores + TILE * num;
     memset(sums, 0, sizeof(float) * (size_t)(TILE * head_dim));
     int64_t j = 0;
     for (; j + 2 <= num; j += 2) score(a, &tile, a->keys + start + j * head_dim, 2, scores + j, num);
@@ -192,7 +197,8 @@ void new_tokens_place(void *new_tokens, size_t index) {
     const size_t bytes = sizeof(float) * (size_t)dim;
     const float *queries = n->queries + (int64_t)index * n->query_stride;
     const float *keys = n->keys + (int64_t)index * n->key_stride, *values = n->values + (int64_t)index * n->key_stride;
-    const float *cosines = n->cosines ? n->cosines + slot * dim / 2 : NULL, *sines = n->sines + slot * dim / 2;
+    const float *cosines = n->cosines ? n->cosines + slot * dim / 2 : NULL;
+    const float *sines = n->sines ? n->sines + slot * dim / 2 : NULL;
     for (int64_t head = 0; head < a->num_heads && cosines; head++)
         rotate(queries + head * dim, cosines, sines, dim, n->rotated + ((int64_t)index * a->num_heads + head) * dim);
     for (int64_t head = 0; head < a->num_kv_heads; head++) {

@@ -6,17 +6,18 @@
    Weights are woven (cpu_products.py): 32 bytes hold 8 inputs of 8 outputs, output by output, and of each the first four
    inputs in the lower halves, the last four in the upper. So one stream is read from end to end, four activations are
    broadcast at a time, and the eight numbers of a register belong to eight outputs, whose scales lie side by side.
-   Sums of 16 products of up to 15 * 127 fit into 16 bits: 32 inputs are added up before they are widened. */
+   Sums of 16 products of up to 15 * 127 are at most 30480 and fit into 16 bits: 32 inputs are added up before they are
+   widened. (In groups too small for a step, and in those that are not finite, a number may be -128: -30720 fits too.)
+   A group with NaN or an infinity gets a step of NaN, so that its row says so instead of something plausible. */
 
 #include "cpu_operators.h"
 
 #include <immintrin.h>
 #include <string.h>
 
-enum { OUTPUTS = 8, STRIDE = 32, AHEAD = 2048 };
-/* Of a register; inputs between widenings; bytes that are asked for before they are needed. */
-enum { MOST_GROUP = 256, BLOCK = 32 };
-/* Inputs that have one scale; rows of activations that stay in the second cache while a panel is worked on. */
+enum { AHEAD = 2048, BLOCK = 32 };
+/* Bytes that are asked for before they are needed; rows of activations that stay in the second cache while a panel is
+   worked on. */
 
 INLINE float highest(__m256 v) {
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -38,10 +39,14 @@ INLINE __m256i rounded_32(const float *x, __m256 inverse) {
 }
 
 static void round_group(const float *x, int64_t size, int8_t *rounded, float *step, int32_t *offset) {
-    __m256 most = _mm256_setzero_ps();
-    for (int64_t k = 0; k < size; k += 8)
-        most = _mm256_max_ps(most, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), _mm256_loadu_ps(x + k)));
-    *step = highest(most) / 127.0f;
+    __m256 most = _mm256_setzero_ps(), unfit = _mm256_setzero_ps();
+    for (int64_t k = 0; k < size; k += 8) {
+        const __m256 v = _mm256_loadu_ps(x + k);
+        most = _mm256_max_ps(most, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v));
+        unfit = _mm256_fmadd_ps(v, _mm256_setzero_ps(), unfit); /* NaN where v is NaN or infinite */
+    }
+    const int is_finite = !_mm256_movemask_ps(_mm256_cmp_ps(unfit, unfit, _CMP_UNORD_Q));
+    *step = is_finite ? highest(most) / 127.0f : __builtin_nanf("");
     const __m256 inverse = _mm256_set1_ps(*step > 0 ? 1.0f / *step : 0.0f);
     __m256i sums = _mm256_setzero_si256();
     for (int64_t k = 0; k < size; k += STRIDE) {

@@ -15,10 +15,11 @@
 
 typedef void *(*Function)();
 enum {
-    CREATE_DOMAIN = 26, DOMAIN_ADD = 27, ADD_DOMAIN = 28, TENSOR_DATA = 51, NUM_DIMENSIONS = 61, DIMENSIONS = 62,
+    CREATE_STATUS = 0, CREATE_DOMAIN = 26, DOMAIN_ADD = 27, ADD_DOMAIN = 28, TENSOR_DATA = 51, NUM_DIMENSIONS = 61, DIMENSIONS = 62,
     SHAPE_OF = 65, ATTRIBUTE_FLOAT = 85, ATTRIBUTE_INT = 86, NUM_INPUTS = 88, INPUT = 90, OUTPUT = 91,
     RELEASE_SHAPE = 99, PARALLEL_FOR = 274,
 };
+enum { FAIL = 1, INVALID_ARGUMENT = 2 }; /* what a status says */
 enum { TABLE_VERSION = 18, FLOAT = 1, UINT8 = 2, INT32 = 6, BOOL = 9, REQUIRED = 0, OPTIONAL = 1 };
 enum { MOST_DIMENSIONS = 4, MOST_ATTRIBUTES = 3, MOST_PORTS = 8 };
 
@@ -67,9 +68,17 @@ typedef struct {
     size_t num_dimensions;
 } Tensor;
 
+static void *out_of_memory(const Function *api) { return api[CREATE_STATUS](FAIL, "blockwright: out of memory"); }
+
+/* Sizes are looked at before anything is read, so that a broken graph is an error and not a crash. */
+static void *misfit(const Function *api) {
+    return api[CREATE_STATUS](INVALID_ARGUMENT, "blockwright: inputs whose sizes do not fit each other");
+}
+
 static void *create(const Operator *op, const Function *api, const void *info, void **made) {
     Kernel *kernel = calloc(1, sizeof *kernel);
     void *status = NULL;
+    if (!kernel) return out_of_memory(api);
     kernel->api = api;
     for (int i = 0; i < MOST_ATTRIBUTES && op->attributes[i] && !status; i++)
         status = api[ATTRIBUTE_INT](info, op->attributes[i], &kernel->told[i]);
@@ -98,6 +107,26 @@ static void *output(const Function *api, void *context, size_t index, const Tens
     return status ? status : api[TENSOR_DATA](value, data);
 }
 
+static int has_shape(const Tensor *tensor, size_t num_dimensions, const int64_t *dimensions) {
+    if (tensor->num_dimensions != num_dimensions) return 0;
+    return !memcmp(tensor->dimensions, dimensions, num_dimensions * sizeof *dimensions);
+}
+
+static int64_t numbers(const Tensor *tensor) {
+    int64_t result = tensor->num_dimensions <= MOST_DIMENSIONS;
+    for (size_t i = 0; i < tensor->num_dimensions && result; i++) result *= tensor->dimensions[i];
+    return result;
+}
+
+static int product_fits(const Product *p, const Tensor *x, const Tensor *codes, const Tensor *scales, const Tensor *bias) {
+    if (p->num_inputs <= 0 || p->num_outputs <= 0 || p->group_size <= 0 || p->group_size > MOST_GROUP) return 0;
+    if (p->group_size % STRIDE || x->num_dimensions < 1 || x->num_dimensions > MOST_DIMENSIONS) return 0;
+    const int64_t filled = (p->num_outputs + OUTPUTS - 1) / OUTPUTS * OUTPUTS;
+    const int64_t groups = (p->num_inputs + p->group_size - 1) / p->group_size;
+    return x->dimensions[x->num_dimensions - 1] == p->num_inputs && numbers(scales) == filled * groups &&
+           numbers(codes) == filled * groups * p->group_size / 2 && (!bias->value || numbers(bias) == p->num_outputs);
+}
+
 static void *multiply(void *made, void *context) {
     const Kernel *kernel = made;
     const Function *api = kernel->api;
@@ -107,15 +136,17 @@ static void *multiply(void *made, void *context) {
     if ((status = input(api, context, 0, &x)) || (status = input(api, context, 1, &codes)) ||
         (status = input(api, context, 2, &scales)) || (status = input(api, context, 3, &bias)))
         return status;
+    if (!product_fits(&p, &x, &codes, &scales, &bias)) return misfit(api);
     p.x = x.data, p.codes = codes.data, p.scales = scales.data, p.bias = bias.data;
     p.num_rows = 1;
     for (size_t i = 0; i + 1 < x.num_dimensions; i++) p.num_rows *= x.dimensions[i];
     x.dimensions[x.num_dimensions - 1] = p.num_outputs;
-    if ((status = output(api, context, 0, &x, &p.y))) return status;
+    if ((status = output(api, context, 0, &x, &p.y)) || !p.num_rows) return status;
     p.num_groups = (p.num_inputs + p.group_size - 1) / p.group_size;
     const size_t rows = (size_t)p.num_rows, groups = (size_t)p.num_groups;
     const size_t panels = (size_t)(p.num_outputs + PANEL - 1) / PANEL;
     char *space = malloc(rows * groups * ((size_t)p.group_size + sizeof(float) + sizeof(int32_t)));
+    if (!space) return out_of_memory(api);
     p.rounded = (int8_t *)space;
     p.steps = (float *)(space + rows * groups * (size_t)p.group_size);
     p.offsets = (int32_t *)(p.steps + rows * groups);
@@ -126,10 +157,35 @@ static void *multiply(void *made, void *context) {
     return status;
 }
 
+enum { Q, K, V, PAST_KEYS, PAST_VALUES, LAST, COSINES, SINES };
+
+static int attention_fits(const Attention *a) {
+    return a->num_heads > 0 && a->num_kv_heads > 0 && a->num_heads % a->num_kv_heads == 0 && a->head_dim > 0 &&
+           a->head_dim % 8 == 0;
+}
+
+/* Whether what CachedAttention is given fits, and all new tokens have a slot and an angle. */
+static int cached_fits(const Attention *a, const Tensor *in) {
+    if (!attention_fits(a) || !in[K].value != !in[V].value || !in[COSINES].value != !in[SINES].value) return 0;
+    const int64_t b = a->batch, t = a->num_tokens, dim = a->head_dim, kv_width = a->num_kv_heads * dim;
+    const int64_t width = a->num_heads * dim + (in[K].value ? 0 : 2 * kv_width), angles = in[COSINES].dimensions[0];
+    const int64_t query[] = {b, t, width}, key[] = {b, t, kv_width}, cache[] = {b, a->num_kv_heads, a->num_slots, dim};
+    const int64_t table[] = {angles, dim / 2};
+    if (!has_shape(&in[Q], 3, query) || !has_shape(&in[PAST_KEYS], 4, cache) || !has_shape(&in[PAST_VALUES], 4, cache))
+        return 0;
+    if (in[K].value && (!has_shape(&in[K], 3, key) || !has_shape(&in[V], 3, key))) return 0;
+    if (in[SINES].value && (!has_shape(&in[COSINES], 2, table) || !has_shape(&in[SINES], 2, table))) return 0;
+    if (numbers(&in[LAST]) != b) return 0;
+    for (int64_t i = 0; i < b; i++) {
+        const int64_t last = a->last_slots[i];
+        if (last < t - 1 || last >= a->num_slots || (in[SINES].value && last >= angles)) return 0;
+    }
+    return 1;
+}
+
 static void *attend(void *made, void *context) {
     const Kernel *kernel = made;
     const Function *api = kernel->api;
-    enum { Q, K, V, PAST_KEYS, PAST_VALUES, LAST, COSINES, SINES };
     Tensor in[MOST_PORTS];
     void *status;
     for (size_t i = 0; i < MOST_PORTS; i++)
@@ -139,6 +195,7 @@ static void *attend(void *made, void *context) {
     Attention a = {.batch = batch, .num_tokens = tokens, .num_heads = heads, .num_kv_heads = kv_heads, .head_dim = dim};
     a.num_slots = in[PAST_KEYS].dimensions[2], a.scale = kernel->scale, a.window = kernel->told[2];
     a.last_slots = in[LAST].data;
+    if (!cached_fits(&a, in)) return misfit(api);
     a.strides[0] = tokens * heads * dim, a.strides[1] = heads * dim, a.strides[2] = dim;
     NewTokens n = {.attention = &a, .queries = in[Q].data, .cosines = in[COSINES].data, .sines = in[SINES].data};
     n.query_stride = in[Q].dimensions[2], n.key_stride = in[K].data ? kv_heads * dim : n.query_stride;
@@ -153,7 +210,9 @@ static void *attend(void *made, void *context) {
     const size_t cache_bytes = sizeof(float) * (size_t)(batch * kv_heads * a.num_slots * dim);
     if (n.present_keys != in[PAST_KEYS].data) memcpy(n.present_keys, in[PAST_KEYS].data, cache_bytes);
     if (n.present_values != in[PAST_VALUES].data) memcpy(n.present_values, in[PAST_VALUES].data, cache_bytes);
+    if (!batch || !tokens) return NULL;
     n.rotated = n.cosines ? malloc(sizeof(float) * (size_t)(batch * tokens * heads * dim)) : NULL;
+    if (n.cosines && !n.rotated) return out_of_memory(api);
     a.queries = n.cosines ? n.rotated : n.queries;
     a.keys = n.present_keys, a.values = n.present_values;
     const size_t places = (size_t)(batch * tokens), tiles = (size_t)attention_tiles(&a);
@@ -161,7 +220,7 @@ static void *attend(void *made, void *context) {
     else status = api[PARALLEL_FOR](context, new_tokens_place, places, (size_t)0, &n);
     if (!status) status = api[PARALLEL_FOR](context, attention_run_tile, tiles, tiles, &a);
     free(n.rotated);
-    return status;
+    return !status && a.lacks_memory ? out_of_memory(api) : status;
 }
 
 static void *attend_masked(void *made, void *context) {
@@ -171,16 +230,22 @@ static void *attend_masked(void *made, void *context) {
     Attention a = {.scale = kernel->scale};
     void *status;
     if ((status = input(api, context, 0, &q)) || (status = input(api, context, 1, &k)) ||
-        (status = input(api, context, 2, &v)) || (status = input(api, context, 3, &mask)) ||
-        (status = output(api, context, 0, &q, &a.attended)))
+        (status = input(api, context, 2, &v)) || (status = input(api, context, 3, &mask)))
         return status;
     a.batch = q.dimensions[0], a.num_heads = q.dimensions[1], a.num_tokens = q.dimensions[2], a.head_dim = q.dimensions[3];
     a.num_kv_heads = k.dimensions[1], a.num_slots = k.dimensions[2];
     a.strides[0] = a.num_heads * a.num_tokens * a.head_dim, a.strides[1] = a.head_dim;
     a.strides[2] = a.num_tokens * a.head_dim;
+    const int64_t key[] = {a.batch, a.num_kv_heads, a.num_slots, a.head_dim};
+    const int64_t seen[] = {a.batch, 1, a.num_tokens, a.num_slots};
+    if (!attention_fits(&a) || q.num_dimensions != 4 || !has_shape(&k, 4, key) || !has_shape(&v, 4, key) ||
+        !has_shape(&mask, 4, seen))
+        return misfit(api);
+    if ((status = output(api, context, 0, &q, &a.attended)) || !numbers(&q)) return status;
     a.queries = q.data, a.keys = k.data, a.values = v.data, a.mask = mask.data;
     const size_t tiles = (size_t)attention_tiles(&a);
-    return api[PARALLEL_FOR](context, attention_run_tile, tiles, tiles, &a);
+    status = api[PARALLEL_FOR](context, attention_run_tile, tiles, tiles, &a);
+    return !status && a.lacks_memory ? out_of_memory(api) : status;
 }
 
 static const char *name(const Operator *op) { return op->own_name; }
@@ -210,14 +275,17 @@ static const Operator operators[] = {
      .types = {FLOAT, FLOAT, FLOAT, BOOL}},
 };
 
+/* One domain for all sessions of a process. Two threads may make one each: the second one's is left lying. */
 __attribute__((visibility("default"))) void *RegisterCustomOps(void *options, const Base *base) {
-    const Function *api = base->table(TABLE_VERSION);
     static void *domain;
-    void *status = NULL;
-    if (!domain) {
-        if ((status = api[CREATE_DOMAIN]("blockwright", &domain))) return status;
+    const Function *api = base->table(TABLE_VERSION);
+    void *status, *made = NULL, *found = __atomic_load_n(&domain, __ATOMIC_ACQUIRE);
+    if (!api) return NULL; /* an older ONNX Runtime: it will not know the operators of the graph */
+    if (!found) {
+        if ((status = api[CREATE_DOMAIN]("blockwright", &made))) return status;
         for (size_t i = 0; i < sizeof operators / sizeof *operators; i++)
-            if ((status = api[DOMAIN_ADD](domain, &operators[i]))) return status;
+            if ((status = api[DOMAIN_ADD](made, &operators[i]))) return status;
+        if (__atomic_compare_exchange_n(&domain, &found, made, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) found = made;
     }
-    return api[ADD_DOMAIN](options, domain);
+    return api[ADD_DOMAIN](options, found);
 }

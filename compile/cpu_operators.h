@@ -8,6 +8,8 @@
 
 enum { PANEL = 64, TILE = 4 };
 /* Outputs of a piece of a product; queries of a piece of attention. */
+enum { OUTPUTS = 8, STRIDE = 32, MOST_GROUP = 256 };
+/* Outputs of a register; inputs between widenings, which groups are multiples of; inputs of the largest group. */
 
 typedef struct {
     int64_t num_rows, num_inputs, num_outputs, num_groups, group_size;
@@ -34,6 +36,7 @@ typedef struct {
     int64_t window;              /* tokens that each sees, itself included; negative for all */
     const int32_t *last_slots;   /* B: where the last new token stands; none where there is a mask */
     const uint8_t *mask;         /* B, T, S */
+    int lacks_memory;            /* set by any piece that could not get its own */
 } Attention;
 
 int64_t attention_tiles(const Attention *attention);

@@ -12,7 +12,8 @@ from blockwright.compile.cpu_attention import use_own_attention
 from blockwright.compile.decoder import decoder_graph, stack_graph
 from blockwright.compile.engine import EngineOrder, SessionSettings, write_engine
 from blockwright.compile.flavour import Flavour, FlavourName
-from blockwright.compile.session import Decoder, OperatorsOf, make_session
+from blockwright.compile.runtime import ORT_ERRORS
+from blockwright.compile.session import Decoder, OperatorsOf, Session, make_session
 from blockwright.llama import llama
 from blockwright.profiler.synthetic import random_weights
 from blockwright.spec import Model, Window
@@ -142,23 +143,81 @@ def test_heads_that_fill_no_register_are_left_to_onnx_runtime() -> None:
     assert not use_own_attention(decoder_graph(model, random_weights(model), 64).graph)
 
 
+def _stack_inputs(session: Session, last_slot: int, num_tokens: int, batch: int = 1) -> dict[str, np.ndarray]:
+    """Random states and caches of 16 slots."""
+    random = np.random.default_rng(0)
+    sizes = {"batch": batch, "tokens": num_tokens, "slots": 16}
+    fed: dict[str, np.ndarray] = {}
+    for each in session.get_inputs():
+        shape = [size if isinstance(size, int) else sizes[size] for size in each.shape]
+        if each.type == "tensor(float)":
+            fed[each.name] = random.standard_normal(shape).astype(np.float32)
+    fed["last_slot"] = np.full(batch, last_slot, dtype=np.int32)
+    return fed | {"total_length": np.array(last_slot + 1, dtype=np.int32)}
+
+
 def test_a_cache_that_is_not_written_in_place_is_copied() -> None:
     model = _model()
     graph = stack_graph(model, random_weights(model), 64, Flavour(name="contrib")).SerializeToString()
     past, num_tokens = 6, 3
-    sizes = {"batch": 1, "tokens": num_tokens, "slots": 16}
     outputs: list[list[np.ndarray]] = []
     for operators in ("fastest", "onnxruntime"):
         session = make_session(graph, EXACT, operators=operators)
-        random = np.random.default_rng(0)
-        fed: dict[str, np.ndarray] = {}
-        for each in session.get_inputs():
-            shape = [size if isinstance(size, int) else sizes[size] for size in each.shape]
-            if each.type == "tensor(float)":
-                fed[each.name] = random.standard_normal(shape).astype(np.float32)
-        fed |= {"last_slot": np.array([past + num_tokens - 1], dtype=np.int32)}
-        fed |= {"total_length": np.array(past + num_tokens, dtype=np.int32)}
+        fed = _stack_inputs(session, past + num_tokens - 1, num_tokens)
         outputs.append([np.asarray(each)[..., : past + num_tokens, :] for each in session.run(None, fed)])
     assert any(each.ndim == 4 for each in outputs[0])
     for own, other in zip(*outputs, strict=True):
         np.testing.assert_allclose(own, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("last_slot", "num_tokens"), [(16, 1), (-1, 1), (1, 3), (2**31 - 2, 1)])
+def test_a_token_without_a_slot_is_an_error_and_not_a_crash(last_slot: int, num_tokens: int) -> None:
+    model = _model()
+    graph = stack_graph(model, random_weights(model), 64, Flavour(name="contrib")).SerializeToString()
+    session = make_session(graph, EXACT)
+    with pytest.raises(ORT_ERRORS, match="do not fit"):
+        session.run(None, _stack_inputs(session, last_slot, num_tokens))
+
+
+@pytest.mark.parametrize(("batch", "num_tokens"), [(0, 1), (1, 0)])
+def test_nothing_new_leaves_the_cache_as_it_is(batch: int, num_tokens: int) -> None:
+    model = _model()
+    graph = stack_graph(model, random_weights(model), 64, Flavour(name="contrib")).SerializeToString()
+    session = make_session(graph, EXACT)
+    fed = _stack_inputs(session, 5, num_tokens, batch)
+    said = dict(zip([each.name for each in session.get_outputs()], session.run(None, fed), strict=True))
+    for name in [name for name in said if name.startswith("present_")]:
+        np.testing.assert_array_equal(np.asarray(said[name]), fed[name.replace("present_", "past_")])
+
+
+@pytest.mark.parametrize("place", ["q", "present_k", "present_v"])
+def test_what_is_not_a_number_is_not_hidden(place: str) -> None:
+    case = Case(num_heads=4, num_kv_heads=2, head_dim=16, num_tokens=3, num_slots=21)
+    shapes = {"q": (1, 4, 3, 16), "present_k": (1, 2, 21, 16), "present_v": (1, 2, 21, 16)}
+    random = np.random.default_rng(0)
+    fed = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    fed["mask"] = np.ones((1, 1, 3, 21), dtype=bool)
+    fed[place][0, 0, 1, 2] = np.nan
+    said = np.asarray(make_session(_masked_graph(case), EXACT).run(None, fed)[0])
+    assert np.isnan(said[0, 0, 1]).any()
+    assert np.isfinite(said[0, 2:]).all()
+
+
+def test_who_sees_nothing_says_nothing() -> None:
+    case = Case(num_heads=4, num_kv_heads=2, head_dim=16, num_tokens=3, num_slots=21)
+    q, kv = np.ones((1, 4, 3, 16), dtype=np.float32), np.ones((1, 2, 21, 16), dtype=np.float32)
+    mask = np.ones((1, 1, 3, 21), dtype=bool)
+    mask[0, 0, 1] = False
+    fed = {"q": q, "present_k": kv, "present_v": kv, "mask": mask}
+    said = np.asarray(make_session(_masked_graph(case), EXACT).run(None, fed)[0])
+    np.testing.assert_allclose(said[:, :, ::2], 1, rtol=1e-6)
+    np.testing.assert_array_equal(said[:, :, 1], 0)
+
+
+def test_a_mask_of_another_size_is_an_error_and_not_a_crash() -> None:
+    case = Case(num_heads=4, num_kv_heads=2, head_dim=16, num_tokens=3, num_slots=21)
+    kv = np.ones((1, 2, 21, 16), dtype=np.float32)
+    fed = {"q": np.ones((1, 4, 3, 16), dtype=np.float32), "present_k": kv, "present_v": kv}
+    session = make_session(_masked_graph(case), EXACT)
+    with pytest.raises(ORT_ERRORS, match="do not fit"):
+        session.run(None, fed | {"mask": np.ones((1, 1, 3, 20), dtype=bool)})

@@ -113,6 +113,34 @@ def test_the_largest_codes_and_activations_stay_within_their_bits() -> None:
     np.testing.assert_array_equal(own_MN, x_MK @ codes_KN.astype(np.float32))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at", [0, 37, 63])
+def test_what_is_not_finite_shows_in_its_row_and_in_no_other(value: float, at: int) -> None:
+    product = Product(num_inputs=64, num_outputs=11, group_size=32)
+    weight_KN = np.random.default_rng(0).standard_normal((64, 11)).astype(np.float32)
+    codes_KN, scales_GN = quantise_blocks(weight_KN, parse_format("int4-g32"))
+    x_MK = np.ones((5, 64), dtype=np.float32)
+    x_MK[1, at] = value
+    own_MN = _run(_graph(product, codes_KN, scales_GN, np.zeros(0)).SerializeToString(), ROUNDED, x_MK)
+    assert np.isnan(own_MN[1]).all()
+    assert np.isfinite(own_MN[[0, 2, 3, 4]]).all()
+
+
+def test_activations_too_small_for_a_step_are_next_to_nothing() -> None:
+    product = Product(num_inputs=64, num_outputs=11, group_size=32)
+    codes_KN, scales_GN = np.full((64, 11), 7, dtype=np.int8), np.ones((2, 11), dtype=np.float32)
+    x_MK = np.full((1, 64), 1e-40, dtype=np.float32)
+    own_MN = _run(_graph(product, codes_KN, scales_GN, np.zeros(0)).SerializeToString(), ROUNDED, x_MK)
+    assert np.abs(own_MN).max() < 1e-36
+
+
+def test_no_rows_are_no_products() -> None:
+    product = Product(num_inputs=64, num_outputs=11, group_size=32)
+    codes_KN, scales_GN = np.full((64, 11), 7, dtype=np.int8), np.ones((2, 11), dtype=np.float32)
+    graph = _graph(product, codes_KN, scales_GN, np.zeros(0)).SerializeToString()
+    assert _run(graph, ROUNDED, np.zeros((0, 64), dtype=np.float32)).shape == (0, 11)
+
+
 def test_codes_are_woven_eight_inputs_of_eight_outputs_at_a_time() -> None:
     unsigned_NP = np.random.default_rng(0).integers(0, 16, (11, 32)).astype(np.uint8)
     woven = weave_codes(unsigned_NP)
