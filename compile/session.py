@@ -88,11 +88,11 @@ def session_entries(settings: SessionSettings) -> dict[str, str]:
     }
 
 
-def _session_of_other_level(folder: Path, settings: SessionSettings) -> Session:
+def _session_of_other_level(folder: Path, settings: SessionSettings, operators: OperatorsOf) -> Session:
     """Opens an engine at another accuracy level than its graph names."""
     graph = onnx.load(folder / GRAPH_FILE, load_external_data=False)
     set_accuracy_level(graph, settings.accuracy_level)
-    return make_session(graph.SerializeToString(), settings, data_folder=folder)
+    return make_session(graph.SerializeToString(), settings, data_folder=folder, operators=operators)
 
 
 class Decoder:
@@ -115,7 +115,7 @@ class Decoder:
         settings = settings or engine.session
         try:
             if engine.flavour == "contrib" and settings.accuracy_level != engine.session.accuracy_level:
-                session = _session_of_other_level(folder, settings)
+                session = _session_of_other_level(folder, settings, operators)
             else:
                 session = make_session(folder / GRAPH_FILE, settings, operators=operators)
         except ORT_ERRORS as error:

@@ -213,6 +213,21 @@ def test_an_engine_at_level_0_is_left_to_onnx_runtime() -> None:
     assert make_session(graph, ROUNDED).given
 
 
+def test_an_engine_at_another_level_runs_on_the_operators_that_were_asked_for(tmp_path: Path) -> None:
+    model = _model("int4-g32")
+    order = EngineOrder(
+        model=model,
+        weights_format=None,
+        num_positions=64,
+        session=replace(ROUNDED, accuracy_level=0),
+        built_from="random weights",
+        flavour="contrib",
+    )
+    write_engine(order, random_weights(model), tmp_path)
+    assert Decoder.open(tmp_path, ROUNDED).session.given
+    assert not Decoder.open(tmp_path, ROUNDED, operators="onnxruntime").session.given
+
+
 def _model(text: str) -> Model:
     """Layers of every kind, all matrices in one format, the head too."""
     model = llama(every_kind(96, 160, 32), vocab_size=80, hidden_size=64, num_heads=4, head_dim=16, max_positions=64)
