@@ -22,7 +22,8 @@ from blockwright.compile.slots import PREFILL_CHUNK, slots_for, slots_now
 from blockwright.errors import InputError
 from blockwright.spec import Attention, Model
 
-_DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
+DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
+"""Of what a graph reads and writes, by ONNX Runtime's words."""
 
 
 OperatorsOf = Literal["fastest", "onnxruntime"]
@@ -125,7 +126,7 @@ class Decoder:
                 expected="a graph that ONNX Runtime opens",
                 remedy="Compile the engine again with the installed versions.",
             ) from error
-        _check_is_of(engine.model, session, folder)
+        check_is_of(engine.model, session, folder)
         return cls(engine, session)
 
     def start(self, batch: int, num_tokens: int) -> "Sequences":
@@ -134,16 +135,25 @@ class Decoder:
         Raises:
             InputError: that is longer than the engine was built for.
         """
-        if num_tokens > self.engine.num_positions:
-            is_longest = self.engine.num_positions >= self.engine.model.max_positions
-            longer = "the model's own context is no longer" if is_longest else "or compile with a longer --context"
-            raise InputError(
-                "prompt and new tokens",
-                got=f"{num_tokens} tokens",
-                expected=f"at most {self.engine.num_positions}",
-                remedy=f"Shorten the prompt or ask for fewer tokens; {longer}.",
-            )
+        check_fits(self.engine, num_tokens)
         return Sequences(self.session, self.engine.model, batch, slots_for(num_tokens))
+
+
+def check_fits(engine: Engine, num_tokens: int) -> None:
+    """Refuses sequences that are longer than an engine was built for.
+
+    Raises:
+        InputError: they are.
+    """
+    if num_tokens > engine.num_positions:
+        is_longest = engine.num_positions >= engine.model.max_positions
+        longer = "the model's own context is no longer" if is_longest else "or compile with a longer --context"
+        raise InputError(
+            "prompt and new tokens",
+            got=f"{num_tokens} tokens",
+            expected=f"at most {engine.num_positions}",
+            remedy=f"Shorten the prompt or ask for fewer tokens; {longer}.",
+        )
 
 
 Cache = dict[str, np.ndarray]
@@ -161,7 +171,7 @@ def make_cache(model: Model, batch: int, slots: int) -> Cache:
     return cache
 
 
-def _check_is_of(model: Model, session: Session, folder: Path) -> None:
+def check_is_of(model: Model, session: ort.InferenceSession, folder: Path) -> None:
     """Refuses a description whose caches or vocabulary the graph has not; widths within layers it does not show."""
     described = {name: (array.shape[1], array.shape[3]) for name, array in make_cache(model, 1, 1).items()}
     caches = [each for each in session.get_inputs() if each.name.startswith("past_")]
@@ -191,7 +201,7 @@ class Binding:
         sizes: dict[str, int] = {"batch": batch, "tokens": num_tokens, "slots": slots}
         declared = {each.name: each for each in (*session.get_inputs(), *session.get_outputs())}
         self.arrays: dict[str, np.ndarray] = {
-            name: np.zeros([sizes[n] if isinstance(n, str) else n for n in each.shape], dtype=_DTYPES[each.type])
+            name: np.zeros([sizes[n] if isinstance(n, str) else n for n in each.shape], dtype=DTYPES[each.type])
             for name, each in declared.items()
             if not name.startswith(("past_", "present_"))
         }
