@@ -14,6 +14,9 @@ _HEAD_MULTIPLE = 8
 """Numbers of a register of 256 bits, which head sizes are multiples of."""
 _TOTAL_LENGTH = 6
 """Which input of GroupQueryAttention says what the slots of the last tokens say already."""
+_NUM_INPUTS = (7, 9)
+"""Without angles and with them; further ones are nothing that ours knows, and so are further attributes."""
+_TOLD = ("num_heads", "kv_num_heads", "local_window_size", "scale")
 
 
 def use_own_attention(graph: GraphProto) -> bool:
@@ -36,15 +39,20 @@ def use_own_attention(graph: GraphProto) -> bool:
 def _own(node: NodeProto, suiting: set[str]) -> NodeProto | None:
     told: dict[str, Any] = {each.name: helper.get_attribute_value(each) for each in node.attribute}
     inputs, outputs = list(node.input), list(node.output)
-    if node.op_type == "GroupQueryAttention" and inputs[3] in suiting:
-        names = ("num_heads", "kv_num_heads", "local_window_size", "scale")
+    if node.op_type == "GroupQueryAttention" and _is_plain(inputs, told) and inputs[3] in suiting:
         read = [name for index, name in enumerate(inputs) if index != _TOTAL_LENGTH]
-        attributes = {name: told[name] for name in names}
+        attributes = {name: told[name] for name in _TOLD}
         return helper.make_node("CachedAttention", read, outputs, name=node.name, domain=DOMAIN, **attributes)
     is_masked = node.op_type == "Attention" and node.domain == "" and len(inputs) == 4 and told.keys() == {"scale"}
     if is_masked and inputs[1] in suiting:
         return helper.make_node("MaskedAttention", inputs, outputs, name=node.name, domain=DOMAIN, scale=told["scale"])
     return None
+
+
+def _is_plain(inputs: list[str], told: dict[str, Any]) -> bool:
+    """Whether GroupQueryAttention does nothing that CachedAttention does not."""
+    has_angles = len(inputs) == max(_NUM_INPUTS)
+    return len(inputs) in _NUM_INPUTS and told.keys() == {*_TOLD, "do_rotary"} and told["do_rotary"] == has_angles
 
 
 def _suits(head_dim: int) -> bool:

@@ -79,7 +79,9 @@ def use_own_products(graph: GraphProto, folder: Path | None) -> dict[str, np.nda
             tensors[name] = _declared(f"{name}.woven", array, stored[name])
         _replace(graph, product)
     if woven:
-        kept = [tensors.get(tensor.name, tensor) for tensor in stored.values()]
+        still_read = {name for node in graph.node for name in node.input}
+        kept = [tensor for name, tensor in stored.items() if name not in tensors or name in still_read]
+        kept += tensors.values()
         del graph.initializer[:]
         graph.initializer.extend(kept)
     return woven

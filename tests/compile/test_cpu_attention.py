@@ -133,6 +133,15 @@ def test_no_attention_of_either_flavour_is_left_to_onnx_runtime(flavour: Flavour
     assert not kinds & {"Attention", "GroupQueryAttention"}
 
 
+@pytest.mark.parametrize("attribute", ["softcap", "rotary_interleaved", "smooth_softmax"])
+def test_attention_that_ours_does_not_know_is_left_to_onnx_runtime(attribute: str) -> None:
+    graph = decoder_graph(_model(), random_weights(_model()), 64, Flavour(name="contrib")).graph
+    for node in graph.node:
+        if node.op_type == "GroupQueryAttention":
+            node.attribute.append(helper.make_attribute(attribute, 1))
+    assert not use_own_attention(graph)
+
+
 def test_half_precision_is_left_to_onnx_runtime() -> None:
     flavour = Flavour(name="standard", activations="float16")
     assert not use_own_attention(decoder_graph(_model(), random_weights(_model()), 64, flavour).graph)

@@ -126,6 +126,19 @@ def test_what_is_not_finite_shows_in_its_row_and_in_no_other(value: float, at: i
     assert np.isfinite(own_MN[[0, 2, 3, 4]]).all()
 
 
+def test_codes_that_something_else_reads_too_are_kept() -> None:
+    product = Product(num_inputs=64, num_outputs=11, group_size=32)
+    weight_KN = np.random.default_rng(0).standard_normal((64, 11)).astype(np.float32)
+    codes_KN, scales_GN = quantise_blocks(weight_KN, parse_format("int4-g32"))
+    model = _graph(product, codes_KN, scales_GN, np.zeros(0))
+    model.graph.node.append(helper.make_node("Identity", ["scales"], ["as_stored"]))
+    model.graph.output.append(helper.make_tensor_value_info("as_stored", TensorProto.FLOAT, None))
+    session = make_session(model.SerializeToString(), ROUNDED)
+    assert session.given
+    as_stored = session.run(["as_stored"], {"x": np.ones((1, 64), dtype=np.float32)})[0]
+    np.testing.assert_array_equal(as_stored, scales_GN.T)
+
+
 def test_activations_too_small_for_a_step_are_next_to_nothing() -> None:
     product = Product(num_inputs=64, num_outputs=11, group_size=32)
     codes_KN, scales_GN = np.full((64, 11), 7, dtype=np.int8), np.ones((2, 11), dtype=np.float32)
