@@ -29,6 +29,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--stream", action=argparse.BooleanOptionalAction, default=True, help="write text as it comes, or whole at last"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where ONNX Runtime runs (default: cpu)")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -57,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(flags, got=given, expected=str(error), remedy="Correct the value.") from error
     if "" in arguments.stop:
         raise InputError("--stop", got="no text", expected="a text to end before", remedy="Write one, or leave it out.")
-    decoder, tokenizer = _open(arguments.engine), open_tokenizer(arguments.engine)
+    decoder, tokenizer = _open(arguments.engine, arguments.device), open_tokenizer(arguments.engine)
     prompt = sys.stdin.buffer.read().decode(errors="surrogateescape") if arguments.prompt == "-" else arguments.prompt
     check_is_text("--prompt", prompt)
     num_positions = decoder.engine.num_positions
@@ -74,17 +75,31 @@ def run(arguments: argparse.Namespace) -> None:
     print()
 
 
-def _open(folder: Path) -> "AnyDecoder":
-    """Opens an engine in the runtime that it was built for, and loads no other."""
+def _open(folder: Path, device: str) -> "AnyDecoder":
+    """Opens an engine in the runtime that it was built for, and loads no other; TensorRT's is always on the GPU."""
     from blockwright.compile.described import engine_target
 
     if engine_target(folder) == "tensorrt":
         from blockwright.compile.tensorrt_session import TensorRtDecoder
 
         return TensorRtDecoder.open(folder)
+    if device == "cuda":
+        return _open_on_gpu(folder)
     from blockwright.compile.session import Decoder
 
     return Decoder.open(folder)
+
+
+def _open_on_gpu(folder: Path) -> "AnyDecoder":
+    """Opens an engine on the GPU, and says which of its nodes run elsewhere, for they make it slow."""
+    from blockwright.compile.device_session import DeviceDecoder
+    from blockwright.compile.providers import nodes_elsewhere
+
+    decoder = DeviceDecoder.open(folder, "cuda")
+    if elsewhere := nodes_elsewhere(decoder.session, "cuda"):
+        listed = ", ".join(f"{count} {name}" for name, count in elsewhere.most_common())
+        print(f"--device cuda: the CPU runs {listed}, which the GPU's provider has not", file=sys.stderr)
+    return decoder
 
 
 def check_is_text(field: str, text: str) -> None:

@@ -192,6 +192,7 @@ FLAGS = {
     "kernels": ["--dtype", "--for", "--heads", "--json", "--out", "-o"],
     "measure": ["--against", "--json", "--load", "--plan", "--seconds"],
     "generate": [
+        "--device",
         "--no-stream",
         "--prompt",
         "--repetition-penalty",
