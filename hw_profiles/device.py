@@ -19,6 +19,8 @@ _APPLE_FEATURES = {"asimd": "AdvSIMD", "asimddp": "arm.FEAT_DotProd", "i8mm": "a
 OPERATORS = "cpu operators"
 """The key of software under which stands whose operators an engine's layers run on: ours and their version, or the
 runtime's."""
+RUNTIMES_OWN = "onnxruntime"
+"""What stands there, or what is meant where nothing does, where they are the runtime's."""
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "torch", "transformers")
 _ARM_CORES = {
     ("0x41", "0xd03"): "Cortex-A53",

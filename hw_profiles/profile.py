@@ -12,7 +12,7 @@ from blockwright.cost import Origin
 from blockwright.errors import InputError
 from blockwright.hw_profiles.ceilings import Ceilings
 from blockwright.hw_profiles.conditions import Conditions
-from blockwright.hw_profiles.device import OPERATORS, Device
+from blockwright.hw_profiles.device import OPERATORS, RUNTIMES_OWN, Device
 from blockwright.hw_profiles.provenance import AccuracyRow, Coverage, Method
 from blockwright.hw_profiles.tried import TriedChild
 from blockwright.spec import Model, Part
@@ -186,7 +186,7 @@ def check_is_this_machine(profile: Profile, device: Device, software: dict[str, 
             remedy="Measure this machine with `blockwright profile`, or measure the engine on the other one.",
         )
     for package in ("onnxruntime", "onnxruntime-gpu", OPERATORS):
-        none = "onnxruntime" if package == OPERATORS else "none"
+        none = RUNTIMES_OWN if package == OPERATORS else "none"
         before, now = (each.get(package, none) for each in (profile.software, software))
         if before != now:
             raise InputError(

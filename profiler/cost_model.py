@@ -24,8 +24,8 @@ from blockwright.profiler.known import Known, costs_from, what_is_known
 from blockwright.profiler.memory_model import exact_disk
 from blockwright.profiler.memory_model import exact_memory as exact_memory
 from blockwright.profiler.parts import PartCosts, Source
-from blockwright.profiler.time_model import decode_points as decode_points
-from blockwright.profiler.time_model import prefill_points as prefill_points
+from blockwright.profiler.points import decode_points as decode_points
+from blockwright.profiler.points import prefill_points as prefill_points
 from blockwright.spec import Format, Model, NoOp, parse_format
 
 

@@ -6,7 +6,7 @@ from blockwright.cost import Load, Quantity
 from blockwright.hw_profiles.profile import Profile, WholeRow
 from blockwright.hw_profiles.provenance import AccuracyRow
 from blockwright.profiler.cost_model import part_costs
-from blockwright.profiler.time_model import decode_points, prefill_points
+from blockwright.profiler.points import decode_points, prefill_points
 from blockwright.profiler.validate import Trial, accuracy_of
 from blockwright.spec import Model
 

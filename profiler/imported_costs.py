@@ -30,8 +30,8 @@ from blockwright.hw_profiles.profile import Backend, Point, Profile, WholeRow, p
 from blockwright.profiler.check import MOST_UTILISATION, least_time_of, model_of
 from blockwright.profiler.operator_costs import operator_costs
 from blockwright.profiler.parts import PartCosts, Same, Source
+from blockwright.profiler.points import decode_points, prefill_points
 from blockwright.profiler.served_costs import decode_phase, prefill_phase
-from blockwright.profiler.time_model import decode_points, prefill_points
 from blockwright.spec import Model, parse_format, with_format
 
 _DIFFERENCE = 0.35

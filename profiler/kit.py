@@ -193,9 +193,8 @@ def _model_binding(proto: onnx.ModelProto, model: Model, point: Point) -> _Bindi
 def _binding(
     proto: onnx.ModelProto, model: Model, point: Point, given: dict[str, np.ndarray], random: dict[str, list[int]]
 ) -> _Binding:
-    """New tokens stand at the start in prefill, at the end of the cache when decoding, as in `onnx_blocks`."""
-    start = 0 if point.new_tokens > 1 else point.slots - 1
-    starts_B = np.full(point.batch, start, dtype=np.int64)
+    """New tokens are the last ones in the cache, as in `onnx_blocks`."""
+    starts_B = np.full(point.batch, point.slots - point.new_tokens, dtype=np.int64)
     known = places(reach_by_mask(model), starts_B, point.new_tokens, np.arange(point.slots))
     declared = {value.name: value.type.tensor_type.elem_type for value in proto.graph.input}
     where = {

@@ -17,8 +17,9 @@ from blockwright.profiler.imported_costs import imported_ratio, imported_times
 from blockwright.profiler.memory_model import exact_memory, memory_costs
 from blockwright.profiler.operator_costs import operator_costs, operator_memory
 from blockwright.profiler.parts import PartCosts, Source, added, multiplied
+from blockwright.profiler.points import decode_points, prefill_points, reads_of
 from blockwright.profiler.served_costs import decode_phase, prefill_phase, served_memory
-from blockwright.profiler.time_model import decode_points, prefill_points, time_costs
+from blockwright.profiler.time_model import time_costs
 from blockwright.profiler.tried import by_tried
 from blockwright.spec import Model
 
@@ -86,7 +87,7 @@ def costs_from(
 def _prompt_costs(known: Known, source: Source, model: Model, load: Load) -> PartCosts:
     match known:
         case "blocks":
-            costs = time_costs(source, prefill_points(load))
+            costs = time_costs(source, prefill_points(load, reads_of(source.profile, source.backend)))
             return by_tried(costs, source, _tried_at(source, load), "prefill")
         case "operators":
             return operator_costs(source, model, prefill_points(load))
@@ -101,7 +102,7 @@ def _prompt_costs(known: Known, source: Source, model: Model, load: Load) -> Par
 def _token_costs(known: Known, source: Source, model: Model, load: Load) -> PartCosts:
     match known:
         case "blocks":
-            costs = time_costs(source, decode_points(load))
+            costs = time_costs(source, decode_points(load, reads_of(source.profile, source.backend)))
             return by_tried(costs, source, _tried_at(source, load), "decode")
         case "operators":
             return operator_costs(source, model, decode_points(load))

@@ -10,12 +10,14 @@ from blockwright.compile.engine import EngineOrder, SessionSettings, write_engin
 from blockwright.cost import Load
 from blockwright.count import parameters
 from blockwright.errors import InputError
+from blockwright.hw_profiles.device import RUNTIMES_OWN
 from blockwright.hw_profiles.profile import Backend, MemoryRow, Point, TimeRow, WholeRow
 from blockwright.profiler import onnx_blocks, torch_blocks, wholes
 from blockwright.profiler.bench import Bench
 from blockwright.profiler.clock import Effort, Samples, Timing, timing_of
-from blockwright.profiler.cost_model import decode_points, exact_memory, prefill_points
+from blockwright.profiler.cost_model import exact_memory
 from blockwright.profiler.memory import peak_bytes
+from blockwright.profiler.points import Reads, decode_points, prefill_points
 from blockwright.profiler.synthetic import random_weights
 from blockwright.spec import FFN, FP32, Block, Format, Mixer, Model, NoOp, Part, V, stored_as, variant_name, with_format
 from blockwright.units import format_bytes
@@ -53,6 +55,15 @@ class Request:
     effort: Effort
     backends: tuple[Backend, ...] = ("onnxruntime",)
     """What to measure times in; torch runs fp32 only, whatever the formats."""
+    operators: str = RUNTIMES_OWN
+    """Whose operators ONNX Runtime's graphs run on; see `hw_profiles.device.OPERATORS`."""
+
+    def points(self, backend: Backend) -> list[Point]:
+        """Where all loads take place, each place once."""
+        is_ours = backend == "onnxruntime" and self.operators != RUNTIMES_OWN
+        reads: Reads = "tokens" if is_ours else "slots"
+        found = [p for load in self.loads for p in (*decode_points(load, reads), *prefill_points(load, reads))]
+        return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +218,6 @@ def cases(request: Request) -> Iterator[Case]:
         InputError: the parent is too large to be measured as one graph.
     """
     _check_fits(request.parent)
-    points = {p: None for load in request.loads for p in (*decode_points(load), *prefill_points(load))}
     for backend in request.backends:
         for weights in request.formats if backend == "onnxruntime" else (FP32,):
             bench = Bench(
@@ -217,7 +227,7 @@ def cases(request: Request) -> Iterator[Case]:
                 session=request.session,
                 effort=request.effort,
             )
-            for point in points:
+            for point in request.points(backend):
                 for variant in (*request.mixers, *request.ffns):
                     if not isinstance(variant, NoOp):
                         yield PartCase(bench=bench, variant=stored_as(variant, weights), point=point)

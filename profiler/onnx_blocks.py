@@ -4,14 +4,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from blockwright.compile.cpu_library import operators_in_use
 from blockwright.compile.decoder import decoder_graph, stack_graph
-from blockwright.compile.runtime import ort
-from blockwright.compile.session import Binding, Cache, Sequences, make_cache, make_session
+from blockwright.compile.session import Binding, Cache, Sequences, Session, make_cache, make_session
+from blockwright.compile.slots import slots_now
+from blockwright.hw_profiles.device import RUNTIMES_OWN
 from blockwright.hw_profiles.profile import Point
 from blockwright.profiler.bench import Bench, Run, flavour_of, sample_slopes, stacks_of
 from blockwright.profiler.clock import Samples
 from blockwright.profiler.synthetic import random_weights
 from blockwright.spec import FFN, Mixer, Model
+
+_NO_LIMIT = 2**31
 
 
 def sample_variants(bench: Bench, variants: Sequence[Mixer | FFN], point: Point) -> list[Samples]:
@@ -22,9 +26,10 @@ def sample_variants(bench: Bench, variants: Sequence[Mixer | FFN], point: Point)
 def _stack_run(bench: Bench, model: Model, point: Point) -> Run:
     graph = stack_graph(model, random_weights(model), num_positions=point.slots, flavour=flavour_of(bench))
     session = make_session(graph.SerializeToString(), bench.session)
-    cache = make_cache(model, point.batch, point.slots)
+    slots = _slots_held(point)
+    cache = make_cache(model, point.batch, slots)
     _fill(cache)
-    binding = Binding(session, model, cache, (point.batch, point.new_tokens, point.slots))
+    binding = Binding(session, model, cache, (point.batch, point.new_tokens, slots))
     hidden = binding.arrays["hidden_in"]
     hidden[:] = np.random.default_rng(0).standard_normal(hidden.shape)
     binding.place(_starts(point))
@@ -37,14 +42,17 @@ def model_run(bench: Bench, model: Model, point: Point) -> Run:
     return session_run(make_session(graph.SerializeToString(), bench.session), model, point)
 
 
-def session_run(session: ort.InferenceSession, model: Model, point: Point) -> Run:
+def session_run(session: Session, model: Model, point: Point) -> Run:
     """One step or one prefill chunk of a whole model, choosing the next token included."""
-    sequences = Sequences(session, model, point.batch, point.slots)
-    sequences.make_room(point.slots)
+    slots = _slots_held(point)
+    sequences = Sequences(session, model, point.batch, slots)
+    sequences.make_room(slots)
     _fill(sequences.cache)
     if point.new_tokens > 1:
         prompts = [[index % model.vocab_size for index in range(point.new_tokens)]] * point.batch
-        return lambda: sequences.prefill(prompts).argmax(-1)
+        if point.slots == point.new_tokens:
+            return lambda: sequences.prefill(prompts).argmax(-1)
+        return lambda: _read_chunk(session, model, sequences.cache, np.array(prompts), point).argmax(-1)
     ids_B = np.ones(point.batch, dtype=np.int64)
 
     def step() -> np.ndarray:
@@ -54,10 +62,24 @@ def session_run(session: ort.InferenceSession, model: Model, point: Point) -> Ru
     return step
 
 
+def _read_chunk(session: Session, model: Model, cache: Cache, ids_BT: np.ndarray, point: Point) -> np.ndarray:
+    """A chunk of a prompt behind others, bound anew each time as `Sequences` does; its logits, logits_BV."""
+    binding = Binding(session, model, cache, (point.batch, point.new_tokens, _slots_held(point)))
+    binding.arrays["ids"][:] = ids_BT
+    binding.arrays["last"][:] = point.new_tokens - 1
+    binding.place(_starts(point))
+    binding.run()
+    return binding.arrays["logits"]
+
+
+def _slots_held(point: Point) -> int:
+    """Of the cache: as many as are read, or, where only tokens are, what a cache has that grew to hold them."""
+    return point.slots if operators_in_use() == RUNTIMES_OWN else slots_now(point.slots, _NO_LIMIT)
+
+
 def _starts(point: Point) -> np.ndarray:
-    """Where the new tokens stand: at the start in prefill, near the end of the cache when decoding."""
-    start = 0 if point.new_tokens > 1 else point.slots - 1
-    return np.full(point.batch, start)
+    """Where the new tokens stand: the last ones that are read."""
+    return np.full(point.batch, point.slots - point.new_tokens)
 
 
 def _fill(cache: Cache) -> None:

@@ -25,8 +25,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from blockwright.compile.slots import chunks_of, slots_for
-from blockwright.cost import Cost, Load, exact, total
+from blockwright.cost import Cost, exact, total
 from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Backend, Point, Profile, TimeRow, WholeRow, parent_of
 from blockwright.profiler.between import Between, Neighbourhood, between
@@ -59,17 +58,6 @@ class PointTable:
     def of_layers(self, layers: Layers) -> float:
         """The time of a whole model, in seconds."""
         return self.intercept_s + _sum_of_parts(self.parts_s, layers)
-
-
-def decode_points(load: Load) -> list[Point]:
-    """Where writing one token of a load takes place."""
-    return [Point(batch=load.batch, new_tokens=1, slots=slots_for(load.total_tokens))]
-
-
-def prefill_points(load: Load) -> list[Point]:
-    """Where reading the prompt of a load takes place, a point per chunk."""
-    slots = slots_for(load.total_tokens)
-    return [Point(batch=load.batch, new_tokens=chunk, slots=slots) for chunk in chunks_of(load.prompt_tokens)]
 
 
 def time_costs(source: Source, points: list[Point]) -> PartCosts:

@@ -24,7 +24,7 @@ from blockwright.hw_profiles.profile import MemoryRow, Point, Profile, TimeRow, 
 from blockwright.llama import llama
 from blockwright.profiler.measure import layer_names
 from blockwright.profiler.memory_model import exact_memory
-from blockwright.profiler.time_model import decode_points, prefill_points
+from blockwright.profiler.points import decode_points, prefill_points
 from blockwright.search.scores import Score, ScoreTable
 from blockwright.search.space import SpaceSettings, candidates
 from blockwright.spec import (

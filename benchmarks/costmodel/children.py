@@ -29,7 +29,7 @@ from blockwright.model.parent import open_parent
 from blockwright.pipeline.profile import ProfileOrder, profile_machine
 from blockwright.pipeline.validate import ValidateOrder, draw_children, formats_of, try_children
 from blockwright.profiler.operators import Matmul, ffn_operators, mixer_operators, shared_operators
-from blockwright.profiler.time_model import decode_points, prefill_points
+from blockwright.profiler.points import decode_points, prefill_points, reads_of
 from blockwright.profiler.validate import Trial, accuracy_of
 from blockwright.search.space import SpaceSettings
 from blockwright.spec import Block, Model, parse_format, with_format
@@ -147,11 +147,12 @@ def way_names() -> list[str]:
 def rivals(profile: Profile, order: ValidateOrder, trials: list[Trial], way: str) -> list[Trial]:
     """What a baseline foretells of the times of the same children."""
     found: list[Trial] = []
+    reads = reads_of(profile, "onnxruntime")
     for name in formats_of(profile):
         children = [with_format(child, parse_format(name)) for child in draw_children(profile, name, order)]
         for quantity, points in (
-            ("time_per_token", decode_points(LOAD)),
-            ("time_to_first_token", prefill_points(LOAD)),
+            ("time_per_token", decode_points(LOAD, reads)),
+            ("time_to_first_token", prefill_points(LOAD, reads)),
         ):
             own = [trial for trial in trials if (trial.quantity, trial.format) == (quantity, name)]
             values = np.sum([foretell(profile, children, name, point, way) for point in points], axis=0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from blockwright.compile.cpu_library import operators_in_use
 from blockwright.compile.engine import SessionSettings
 from blockwright.cost import Load
 from blockwright.errors import InputError
@@ -27,8 +28,8 @@ from blockwright.profiler.ceilings import measure_ceilings
 from blockwright.profiler.clock import OUTLIER_RULE, WARM_UP, Effort, clock_for
 from blockwright.profiler.measure import Request, cases
 from blockwright.profiler.onnx_blocks import model_run
+from blockwright.profiler.points import decode_points
 from blockwright.profiler.reference import Reference, make_reference
-from blockwright.profiler.time_model import decode_points
 from blockwright.search.space import SpaceSettings
 from blockwright.spec import Model, parse_format, with_format
 from blockwright.strict import from_data, to_data
@@ -138,6 +139,7 @@ def _request(order: ProfileOrder, session: SessionSettings, effort: Effort) -> R
         session=session,
         effort=effort,
         backends=order.backends,
+        operators=operators_in_use(),
     )
 
 

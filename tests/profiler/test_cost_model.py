@@ -27,8 +27,8 @@ from blockwright.profiler.cost_model import (
 )
 from blockwright.profiler.measure import layer_names
 from blockwright.profiler.memory_model import exact_disk, exact_memory
+from blockwright.profiler.points import decode_points, prefill_points
 from blockwright.profiler.synthetic import random_weights
-from blockwright.profiler.time_model import decode_points, prefill_points
 from blockwright.spec import (
     FP32,
     Attention,

@@ -20,7 +20,7 @@ from blockwright.profiler.operators import (
     mixer_operators,
     shared_operators,
 )
-from blockwright.profiler.time_model import decode_points, prefill_points
+from blockwright.profiler.points import decode_points, prefill_points
 from blockwright.spec import FFN, Attention, Block, GatedFFN, LinearFFN, LinearMixer, Mixer, Model, NoOp
 
 SHIPPED = read_profile(measured_profiles()[0])

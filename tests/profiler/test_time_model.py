@@ -14,7 +14,8 @@ from blockwright.hw_profiles.folder import read_profile, shipped_profiles
 from blockwright.hw_profiles.profile import Point, Profile, TimeRow, WholeRow
 from blockwright.profiler.cost_model import part_costs, predict
 from blockwright.profiler.parts import Source
-from blockwright.profiler.time_model import PointTable, decode_points, prefill_points, table_at
+from blockwright.profiler.points import decode_points, prefill_points
+from blockwright.profiler.time_model import PointTable, table_at
 from blockwright.spec import Attention, Block, GatedFFN, Model, Part, Rope, variant_name
 
 MIXER, FFN = Attention(num_kv_heads=2), GatedFFN(width=64)
