@@ -115,7 +115,7 @@ def measured(
         for name, each in contestants.items():
             num_bytes = None
             if isinstance(each, Engine) and phase.name == "decode":
-                num_bytes = bytes_per_token(each.folder, shape, phase.context)
+                num_bytes = bytes_per_token(each.folder, phase.context)
             row = {"phase": phase.name, "context_tokens": phase.context, "threads": threads, "name": name}
             rows.append(row | _told(name, rounds, num_bytes))
             print(_line(rows[-1]), flush=True)

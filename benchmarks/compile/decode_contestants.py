@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import xllamacpp  # pyright: ignore[reportMissingImports]
 
-from blockwright.compile.engine import ENGINE_FILE, EngineOrder, SessionSettings, write_engine
+from blockwright.compile.engine import ENGINE_FILE, EngineOrder, SessionSettings, read_engine, write_engine
 from blockwright.compile.export_gguf import write_gguf
 from blockwright.compile.flavour import FlavourName
 from blockwright.compile.session import Decoder, OperatorsOf, Sequences, make_session
+from blockwright.count import ffn_weight_bytes, kv_bytes_per_slot, matrix_bytes, mixer_weight_bytes
 from blockwright.profiler.ceilings import ceiling_cases
 from blockwright.profiler.synthetic import random_weights
 from blockwright.spec import Attention, Block, GatedFFN, Model, Rope, parse_format, with_format
@@ -189,12 +190,13 @@ def built_peer(shape: Shape, home: Path) -> Path:
     return file
 
 
-def bytes_per_token(folder: Path, shape: Shape, context: int) -> int:
-    """What writing a token has to read: all codes and scales but the embeddings', and the cache up to here."""
-    graph_bytes = sum(file.stat().st_size for file in folder.iterdir())
-    head_dim = shape.hidden_size // shape.num_heads
-    embeddings, tables = 4 * shape.vocab_size * shape.hidden_size, 4 * _model(shape).max_positions * head_dim
-    return graph_bytes - embeddings - tables + 2 * 4 * shape.num_layers * shape.num_kv_heads * head_dim * context
+def bytes_per_token(folder: Path, context: int) -> int:
+    """What writing a token has to read: codes and scales of all layers and of the head, and the cache up to here."""
+    model = read_engine(folder).model
+    layers = sum(mixer_weight_bytes(model, b.mixer) + ffn_weight_bytes(model, b.ffn) for b in model.layers)
+    head = matrix_bytes(model.hidden_size, model.vocab_size, model.embedding_weights)
+    cache = sum(kv_bytes_per_slot(model, b.mixer) for b in model.layers) * context
+    return layers + head + cache
 
 
 def _model(shape: Shape) -> Model:
