@@ -1,7 +1,7 @@
 """From nothing to the first token, beside llama.cpp: `python benchmarks/compile/startup.py`.
 
 A Llama of 213 million random weights (16 layers, hidden 1024, 16 heads on 4, ffn 2816, 32000 words) in int4 with groups
-of 32, ours in both flavours, on our own int4 products and on ONNX Runtime's, and as Q4_0 in llama.cpp, with and without
+of 32, ours in both flavours, on our own operators and on ONNX Runtime's, and as Q4_0 in llama.cpp, with and without
 repacked weights. A prompt of 16 tokens, one thread, files in the page cache. Every start is a process of its own, all
 in turn, round after round. Two times: from the call that opens the model to the first token, libraries imported; and
 from starting the process, Python's own start and imports on both sides.
@@ -42,9 +42,9 @@ SMALL = replace(FULL, layers=FULL.layers[:2], vocab_size=2048)
 FORMAT = parse_format("int4-g32")
 PROMPT = [3 + 7 * index for index in range(16)]
 OURS = {
-    f"{flavour}, {words}": (flavour, products)
+    f"{flavour}, {words}": (flavour, operators)
     for flavour in ("contrib", "standard")
-    for products, words in (("fastest", "our products"), ("onnxruntime", "onnxruntime's products"))
+    for operators, words in (("fastest", "our operators"), ("onnxruntime", "onnxruntime's operators"))
 }
 PEERS = {"llama.cpp, repacked": False, "llama.cpp, as stored": True}
 """Whether its extra buffers, which hold repacked weights, are turned off."""
@@ -129,11 +129,11 @@ def _start(name: str, folder: Path) -> dict[str, float]:
     return {"begin": begin, "end": time.monotonic()}
 
 
-def _our_writer(flavour: str, products: Any, folder: Path) -> Callable[[], object]:
+def _our_writer(flavour: str, operators: Any, folder: Path) -> Callable[[], object]:
     from blockwright.compile.session import Decoder
 
     def write() -> int:
-        decoder = Decoder.open(folder / flavour, products=products)
+        decoder = Decoder.open(folder / flavour, operators=operators)
         return int(decoder.start(1, len(PROMPT) + 1).prefill([PROMPT]).argmax(-1)[0])
 
     return write
