@@ -15,7 +15,7 @@ import numpy as np
 from blockwright.compile.engine import GRAPH_FILE, Engine, read_engine
 from blockwright.compile.places import chunks_of_prompts, places, reach_by_mask
 from blockwright.compile.providers import DeviceName, open_on
-from blockwright.compile.runtime import ort
+from blockwright.compile.runtime import RUNNING_ERRORS, ort, refused
 from blockwright.compile.session import DTYPES, check_fits, check_is_of, make_cache
 from blockwright.compile.slots import PREFILL_CHUNK, slots_for, slots_now
 
@@ -113,6 +113,7 @@ class _Binding:
     ) -> None:
         session, device = decoder.session, decoder.device
         self._session, self._binding, self._slot_S = session, session.io_binding(), np.arange(slots)
+        self._device = device
         self._masks, self._num_tokens = reach_by_mask(decoder.engine.model), num_tokens
         self._cache = cache  # kept alive: it is bound by address
         sizes = {"batch": rows.stop - rows.start, "tokens": num_tokens, "slots": slots}
@@ -124,7 +125,7 @@ class _Binding:
             shape, dtype = [sizes[n] if isinstance(n, str) else n for n in each.shape], DTYPES[each.type]
             cached = cache.get(each.name.replace("present_", "past_"))
             if cached is None:
-                self._values[each.name] = ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, device, 0)
+                self._values[each.name] = room_on(device, shape, dtype)
                 address = self._values[each.name].data_ptr()
             else:  # rows lie one behind the other, so a few of them are a buffer of their own
                 address = cached.data_ptr() + rows.start * math.prod(shape[1:]) * np.dtype(dtype).itemsize
@@ -132,18 +133,40 @@ class _Binding:
         self._dtypes = {each.name: DTYPES[each.type] for each in session.get_inputs()}
 
     def run(self, ids_BT: np.ndarray, last_B: np.ndarray, starts_B: np.ndarray) -> np.ndarray:
-        """Reads tokens that stand from these positions on; returns logits_BV, valid until the next run."""
+        """Reads tokens that stand from these positions on; returns logits_BV, valid until the next run.
+
+        Raises:
+            InputError: ONNX Runtime fails, as where the device's memory is too small.
+        """
         known = places(self._masks, starts_B, self._num_tokens, self._slot_S)
         made = {"ids": lambda: ids_BT, "last": lambda: last_B} | known
         for name, value in self._values.items():
             if name in self._dtypes:
                 value.update_inplace(np.ascontiguousarray(made[name](), dtype=self._dtypes[name]))
-        self._session.run_with_iobinding(self._binding)
-        return self._values["logits"].numpy()
+        try:
+            self._session.run_with_iobinding(self._binding)
+            return self._values["logits"].numpy()
+        except RUNNING_ERRORS as error:
+            raise refused(
+                error, "the engine", f"a graph that ONNX Runtime runs on {self._device}", self._device
+            ) from error
 
 
 def on_device(array: np.ndarray, device: DeviceName) -> ort.OrtValue:
     """A copy of an array in memory that the device owns."""
-    value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype.type, device, 0)
+    value = room_on(device, array.shape, array.dtype.type)
     value.update_inplace(array)
     return value
+
+
+def room_on(device: DeviceName, shape: Sequence[int], dtype: type[np.generic]) -> ort.OrtValue:
+    """Memory of a device for an array.
+
+    Raises:
+        InputError: it has no more.
+    """
+    try:
+        return ort.OrtValue.ortvalue_from_shape_and_type(shape, dtype, device, 0)
+    except RUNNING_ERRORS as error:
+        expected = f"room for {math.prod(shape) * np.dtype(dtype).itemsize} bytes more"
+        raise refused(error, f"memory of {device}", expected, device) from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from blockwright.compile.engine import SessionSettings
-from blockwright.compile.runtime import ORT_ERRORS, ort
+from blockwright.compile.runtime import RUNNING_ERRORS, ort, refused
 from blockwright.compile.session import session_entries
 from blockwright.errors import InputError
 
@@ -42,13 +42,8 @@ def open_on(device: DeviceName, graph: Path, settings: SessionSettings) -> ort.I
         providers = [(_PROVIDERS[device], _CUDA_OPTIONS), _CPU]
     try:
         session = ort.InferenceSession(str(graph), options, providers=providers)
-    except ORT_ERRORS as error:
-        raise InputError(
-            str(graph),
-            got=str(error).splitlines()[0],
-            expected=f"a graph that ONNX Runtime opens on {device}",
-            remedy="Compile the engine again with the installed versions.",
-        ) from error
+    except RUNNING_ERRORS as error:
+        raise refused(error, str(graph), f"a graph that ONNX Runtime opens on {device}", device) from error
     check_runs_on(device, session.get_providers())
     return session
 

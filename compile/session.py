@@ -17,7 +17,7 @@ from blockwright.compile.cpu_library import own_library
 from blockwright.compile.cpu_products import DOMAIN, use_own_products
 from blockwright.compile.engine import ENGINE_FILE, GRAPH_FILE, Engine, SessionSettings, read_engine
 from blockwright.compile.places import chunks_of_prompts, places, reach_by_mask
-from blockwright.compile.runtime import ORT_ERRORS, ort
+from blockwright.compile.runtime import ORT_ERRORS, RUNNING_ERRORS, ort, refused
 from blockwright.compile.slots import PREFILL_CHUNK, slots_for, slots_now
 from blockwright.errors import InputError
 from blockwright.spec import Attention, Model
@@ -119,13 +119,8 @@ class Decoder:
                 session = _session_of_other_level(folder, settings, operators)
             else:
                 session = make_session(folder / GRAPH_FILE, settings, operators=operators)
-        except ORT_ERRORS as error:
-            raise InputError(
-                str(folder / GRAPH_FILE),
-                got=str(error).splitlines()[0],
-                expected="a graph that ONNX Runtime opens",
-                remedy="Compile the engine again with the installed versions.",
-            ) from error
+        except (*ORT_ERRORS, MemoryError) as error:
+            raise refused(error, str(folder / GRAPH_FILE), "a graph that ONNX Runtime opens", "this machine") from error
         check_is_of(engine.model, session, folder)
         return cls(engine, session)
 
@@ -220,8 +215,15 @@ class Binding:
                 self.arrays[name][...] = value()
 
     def run(self) -> None:
-        """Runs the graph on what the arrays hold."""
-        self._session.run_with_iobinding(self._binding)
+        """Runs the graph on what the arrays hold.
+
+        Raises:
+            InputError: ONNX Runtime fails, as where memory is too small.
+        """
+        try:
+            self._session.run_with_iobinding(self._binding)
+        except RUNNING_ERRORS as error:
+            raise refused(error, "the engine", "a graph that ONNX Runtime runs", "this machine") from error
 
 
 class Sequences:

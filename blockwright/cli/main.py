@@ -81,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(_message(_input_error_of(error)), file=sys.stderr)
         return BAD_INPUT
+    except MemoryError as error:
+        print(_message(_input_error_of_memory(error)), file=sys.stderr)
+        return BAD_INPUT
     except KeyboardInterrupt:
         print("\nStopped. Run the same command again to go on from the last finished piece.", file=sys.stderr)
         return 130
@@ -125,6 +128,15 @@ def _input_error_of(error: OSError) -> InputError:
         got=error.strerror or str(error),
         expected="a place that can be read and written",
         remedy=remedies.get(error.errno or 0, "Check the path."),
+    )
+
+
+def _input_error_of_memory(error: MemoryError) -> InputError:
+    return InputError(
+        "memory",
+        got=str(error) or "less than is needed",
+        expected="room for what was asked",
+        remedy="Free some of this machine's memory, or ask for less: fewer or shorter sequences, a smaller model.",
     )
 
 

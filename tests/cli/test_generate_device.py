@@ -7,6 +7,7 @@ import pytest
 from blockwright.cli.main import main
 from blockwright.compile.device_session import DeviceDecoder
 from blockwright.compile.runtime import ort
+from blockwright.compile.session import Decoder
 from blockwright.pipeline.compile import CompileOrder, compile_checkpoint
 
 WRITE = ["--prompt", "the cat", "--tokens", "6"]
@@ -38,3 +39,15 @@ def test_text_is_the_same_on_a_device_and_nodes_elsewhere_are_told(
     found = capsys.readouterr()
     assert found.out == expected.out
     assert "--device cuda: the CPU runs " in found.err and " MatMul" in found.err and not expected.err
+
+
+def test_a_machine_without_the_memory_is_told_in_words(
+    engine: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: object) -> None:
+        raise MemoryError("Unable to allocate 16 TiB")
+
+    monkeypatch.setattr(Decoder, "start", too_large)
+    assert main(["generate", engine, *WRITE]) == 2
+    said = capsys.readouterr()
+    assert "error in memory" in said.err and "16 TiB" in said.err and "Traceback" not in said.err

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blockwright.compile.device_session import DeviceDecoder
+from blockwright.compile.device_session import DeviceDecoder, room_on
 from blockwright.compile.engine import ENGINE_FILE, GRAPH_FILE, EngineOrder, SessionSettings, write_engine
 from blockwright.compile.flavour import FlavourName
 from blockwright.compile.providers import check_runs_on, nodes_by_provider, nodes_elsewhere
@@ -154,3 +154,22 @@ def test_a_graph_that_is_none_is_refused_in_words(tmp_path: Path) -> None:
     graph.write_bytes(b"\xff" * graph.stat().st_size)
     with pytest.raises(InputError, match=r"opens on cpu.*Compile the engine again"):
         DeviceDecoder.open(engine, "cpu")
+
+
+@pytest.mark.parametrize("flavour", ["standard", "contrib"])
+@pytest.mark.parametrize("kind", [Decoder, DeviceDecoder])
+def test_what_fails_while_it_runs_is_refused_in_words(
+    kind: type[Decoder] | type[DeviceDecoder], flavour: FlavourName, tmp_path: Path
+) -> None:
+    engine = _engine(tmp_path / "engine", _model(HOMOGENEOUS), flavour=flavour)
+    decoder = Decoder.open(engine) if kind is Decoder else DeviceDecoder.open(engine, "cpu")
+    sequences = decoder.start(1, 64)
+    sequences.prefill([[1, 2, 3]])
+    sequences.lengths_B = np.array([2 * LONGEST])  # where neither a slot nor a position is
+    with pytest.raises(InputError, match="a graph that ONNX Runtime runs"):
+        sequences.step(np.array([1]))
+
+
+def test_a_cache_that_no_memory_holds_is_refused_in_words() -> None:
+    with pytest.raises(InputError, match=r"memory of cpu.*ask for fewer or shorter sequences"):
+        room_on("cpu", (2**30, 2**20), np.float32)
