@@ -28,7 +28,6 @@ from blockwright.files import new_folder, read_json, write_json
 from blockwright.strict import from_data, to_data
 
 MANIFEST_FILE = "kernels.json"
-GROUPS = (32, 128)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +79,7 @@ class Manifest:
 
 
 def catalogue(numbers: Sequence[Number], heads: Sequence[tuple[int, int]]) -> tuple[Kernel, ...]:
-    """All kernels for some types and kinds of head.
+    """All kernels that torch's operators launch for some types and kinds of head.
 
     Args:
         numbers: of activations.
@@ -88,10 +87,12 @@ def catalogue(numbers: Sequence[Number], heads: Sequence[tuple[int, int]]) -> tu
     """
     found: list[Kernel] = []
     for number in numbers:
-        for group in GROUPS:
-            found += [kernels.int4_vector(number, group, is_split) for is_split in (False, True)]
-            found += [kernels.int4_tiles(number, group, is_split, 16) for is_split in (False, True)]
-            found.append(kernels.int4_tiles(number, group, is_split=False, block_rows=64))
+        found += [
+            kernels.linear_for(number, group, num_rows, is_split)
+            for group in kernels.GROUPS
+            for num_rows in (1, *kernels.ROWS_AT_ONCE)
+            for is_split in (False, True)
+        ]
         found.append(kernels.sum_splits(number))
         for head_dim, heads_per_kv in heads:
             each = Heads(number=number, head_dim=head_dim, heads_per_kv=heads_per_kv)

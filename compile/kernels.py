@@ -14,6 +14,9 @@ Number = Literal["fp16", "bf16"]
 GROUPS = (32, 64, 128)
 """Sizes of groups that the int4 kernels take."""
 
+ROWS_AT_ONCE = (16, 32, 64)
+"""Of activations in a tile of an int4 product."""
+
 MOST_SPLITS = 64
 """Of a sequence's slots, whose results `join_splits` has in registers at once."""
 
@@ -228,7 +231,8 @@ def linear_for(number: Number, group: int, num_rows: int, is_split: bool) -> Ker
     """The kernel for so many rows at once."""
     if num_rows == 1:
         return int4_vector(number, group, is_split)
-    return int4_tiles(number, group, is_split, 16 if num_rows <= 16 else 32 if num_rows <= 32 else 64)
+    fitting = (rows for rows in ROWS_AT_ONCE if num_rows <= rows)
+    return int4_tiles(number, group, is_split, next(fitting, ROWS_AT_ONCE[-1]))
 
 
 def linear_splits(kernel: Kernel, num_rows: int, num_outputs: int, num_groups: int, num_processors: int) -> int:

@@ -105,6 +105,63 @@ def join_splits(
 
 
 @triton.jit
+def _attend_far(
+    q,
+    k_ptr,
+    v_ptr,
+    kv,
+    far_ptr,
+    far_end,
+    last_far,
+    is_channel,
+    sums,
+    highest,
+    total,
+    SCALE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """The first `far_end` of a sequence's initial tokens and separators, for each query those up to `last_far`."""
+    s = tl.arange(0, BLOCK_S)
+    for begin in range(0, far_end, BLOCK_S):
+        is_far = begin + s < far_end
+        far = tl.load(far_ptr + begin + s, mask=is_far, other=0)
+        at, is_kv = kv + far.to(tl.int64)[:, None] * HEAD_DIM, is_far[:, None] & is_channel[None, :]
+        keys, values = tl.load(k_ptr + at, mask=is_kv, other=0.0), tl.load(v_ptr + at, mask=is_kv, other=0.0)
+        is_seen = is_far[None, :] & (far[None, :] <= last_far[:, None])
+        sums, highest, total = _attend(q, keys, values, is_seen, sums, highest, total, SCALE)
+    return sums, highest, total
+
+
+@triton.jit
+def _attend_near(
+    q,
+    k_ptr,
+    v_ptr,
+    kv,
+    first,
+    last,
+    position,
+    last_far,
+    is_channel,
+    sums,
+    highest,
+    total,
+    SCALE: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    """The tokens from `first` to `last`, for each query those behind its `last_far` and not behind itself."""
+    for begin in range(first, last + 1, BLOCK_S):
+        near = begin + tl.arange(0, BLOCK_S)
+        at, is_kv = kv + near.to(tl.int64)[:, None] * HEAD_DIM, (near <= last)[:, None] & is_channel[None, :]
+        keys, values = tl.load(k_ptr + at, mask=is_kv, other=0.0), tl.load(v_ptr + at, mask=is_kv, other=0.0)
+        is_seen = (near[None, :] <= position[:, None]) & (near[None, :] > last_far[:, None])
+        sums, highest, total = _attend(q, keys, values, is_seen, sums, highest, total, SCALE)
+    return sums, highest, total
+
+
+@triton.jit
 def sparse_prefill(
     q_ptr,
     k_ptr,
@@ -128,38 +185,30 @@ def sparse_prefill(
     """Queries from `starts` on, against keys whose slot is their position; grid (tiles of queries, batch × heads).
 
     far (batch, num_far) are the positions of initial tokens and separators, ascending; far_before (batch, slots + 1)
-    how many of them stand before each position. Each is far from a query, or one of its neighbours, and so counted
-    once.
+    how many stand before each position. Each is far from a query or one of its neighbours, and so counted once.
     """
     head = tl.program_id(1)
-    num_heads = num_kv_heads * HEADS_PER_KV
-    sequence, pair = head // num_heads, head // HEADS_PER_KV
+    sequence, pair = head // (num_kv_heads * HEADS_PER_KV), head // HEADS_PER_KV
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
-    d, s = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_S)
+    d = tl.arange(0, BLOCK_D)
     is_channel = d < HEAD_DIM
     is_q = (t < num_queries)[:, None] & is_channel[None, :]
     q_at = (head.to(tl.int64) * num_queries + t)[:, None] * HEAD_DIM + d[None, :]
     q = tl.load(q_ptr + q_at, mask=is_q, other=0.0)
     start = tl.load(starts_ptr + sequence)
     position = start + t
-    tile_first = start + tl.program_id(0) * BLOCK_T
-    tile_last = tl.minimum(tl.minimum(tile_first + BLOCK_T, start + num_queries), num_slots) - 1
+    first = start + tl.program_id(0) * BLOCK_T
+    last = tl.minimum(tl.minimum(first + BLOCK_T, start + num_queries), num_slots) - 1
     kv = pair.to(tl.int64) * num_slots * HEAD_DIM + d[None, :]
     sums = tl.zeros([BLOCK_T, BLOCK_D], tl.float32)
     highest, total = tl.full([BLOCK_T], float("-inf"), tl.float32), tl.zeros([BLOCK_T], tl.float32)
-    far_end = tl.load(far_before_ptr + sequence * (num_slots + 1) + tl.maximum(tile_last - num_neighbours + 1, 0))
-    for begin in range(0, far_end, BLOCK_S):
-        is_far = begin + s < far_end
-        far = tl.load(far_ptr + sequence * num_far + begin + s, mask=is_far, other=0)
-        at, is_kv = kv + far.to(tl.int64)[:, None] * HEAD_DIM, is_far[:, None] & is_channel[None, :]
-        keys, values = tl.load(k_ptr + at, mask=is_kv, other=0.0), tl.load(v_ptr + at, mask=is_kv, other=0.0)
-        is_seen = is_far[None, :] & (far[None, :] <= (position - num_neighbours)[:, None])
-        sums, highest, total = _attend(q, keys, values, is_seen, sums, highest, total, SCALE)
-    near_first = tl.maximum(tile_first - num_neighbours + 1, 0) // BLOCK_S * BLOCK_S
-    for begin in range(near_first, tile_last + 1, BLOCK_S):
-        near = begin + s
-        at, is_kv = kv + near.to(tl.int64)[:, None] * HEAD_DIM, (near <= tile_last)[:, None] & is_channel[None, :]
-        keys, values = tl.load(k_ptr + at, mask=is_kv, other=0.0), tl.load(v_ptr + at, mask=is_kv, other=0.0)
-        is_seen = (near[None, :] <= position[:, None]) & (near[None, :] > (position - num_neighbours)[:, None])
-        sums, highest, total = _attend(q, keys, values, is_seen, sums, highest, total, SCALE)
+    far_end = tl.load(far_before_ptr + sequence * (num_slots + 1) + tl.maximum(last - num_neighbours + 1, 0))
+    far_at, last_far = far_ptr + sequence * num_far, position - num_neighbours
+    sums, highest, total = _attend_far(
+        q, k_ptr, v_ptr, kv, far_at, far_end, last_far, is_channel, sums, highest, total, SCALE, HEAD_DIM, BLOCK_S
+    )
+    near = tl.maximum(first - num_neighbours + 1, 0) // BLOCK_S * BLOCK_S
+    sums, highest, total = _attend_near(
+        q, k_ptr, v_ptr, kv, near, last, position, last_far, is_channel, sums, highest, total, SCALE, HEAD_DIM, BLOCK_S
+    )
     tl.store(out_ptr + q_at, _averaged(sums, total).to(out_ptr.dtype.element_ty), mask=is_q)

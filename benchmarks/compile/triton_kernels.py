@@ -1,7 +1,7 @@
 """What our Triton kernels take on each GPU, as their compiler says: `python benchmarks/compile/triton_kernels.py`.
 
 Registers of a thread, shared memory of a block, and bytes that spill from registers, for eight GPUs of which none
-need be here; nothing is run. Needs the extra [triton]. About ten minutes on two cores, half of one with --small.
+need be here; nothing is run. Needs the extra [triton]. About twenty minutes of one core, one with --small.
 Writes benchmarks/results/triton-kernels_<date>.json and .md.
 """
 
@@ -17,8 +17,9 @@ from blockwright.compile.kernel_files import Manifest, catalogue, write_kernels
 from blockwright.hw_profiles.device import this_device
 from blockwright.strict import to_data
 
-HEADS = ((128, 4), (64, 4), (64, 1))
-"""Channels, and query heads per KV head: Llama 3, Mistral and Qwen; Llama 3.2 1B; a parent without shared heads."""
+HEADS = ((128, 4), (64, 4), (64, 1), (80, 1), (256, 4))
+"""Channels, and query heads per KV head: Llama 3, Mistral and Qwen; Llama 3.2 1B; a parent without shared heads; a size
+that is no power of two; the largest."""
 KEPT = (
     *("name", "capability", "target", "block_threads", "shared_bytes", "num_registers", "spill_store_bytes"),
     *("spill_load_bytes", "stack_bytes", "ptx_version"),

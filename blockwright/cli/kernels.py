@@ -1,8 +1,8 @@
 """Compile the GPU kernels of our own, as files for C++ programs.
 
 Writes machine code and PTX for each GPU, which need not be here, and kernels.json: arguments and their order, grid,
-block, shared memory, registers and spills of each. Kernels: int4 products for single rows and for many (groups of 32
-and 128), attention over a compacted cache of initial tokens, separators and neighbours, and over a prompt. Needs the
+block, shared memory, registers and spills of each. Kernels: int4 products for single rows and for many (groups of 32,
+64 and 128), attention over a compacted cache of initial tokens, separators and neighbours, and over a prompt. Needs the
 extra [triton]. None of it was run on a GPU yet.
 
   blockwright kernels --out kernels --for sm87,sm90

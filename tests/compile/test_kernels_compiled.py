@@ -159,6 +159,17 @@ def test_the_catalogue_has_each_kernel_once() -> None:
     }
 
 
+def test_the_catalogue_has_what_products_launch() -> None:
+    names = {kernel.name for kernel in catalogue(("fp16",), ())}
+    launched = {
+        kernels.linear_for("fp16", group, num_rows, is_split).name
+        for group in kernels.GROUPS
+        for num_rows in range(1, 200)
+        for is_split in (False, True)
+    }
+    assert names == launched | {"sum_splits_fp16"}
+
+
 def test_the_command_prints_the_manifest(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
