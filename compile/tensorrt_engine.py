@@ -65,13 +65,13 @@ class TensorRtEngine:
     most_sequences: int
     """Side by side."""
     profiles: tuple[TokenRange, ...]
-    census: dict[str, int]
-    """Layers of the parsed network by kind."""
-    is_attention_decomposed: bool
+    census: dict[str, int] | None
+    """Layers of the parsed network by kind; None, as in the next two, of a plan that trtexec made."""
+    is_attention_decomposed: bool | None
     """TensorRT has no fused kernel for heads of this size, and writes out all scores instead."""
     weight_bytes: int
     """Of the weights as the graph stores them."""
-    build_s: float
+    build_s: float | None
     stop_ids: tuple[int, ...]
     start_id: int | None
     files: dict[str, StoredFile]

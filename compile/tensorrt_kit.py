@@ -2,8 +2,8 @@
 
 A kit is a zip: the graph and its weights, the tokenizer, ``kit.json``, and two ways to build. ``build.py`` (in the
 repository `tensorrt_kit_run.py`) needs Python 3.11 and the tensorrt package, checks the parsed network and the plan as
-`blockwright compile` does, and leaves a folder that `blockwright generate` opens. ``build.sh`` needs trtexec only, and
-checks nothing.
+`blockwright compile` does, and leaves a folder that `blockwright generate` opens. ``sh build.sh`` needs trtexec only,
+and checks nothing.
 """
 
 import json

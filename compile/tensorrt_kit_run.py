@@ -4,7 +4,7 @@
 
 TensorRT builds for the GPU of this device. What was parsed is held against the model, and the plan's size against its
 weights, for TensorRT drops some things without an error. With --plan nothing is built: a plan that trtexec made
-(build.sh) is taken in, of the version of TensorRT that is named. Copy the folder that comes out, whole, to where
+(sh build.sh) is taken in, of the version of TensorRT that is named. Copy the folder that comes out, whole, to where
 `blockwright generate` runs, or run the plan by a program of your own.
 """
 
@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 if sys.version_info < (3, 11):  # noqa: UP036 — a device's Python is not chosen by our package
-    sys.exit("error: Python 3.11 or later is needed, this is " + platform.python_version() + ". build.sh needs none.")
+    sys.exit(
+        "error: Python 3.11 or later is needed, this is " + platform.python_version() + ". sh build.sh needs none."
+    )
 HERE = Path(__file__).resolve().parent
 if (HERE / "kit.json").exists():
     sys.path.insert(0, str(HERE))
@@ -153,10 +155,10 @@ def _taken_in(plan: Path, version: str | None, folder: Path) -> dict[str, Any]:
             remedy="Name it, as trtexec prints it, on the device that the plan was made on.",
         )
     if not plan.is_file():
-        raise InputError("--plan", got=str(plan), expected="a plan", remedy="Run build.sh first.")
+        raise InputError("--plan", got=str(plan), expected="a plan", remedy="Run sh build.sh first.")
     shutil.copyfile(plan, folder / PLAN_FILE)
     package = {"package": "tensorrt", "package_version": version, "compute_capabilities": [gpu]}
-    return package | {"census": {}, "is_attention_decomposed": False, "build_s": 0.0}
+    return package | {"census": None, "is_attention_decomposed": None, "build_s": None}  # trtexec tells none of it
 
 
 def _read(kit: Path) -> dict[str, Any]:

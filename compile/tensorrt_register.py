@@ -1,8 +1,8 @@
 """Registers our kernels with TensorRT, which puts them into plans: compiled ahead of time, no Python where a plan runs.
 
-TensorRT asks for them by `tensorrt.plugin` (quick-deployable plugins, `aot_impl`), which TensorRT-RTX 1.7.1 has not.
-Nobody has built a plan with them yet. Tests answer a stand-in for that module; the module of TensorRT 11.4 itself took
-all seven, asked for shapes and launches, and got the same, by hand and with a stand-in for its compiled core.
+For programs that build networks of their own; the engines of `tensorrt_engine.py` use none of them. TensorRT asks for
+them by `tensorrt.plugin` (quick-deployable plugins, `aot_impl`), which TensorRT-RTX 1.7.1 has not. Nobody has built a
+plan with them yet; tests answer a stand-in for that module.
 """
 
 import importlib

@@ -149,10 +149,12 @@ def _build_for_tensorrt(arguments: argparse.Namespace, weights: str | None, plan
         size = pack_tensorrt_kit(arguments.checkpoint, order, arguments.out, plan=plan)
         print(f"{arguments.out}: {size / 1e6:.2f} MB. On the device, with Python 3.11 and TensorRT:")
         print(f"  python3 -m zipfile -e {arguments.out.name} kit && python3 kit/build.py --out engine")
+        print("or, with trtexec alone, unpacked in the same way: sh kit/build.sh")
         return
     engine = compile_for_tensorrt(arguments.checkpoint, order, arguments.out, plan=plan)
     size_mb = engine.files["model.plan"].size_bytes / 1e6
     print(f"{arguments.out}: {engine.format} for {', '.join(engine.compute_capabilities)}, {size_mb:.2f} MB")
+    assert engine.build_s is not None, "built here"
     print(f"built by {engine.package} {engine.package_version} in {engine.build_s:.1f} s; opens in this version only")
     print(f"next, on such a GPU, blockwright generate {arguments.out} --prompt …")
 

@@ -91,7 +91,7 @@ def test_children_parse_and_build_with_every_layer_they_have(
     model, text = MODELS[name]
     engine = build_tensorrt_engine(_order(model, text), checkpoint(model), tmp_path / "engine")
     assert read_tensorrt_engine(tmp_path / "engine", is_whole=True) == engine
-    assert not engine.is_attention_decomposed
+    assert engine.is_attention_decomposed is False
     assert (engine.compute_capabilities, engine.slots, engine.package_version) == (GPUS, CONTEXT, PACKAGE.version)
     num_attentions = sum(isinstance(block.mixer, Attention) for block in model.layers)
     attentions = {
@@ -100,6 +100,7 @@ def test_children_parse_and_build_with_every_layer_they_have(
         "KV_CACHE_UPDATE": 2 * num_attentions,
         "ROTARY_EMBEDDING": 2 * num_attentions,
     }
+    assert engine.census is not None
     assert {kind: engine.census.get(kind, 0) for kind in attentions} == attentions
     graph = onnx.load(tmp_path / "engine" / GRAPH_FILE, load_external_data=False).graph
     num_integers = sum(node.op_type == "DequantizeLinear" for node in graph.node)

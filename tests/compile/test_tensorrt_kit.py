@@ -92,6 +92,7 @@ def test_a_kit_builds_the_engine_that_is_built_here(kit: Path, tmp_path: Path) -
     assert engine.compute_capabilities == ("sm86", "sm120") and engine.package == "tensorrt_rtx"
     assert engine.model == stored_for_tensorrt(MODEL, parse_format("int4-g32")).model
     num_attentions = sum(isinstance(block.mixer, Attention) for block in MODEL.layers)
+    assert engine.census is not None
     assert engine.census["ATTENTION_INPUT"] == engine.census["KV_CACHE_UPDATE"] // 2 == num_attentions
     assert (engine.stop_ids, engine.start_id) == special_ids(kit.parent / "checkpoint")
     assert (engine.num_positions, engine.most_sequences) == (128, 2)
@@ -148,6 +149,7 @@ def test_a_plan_of_trtexec_is_taken_in_with_its_version(
     assert tensorrt_kit_run.main([*flags, "--version", "10.15.1"], kit) == 0
     engine = read_tensorrt_engine(output, is_whole=True)
     assert (engine.package, engine.package_version, engine.compute_capabilities) == ("tensorrt", "10.15.1", ("sm87",))
+    assert (engine.census, engine.is_attention_decomposed, engine.build_s) == (None, None, None), "nobody looked"
 
 
 def test_a_kit_for_the_device_needs_a_gpu_there(kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +167,11 @@ def test_the_command_packs_a_kit_without_tensorrt(
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     command = ["compile", str(small_parent), "--target", "tensorrt", "--format", "fp16", "--kit"]
     assert main([*command, "--out", str(tmp_path / "kit.zip")]) == 0
-    assert "build.py" in capsys.readouterr().out and zipfile.is_zipfile(tmp_path / "kit.zip")
+    assert zipfile.is_zipfile(tmp_path / "kit.zip")
+    told = capsys.readouterr().out
+    assert "build.py" in told and "sh kit/build.sh" in told, (
+        "unpacking by Python drops the bit that makes it executable"
+    )
 
 
 @pytest.mark.parametrize(
