@@ -39,6 +39,7 @@ from blockwright.compile.triton_package import triton
 from blockwright.hw_profiles.device import this_device
 
 BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
+UNFORCED = "torch's own choice"
 KEPT_SHARE = 0.12
 """Of a cache: what separators and neighbours of ordinary text keep at these lengths."""
 
@@ -143,14 +144,14 @@ def decodes(bench: Bench) -> list[dict[str, Any]]:
             counts = [
                 torch.full((batch,), slots, dtype=torch.int32, device=bench.device) for slots in (num_slots, kept)
             ]
-            dense = _fastest(bench, [lambda q=q, kv=kv: _attend(q[:, :, None], *kv, False) for kv in whole])
+            dense_by, dense = fastest(bench, [lambda q=q, kv=kv: _attend(q[:, :, None], *kv, False) for kv in whole])
             runs: dict[str, list[Run]] = {
                 "dense": dense,
                 "ours, dense": [lambda q=q, kv=kv, c=counts[0]: sparse_decode(q, *kv, c) for kv in whole],
                 "sparse": [lambda q=q, kv=kv, c=counts[1]: sparse_decode(q, *kv, c) for kv in few],
             }
             least_bytes = {"dense": whole_bytes, "ours, dense": whole_bytes, "sparse": whole_bytes * kept // num_slots}
-            row = {"what": "decode", "slots": num_slots, "kept": kept, "batch": batch}
+            row = {"what": "decode", "slots": num_slots, "kept": kept, "batch": batch, "dense_by": dense_by}
             rows.append(row | bench.race(runs, least_bytes, "dense"))
     return rows
 
@@ -163,12 +164,14 @@ def prefills(bench: Bench) -> list[dict[str, Any]]:
         k, v = (_random(bench, 1, plan.kv_heads, num_tokens, plan.head_dim) for _ in range(2))
         far = far_tokens(torch.rand(1, num_tokens, device=bench.device) < KEPT_SHARE)
         starts = torch.zeros(1, dtype=torch.int32, device=bench.device)
+        dense_by, dense = fastest(bench, [lambda q=q, k=k, v=v: _attend(q, k, v, True)])
         runs: dict[str, list[Run]] = {
-            "dense": _fastest(bench, [lambda q=q, k=k, v=v: _attend(q, k, v, True)]),
+            "dense": dense,
             "sparse": [lambda q=q, k=k, v=v, f=far, s=starts: sparse_prefill(q, k, v, *f, s, plan.neighbours)],
         }
         num_bytes = 2 * (2 * q.numel() + k.numel() + v.numel())
         row = {"what": "prefill", "tokens": num_tokens, "far": int(far[1][0, -1]), "neighbours": plan.neighbours}
+        row["dense_by"] = dense_by
         rows.append(row | bench.race(runs, dict.fromkeys(runs, num_bytes), "dense"))
     return rows
 
@@ -177,10 +180,10 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:
     return scaled_dot_product_attention(q, k, v, is_causal=is_causal, enable_gqa=True)
 
 
-def _fastest(bench: Bench, runs: list[Run]) -> list[Run]:
-    """The runs by the backend of torch's that takes them and is fastest."""
+def fastest(bench: Bench, runs: list[Run]) -> tuple[str, list[Run]]:
+    """The runs by the backend of torch's that takes them and is fastest, and its name; unforced where none does."""
     if not bench.has_gpu:
-        return runs
+        return UNFORCED, runs
     takers: dict[str, list[Run]] = {}
     for backend in BACKENDS:
 
@@ -197,7 +200,8 @@ def _fastest(bench: Bench, runs: list[Run]) -> list[Run]:
         except RuntimeError:  # it does not take such heads, or has no room
             continue
         takers[backend.name] = candidates
-    return takers[bench.fastest(takers)]
+    name = bench.fastest(takers) if takers else UNFORCED
+    return name, takers.get(name, runs)
 
 
 def _random(bench: Bench, *shape: int) -> Tensor:

@@ -38,6 +38,6 @@ def _words(row: dict[str, Any]) -> str:
         case "product":
             return f"{row['inputs']} × {row['outputs']}, {row['rows']} rows"
         case "decode":
-            return f"decode, {row['kept']} of {row['slots']} slots, batch {row['batch']}"
+            return f"decode, {row['kept']} of {row['slots']} slots, batch {row['batch']}; dense by {row['dense_by']}"
         case _:
-            return f"prompt of {row['tokens']}, {row['far']} far, {row['neighbours']} near"
+            return f"prompt of {row['tokens']}, {row['far']} far, {row['neighbours']} near; dense by {row['dense_by']}"

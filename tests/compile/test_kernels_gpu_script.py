@@ -1,10 +1,13 @@
 """benchmarks/gpu/kernels_gpu.py as far as it goes without a GPU."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -29,8 +32,23 @@ def test_the_script_runs_in_the_interpreter_and_claims_no_speed(tmp_path: Path) 
     results = json.loads(file.read_text())
     assert results["accelerator"] is None and len(results["checks"]) > 30
     assert {row["what"] for row in results["rows"]} == {"product", "decode", "prefill"}
+    assert {row.get("dense_by") for row in results["rows"]} == {None, "torch's own choice"}
     for row in results["rows"]:
         assert row["peer"] in row["contestants"] and len(row["contestants"]) > 1
+
+
+def test_without_a_backend_that_takes_the_heads_torch_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    script: Any = importlib.import_module("kernels_gpu")
+    bench = SimpleNamespace(has_gpu=True, fastest=lambda takers: next(reversed(takers)))
+    ran: list[int] = []
+    name, _ = script.fastest(bench, [lambda: ran.append(1)])
+    assert name == "EFFICIENT_ATTENTION" and len(ran) == 3, "each backend was tried, the last named is fastest"
+
+    def refused() -> None:
+        raise RuntimeError("No available kernel. Aborting execution.")
+
+    assert script.fastest(bench, [refused]) == ("torch's own choice", [refused])
 
 
 def test_without_a_gpu_the_script_says_what_to_do(tmp_path: Path) -> None:
