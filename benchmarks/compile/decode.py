@@ -7,13 +7,12 @@ of memory, which bounds what writing a token can take. Ratios are of the same ro
 told. Our times include choosing the likeliest token, llama.cpp's too. Behind 4096 tokens our caches hold random
 numbers; llama.cpp reads a prompt of that length once per contestant.
 
-Needs the extra [bench] (xllamacpp, gguf). Engines are kept in --work and used again. About 15 minutes on two cores,
-seconds with --small. Writes benchmarks/results/decode_<device>_<date>.json and .md.
+Needs the extras [clients] and [gguf]. About 15 minutes on two cores, seconds with --small. Writes
+benchmarks/results/decode_<device>_<date>.json and .md.
 """
 
 import argparse
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from common import command_line, spread
 from decode_contestants import (
     FULL,
     PEERS,
@@ -30,9 +30,9 @@ from decode_contestants import (
     Engine,
     Peer,
     Shape,
-    built_engines,
-    built_peer,
     bytes_per_token,
+    write_engines,
+    write_peer,
 )
 from provenance import RESULTS, origin, write_results
 
@@ -74,16 +74,20 @@ def main() -> None:
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--spin", action="store_true", help="let our threads wait without sleeping, as llama.cpp's do")
     parser.add_argument("--cpu-time", action="store_true", help="one thread by the processor's time: on a busy machine")
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "blockwright-decode")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--work", type=Path, help="folder of the engines (default: a temporary one)")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     asked = parser.parse_args()
     shape = SMALL if asked.small else FULL
     shape = replace(shape, contexts=tuple(asked.contexts)) if asked.contexts is not None else shape
-    home = asked.work / f"{shape.hidden_size}x{shape.num_layers}-{max(shape.contexts, default=0)}"
-    folders = built_engines(shape, asked.formats, asked.flavours, home)
-    file = None if asked.no_peers else built_peer(shape, home)
-    rows = [row for threads in asked.threads for row in measured(shape, asked, folders, file, threads)]
-    write(rows, asked)
+    device = this_device()
+    results = origin(command_line(), device)
+    results["software"] |= {"xllamacpp": version("xllamacpp")}
+    with tempfile.TemporaryDirectory(dir=asked.work) as home:
+        folders = write_engines(shape, asked.formats, asked.flavours, Path(home))
+        file = None if asked.no_peers else write_peer(shape, Path(home))
+        rows = [row for threads in asked.threads for row in measured(shape, asked, folders, file, threads)]
+    results |= {"load_average": os.getloadavg()[0], "rows": rows}
+    write_results(results, _page(results, device.name), asked.out / f"decode_{device.name}_{results['date']}")
 
 
 def measured(
@@ -135,22 +139,18 @@ def _told(name: str, rounds: Rounds, num_bytes: int | None) -> dict[str, Any]:
     own, times = rounds.times[name], rounds.times
     twins = {name.replace("standard", "contrib"), name + OTHERS} - {name}
     faster = {
-        peer: _spread([theirs / ours for theirs, ours in zip(times[peer], own, strict=True)])
+        peer: spread([theirs / ours for theirs, ours in zip(times[peer], own, strict=True)])
         for peer in times
         if peer != name and (peer in PEERS or peer in twins)
     }
     shares = None if num_bytes is None else [num_bytes / r / t for r, t in zip(rounds.rates, own, strict=True)]
     return {
-        "time_s": _spread(own),
+        "time_s": spread(own),
         "times_as_fast_as": faster,
         "read_bytes": num_bytes,
-        "read_bytes_per_s": _spread(rounds.rates),
-        "share_of_bound": None if shares is None else _spread(shares),
+        "read_bytes_per_s": spread(rounds.rates),
+        "share_of_bound": None if shares is None else spread(shares),
     }
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -165,18 +165,11 @@ def _line(row: dict[str, Any]) -> str:
     return f"| {what} | {row['threads']} | {row['name']} | {ours} | {ratios} | {bound} |"
 
 
-def write(rows: list[dict[str, Any]], asked: argparse.Namespace) -> None:
-    """Writes the results as data and as a page."""
-    command = f"python benchmarks/compile/decode.py --rounds {asked.rounds}" + (" --spin" if asked.spin else "")
-    command += (" --cpu-time" if asked.cpu_time else "") + (" --small" if asked.small else "")
-    device = this_device()
-    results = origin(command, device)
-    results["software"] |= {"xllamacpp": version("xllamacpp")}
-    results |= {"load_average": os.getloadavg()[0], "rows": rows}
+def _page(results: dict[str, Any], device_name: str) -> str:
     lines = [
         f"# Int4 decoding beside llama.cpp, {results['date']}",
         "",
-        f"`{command}` at {results['commit']} on {device.name}; {results['software']}; "
+        f"`{results['command']}` at {results['commit']} on {device_name}; {results['software']}; "
         f"load average at the end {results['load_average']:.1f}.",
         "",
         "Times as fast as llama.cpp's Q4_0, and as a twin of the same group size: for contrib on our own operators",
@@ -185,10 +178,9 @@ def write(rows: list[dict[str, Any]], asked: argparse.Namespace) -> None:
         "",
         f"| what | threads | engine | ms | {' | '.join(f'of {peer}' for peer in PEERS)} | of its twin | of the bound |",
         "|---|---|---|---|---|---|---|---|",
-        *map(_line, rows),
+        *map(_line, results["rows"]),
     ]
-    stem = asked.out / f"decode_{device.name}_{results['date']}"
-    write_results(results, "\n".join(lines) + "\n", stem)
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

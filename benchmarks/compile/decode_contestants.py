@@ -4,19 +4,20 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xllamacpp  # pyright: ignore[reportMissingImports]
+from common import made_up_tokenizer
 
-from blockwright.compile.engine import ENGINE_FILE, EngineOrder, SessionSettings, read_engine, write_engine
+from blockwright.compile.engine import EngineOrder, SessionSettings, read_engine, write_engine
 from blockwright.compile.export_gguf import write_gguf
 from blockwright.compile.flavour import FlavourName
 from blockwright.compile.session import Decoder, OperatorsOf, Sequences, make_session
 from blockwright.count import ffn_weight_bytes, kv_bytes_per_slot, matrix_bytes, mixer_weight_bytes
+from blockwright.llama import llama
 from blockwright.profiler.ceilings import ceiling_cases
 from blockwright.profiler.synthetic import random_weights
-from blockwright.spec import Attention, Block, GatedFFN, Model, Rope, parse_format, with_format
+from blockwright.spec import Attention, Block, GatedFFN, Model, parse_format, with_format
 
 PEERS = {"llama.cpp Q4_0, repacked": False, "llama.cpp Q4_0, as stored": True}
 """Whether its extra buffers, which hold repacked weights, are turned off."""
@@ -169,24 +170,21 @@ class Bound:
         return self.num_bytes / min(times)
 
 
-def built_engines(shape: Shape, formats: list[str], flavours: list[FlavourName], home: Path) -> dict[str, Path]:
-    """Builds the engines that are not there yet; their folders by their names."""
-    weights: Mapping[str, np.ndarray] = {}
-    folders: dict[str, Path] = {}
+def write_engines(shape: Shape, formats: list[str], flavours: list[FlavourName], home: Path) -> dict[str, Path]:
+    """Builds the engines; their folders by their names."""
+    model = _model(shape)
+    weights, folders = random_weights(model), {}
     for text in formats:
         for flavour in flavours:
             folder = folders[f"{text}, {flavour}"] = home / f"{text}-{flavour}"
-            if not (folder / ENGINE_FILE).exists():
-                weights = weights or random_weights(_model(shape))
-                _write_engine(_stored(_model(shape), text), weights, flavour, folder)
+            _write_engine(_stored(model, text), weights, flavour, folder)
     return folders
 
 
-def built_peer(shape: Shape, home: Path) -> Path:
-    """Writes llama.cpp's file if it is not there yet."""
+def write_peer(shape: Shape, home: Path) -> Path:
+    """Writes llama.cpp's file."""
     file, model = home / "model.gguf", _model(shape)
-    if not file.exists():
-        write_gguf(_stored(model, "int4-g32"), random_weights(model), _tokenizer(shape.vocab_size), file)
+    write_gguf(_stored(model, "int4-g32"), random_weights(model), made_up_tokenizer(shape.vocab_size), file)
     return file
 
 
@@ -201,22 +199,14 @@ def bytes_per_token(folder: Path, context: int) -> int:
 
 def _model(shape: Shape) -> Model:
     block = Block(mixer=Attention(num_kv_heads=shape.num_kv_heads), ffn=GatedFFN(width=shape.width))
-    return Model(
-        family="llama",
+    return llama(
+        (block,) * shape.num_layers,
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
         num_heads=shape.num_heads,
         head_dim=shape.hidden_size // shape.num_heads,
         max_positions=max(shape.contexts, default=0) + _SPARE_TOKENS + shape.prompt_tokens,
-        norm_eps=1e-5,
-        rope=Rope(theta=1e4),
-        activation="silu",
         has_tied_embeddings=False,
-        has_qkv_bias=False,
-        has_output_bias=False,
-        has_ffn_bias=False,
-        has_qk_norm=False,
-        layers=(block,) * shape.num_layers,
     )
 
 
@@ -227,7 +217,7 @@ def _stored(model: Model, text: str) -> Model:
 
 
 def _write_engine(model: Model, weights: Mapping[str, np.ndarray], flavour: FlavourName, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
     order = EngineOrder(
         model=model,
         weights_format=None,
@@ -237,19 +227,6 @@ def _write_engine(model: Model, weights: Mapping[str, np.ndarray], flavour: Flav
         flavour=flavour,
     )
     write_engine(order, weights, folder)
-
-
-def _tokenizer(vocab_size: int) -> dict[str, Any]:
-    """Made-up tokens, for llama.cpp loads no model without any."""
-    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    return {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": [*special, *(f"t{index}" for index in range(len(special), vocab_size))],
-        "tokenizer.ggml.scores": [0.0] * vocab_size,
-        "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, *[1] * (vocab_size - len(special))],
-        "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 2,
-    }
 
 
 def _prompt(num_tokens: int) -> list[int]:

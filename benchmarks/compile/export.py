@@ -6,16 +6,13 @@ in fp32 and in int4; torch's by transformers and torch.onnx.export(dynamo=True) 
 quantising either. Each in a process of its own, in turn, round after round, one thread. Times begin when the libraries
 are imported; memory is the peak of what is resident, mapped files included, above what the libraries take.
 
-Needs onnxscript. About 15 minutes on two cores and 16 GB of disk, two minutes with --small. Writes
+Needs onnxscript. About 15 minutes on two cores and 16 GB of disk, a minute with --small. Writes
 benchmarks/results/export_<device>_<date>.json and .md.
 """
 
 import argparse
 import json
 import shutil
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from common import apart, command_line, spread
 from provenance import RESULTS, origin, write_results
 
 from blockwright.count import parameters
@@ -39,7 +37,13 @@ FULL = llama(
     max_positions=2048,
     rope_theta=5e5,
 )
-SMALL = replace(FULL, layers=FULL.layers[:2], vocab_size=4000)
+SMALL = replace(
+    FULL,
+    layers=(Block(mixer=Attention(num_kv_heads=2), ffn=GatedFFN(width=512)),) * 2,
+    vocab_size=1000,
+    hidden_size=256,
+    num_heads=4,
+)
 PEER, OURS = "torch.onnx.export, fp32", {"ours, fp32": "fp32", "ours, int4": "int4"}
 TIMES_AS_FAST, MOST_OF_CHECKPOINT = 20, 0.3
 """What we want: in fp32, beside torch's exporter, and of memory."""
@@ -48,7 +52,7 @@ TIMES_AS_FAST, MOST_OF_CHECKPOINT = 20, 0.3
 def main() -> None:
     """Writes the checkpoint and exports it in turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="two layers and few words, to try it out")
+    parser.add_argument("--small", action="store_true", help="tiny shapes: does it run?")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     parser.add_argument("--work", type=Path, help="folder of the checkpoint and the graphs (default: a temporary one)")
@@ -58,27 +62,23 @@ def main() -> None:
     if asked.one is not None:
         work(asked.one[0], model, Path(asked.one[1]))
         return
-    command = f"python benchmarks/compile/export.py --rounds {asked.rounds}" + (" --small" if asked.small else "")
     device = this_device()
-    results = origin(command, device) | {"parameters": parameters(model)}
+    results = origin(command_line(), device) | {"parameters": parameters(model)}
     with tempfile.TemporaryDirectory(dir=asked.work) as folder:
-        _apart("checkpoint", folder, asked.small)
+        _run("checkpoint", folder, asked.small)
         results["checkpoint_bytes"] = (Path(folder) / "checkpoint" / "model.safetensors").stat().st_size
         names = (PEER, *OURS)
-        rounds = [{name: _apart(name, folder, asked.small) for name in names} for _ in range(asked.rounds)]
+        rounds = [{name: _run(name, folder, asked.small) for name in names} for _ in range(asked.rounds)]
     results["rounds"] = rounds
     results["rows"] = [_row(name, rounds, results["checkpoint_bytes"]) for name in (PEER, *OURS)]
     write_results(results, _page(results, device.name), asked.out / f"export_{device.name}_{results['date']}")
 
 
-def _apart(name: str, folder: str, is_small: bool) -> dict[str, float]:
+def _run(name: str, folder: str, is_small: bool) -> dict[str, float]:
     """Runs one job in a process of its own."""
-    words = [sys.executable, __file__, "--one", name, folder] + ["--small"] * is_small
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{name}: {done.stderr.strip()}")
-    print(name, done.stdout.strip().splitlines()[-1], flush=True)
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    found = apart(__file__, name, folder, *["--small"] * is_small)
+    print(name, found, flush=True)
+    return found
 
 
 def work(name: str, model: Model, folder: Path) -> None:
@@ -180,16 +180,12 @@ def _torch_exporter(model: Model) -> Callable[[Path, Path], object]:
 def _row(name: str, rounds: list[dict[str, Any]], checkpoint_bytes: int) -> dict[str, Any]:
     return {
         "name": name,
-        "time_s": _spread([each[name]["time_s"] for each in rounds]),
-        "times_as_fast_as_torch": _spread([each[PEER]["time_s"] / each[name]["time_s"] for each in rounds]),
-        "memory_of_checkpoint": _spread([each[name]["peak_bytes"] / checkpoint_bytes for each in rounds]),
-        "peak_bytes": _spread([each[name]["peak_bytes"] for each in rounds]),
+        "time_s": spread([each[name]["time_s"] for each in rounds]),
+        "times_as_fast_as_torch": spread([each[PEER]["time_s"] / each[name]["time_s"] for each in rounds]),
+        "memory_of_checkpoint": spread([each[name]["peak_bytes"] / checkpoint_bytes for each in rounds]),
+        "peak_bytes": spread([each[name]["peak_bytes"] for each in rounds]),
         "written_bytes": rounds[-1][name]["written_bytes"],
     }
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def _page(results: dict[str, Any], device_name: str) -> str:

@@ -6,15 +6,12 @@ repacked weights. A prompt of 16 tokens, one thread, files in the page cache. Ev
 in turn, round after round. Two times: from the call that opens the model to the first token, libraries imported; and
 from starting the process, Python's own start and imports on both sides.
 
-Needs the extra [bench] and xllamacpp. About three minutes on two cores, seconds with --small. Writes
+Needs the extras [clients] and [gguf]. About three minutes on two cores, seconds with --small. Writes
 benchmarks/results/startup_<device>_<date>.json and .md.
 """
 
 import argparse
 import json
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from common import apart, command_line, made_up_tokenizer, spread
 from provenance import RESULTS, origin, write_results
 
 from blockwright.hw_profiles.device import this_device
@@ -61,16 +59,15 @@ def main() -> None:
     if asked.one is not None:
         print(json.dumps(_start(asked.one[0], Path(asked.one[1]))))
         return
-    command = f"python benchmarks/compile/startup.py --rounds {asked.rounds}" + (" --small" if asked.small else "")
     device = this_device()
-    results = origin(command, device)
+    results = origin(command_line(), device)
     results["software"] |= {"xllamacpp": version("xllamacpp")}
     names = (*OURS, *PEERS)
     with tempfile.TemporaryDirectory() as folder:
         _write(SMALL if asked.small else FULL, Path(folder))
         for name in names:  # brings the files into the page cache
-            _apart(name, folder)
-        rounds = [{name: _apart(name, folder) for name in names} for _ in range(asked.rounds)]
+            _begun(name, folder)
+        rounds = [{name: _begun(name, folder) for name in names} for _ in range(asked.rounds)]
     results |= {"rounds": rounds, "rows": [_row(name, rounds) for name in names]}
     write_results(results, _page(results, device.name), asked.out / f"startup_{device.name}_{results['date']}")
 
@@ -93,30 +90,13 @@ def _write(model: Model, folder: Path) -> None:
         )
         (folder / flavour).mkdir()
         write_engine(order, weights, folder / flavour)
-    write_gguf(stored, weights, _tokenizer(model.vocab_size), folder / "model.gguf")
+    write_gguf(stored, weights, made_up_tokenizer(model.vocab_size), folder / "model.gguf")
 
 
-def _tokenizer(vocab_size: int) -> dict[str, Any]:
-    """Made-up tokens, for llama.cpp loads no model without any."""
-    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    return {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": [*special, *(f"t{index}" for index in range(len(special), vocab_size))],
-        "tokenizer.ggml.scores": [0.0] * vocab_size,
-        "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, *[1] * (vocab_size - len(special))],
-        "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 2,
-    }
-
-
-def _apart(name: str, folder: str) -> dict[str, float]:
+def _begun(name: str, folder: str) -> dict[str, float]:
     """Starts one in a process of its own."""
     begin = time.monotonic()
-    words = [sys.executable, __file__, "--one", name, folder]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{name}: {done.stderr.strip()}")
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    found = apart(__file__, name, folder)
     # The clock is the system's, the same in every process.
     return {"open_s": found["end"] - found["begin"], "all_s": found["end"] - begin}
 
@@ -156,18 +136,14 @@ def _peer_writer(is_plain: bool, file: Path) -> Callable[[], object]:
 
 def _row(name: str, rounds: list[dict[str, Any]]) -> dict[str, Any]:
     def times_as_fast(kind: str, peer: str) -> dict[str, float]:
-        return _spread([each[peer][kind] / each[name][kind] for each in rounds])
+        return spread([each[peer][kind] / each[name][kind] for each in rounds])
 
     kinds = ("open_s", "all_s")
     return {
         "name": name,
-        **{kind: _spread([each[name][kind] for each in rounds]) for kind in kinds},
+        **{kind: spread([each[name][kind] for each in rounds]) for kind in kinds},
         "times_as_fast_as": {kind: {peer: times_as_fast(kind, peer) for peer in PEERS} for kind in kinds},
     }
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def _page(results: dict[str, Any], device_name: str) -> str:
