@@ -6,7 +6,7 @@ genai gives a mask over the text so far, ones for tokens and zeros for what fill
     attention_mask_BL   L tokens of the longest text, the T new ones included
     last_slot_B         = ones of each row - 1
     total_length        = L
-    last_B              = min(ones of each row, T) - 1, for all but the first T tokens come one by one, or for B = 1
+    last_B              = min(ones of each row, T) - 1, for after the first T tokens it takes one by one unless B = 1
     logits_B1V          of these last tokens alone
 
 It finds out from the graph which layers have a cache, and of how many heads. From its own 0.18, by trying: its
