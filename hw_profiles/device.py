@@ -21,6 +21,8 @@ OPERATORS = "cpu operators"
 runtime's."""
 RUNTIMES_OWN = "onnxruntime"
 """What stands there, or what is meant where nothing does, where they are the runtime's."""
+OPERATORS_SWITCH = "BLOCKWRIGHT_CPU_OPERATORS"
+"""The environment variable that chooses (`compile.cpu_library`, which this room may not know)."""
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "torch", "transformers")
 _ARM_CORES = {
     ("0x41", "0xd03"): "Cortex-A53",

@@ -12,7 +12,7 @@ from blockwright.cost import Origin
 from blockwright.errors import InputError
 from blockwright.hw_profiles.ceilings import Ceilings
 from blockwright.hw_profiles.conditions import Conditions
-from blockwright.hw_profiles.device import OPERATORS, RUNTIMES_OWN, Device
+from blockwright.hw_profiles.device import OPERATORS, OPERATORS_SWITCH, RUNTIMES_OWN, Device
 from blockwright.hw_profiles.provenance import AccuracyRow, Coverage, Method
 from blockwright.hw_profiles.tried import TriedChild
 from blockwright.spec import Model, Part
@@ -185,7 +185,7 @@ def check_is_this_machine(profile: Profile, device: Device, software: dict[str, 
             expected=f"this machine: {_words(device)}",
             remedy="Measure this machine with `blockwright profile`, or measure the engine on the other one.",
         )
-    for package in ("onnxruntime", "onnxruntime-gpu", OPERATORS):
+    for package in ("onnxruntime", "onnxruntime-gpu", *([OPERATORS] if _has_onnxruntime(profile) else [])):
         none = RUNTIMES_OWN if package == OPERATORS else "none"
         before, now = (each.get(package, none) for each in (profile.software, software))
         if before != now:
@@ -193,8 +193,29 @@ def check_is_this_machine(profile: Profile, device: Device, software: dict[str, 
                 f"profile {profile.name}: {package}",
                 got=before,
                 expected=now,
-                remedy="Another version runs at another speed: profile again.",
+                remedy=_remedy(before, now) if package == OPERATORS else _ANOTHER_VERSION,
             )
+
+
+_ANOTHER_VERSION = "Another version runs at another speed: profile again."
+
+
+def _has_onnxruntime(profile: Profile) -> bool:
+    """Whether anything in it was measured in ONNX Runtime, so that it says something of its operators."""
+    rows = (*profile.times, *profile.wholes, *profile.memory, *profile.operators)
+    return any(row.backend == "onnxruntime" for row in rows)
+
+
+def _remedy(before: str, now: str) -> str:
+    """For a profile measured on other operators than those that run now; kits know the runtime's alone."""
+    if before == RUNTIMES_OWN:
+        return f"Set {OPERATORS_SWITCH}={RUNTIMES_OWN} to run what it was measured with, or profile again."
+    if now == RUNTIMES_OWN:
+        return (
+            f"To run what it was measured with, unset {OPERATORS_SWITCH} and install a C compiler (cc, gcc or clang); "
+            "or profile again."
+        )
+    return _ANOTHER_VERSION
 
 
 def _words(device: Device) -> str:

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from blockwright.compile import cpu_library
 from blockwright.cost import ORIGINS
 from blockwright.errors import InputError
 from blockwright.hw_profiles.ceilings import Ceilings, Figure
-from blockwright.hw_profiles.device import OPERATORS, Device, software_digest
+from blockwright.hw_profiles.device import OPERATORS, OPERATORS_SWITCH, RUNTIMES_OWN, Device, software_digest
 from blockwright.hw_profiles.folder import measured_profiles, read_profile, shipped_profiles
 from blockwright.hw_profiles.profile import OperatorRow, check_is_this_machine, parent_of
 from blockwright.hw_profiles.provenance import AccuracyRow, Coverage, Method
@@ -88,6 +89,35 @@ def test_a_profile_of_other_operators_is_refused_and_one_that_names_none_is_of_t
     for measured, here in ((unnamed, ours), (ours, plain), (ours, unnamed | {OPERATORS: "blockwright 8"})):
         with pytest.raises(InputError, match=OPERATORS):
             check_is_this_machine(replace(PROFILE, software=measured), DEVICE, here)
+
+
+@pytest.mark.parametrize(
+    ("measured", "here", "remedy"),
+    [
+        (RUNTIMES_OWN, "blockwright 1", "Set BLOCKWRIGHT_CPU_OPERATORS=onnxruntime"),
+        ("blockwright 1", RUNTIMES_OWN, "install a C compiler"),
+        ("blockwright 1", "blockwright 2", "profile again"),
+    ],
+)
+def test_who_has_a_profile_of_other_operators_is_told_how_to_run_those(measured: str, here: str, remedy: str) -> None:
+    """A kit measures the runtime's alone, so another kit would be refused as the first one was."""
+    profile = replace(PROFILE, software=PROFILE.software | {OPERATORS: measured})
+    with pytest.raises(InputError) as caught:
+        check_is_this_machine(profile, DEVICE, PROFILE.software | {OPERATORS: here})
+    assert remedy in caught.value.remedy and "rofile again" in caught.value.remedy
+
+
+def test_the_variable_that_chooses_operators_has_one_name() -> None:
+    assert (OPERATORS_SWITCH, RUNTIMES_OWN) == (cpu_library.SWITCH, cpu_library.RUNTIMES_OWN)
+
+
+def test_a_profile_without_times_of_onnx_runtime_may_be_of_any_operators() -> None:
+    elsewhere = [replace(row, backend="torch") for row in PROFILE.times]
+    profile = replace(PROFILE, times=tuple(elsewhere), wholes=(), memory=(), operators=())
+    ours = PROFILE.software | {OPERATORS: "blockwright 1"}
+    check_is_this_machine(profile, DEVICE, ours)
+    with pytest.raises(InputError, match=OPERATORS):
+        check_is_this_machine(replace(profile, times=PROFILE.times[:1]), DEVICE, ours)
 
 
 def test_a_profile_of_a_device_alone_has_no_parent_to_give() -> None:
