@@ -2,9 +2,8 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from math import prod
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -15,7 +14,7 @@ pytest.importorskip("triton", reason="Triton is needed (the extra triton)")
 
 from blockwright.compile.kernels import extents
 from blockwright.compile.ptx import entry_name, parameter_types, version
-from blockwright.compile.tensorrt_package import Package, find_package
+from blockwright.compile.tensorrt_package import find_package
 from blockwright.compile.tensorrt_plugins import PLUGINS, Given, Plugin, extents_of, product
 from blockwright.compile.tensorrt_register import (
     add_int4_linear,
@@ -25,81 +24,15 @@ from blockwright.compile.tensorrt_register import (
     register_plugins,
 )
 from blockwright.errors import InputError
+from tensorrt_stand_in import PACKAGE, DataType, Desc, Network, PluginModule, Symbol, divide_up
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:triton")
 BY_NAME = {plugin.name: plugin for plugin in PLUGINS}
 
 
-class DataType(Enum):
-    """TensorRT's, those that we name."""
-
-    FLOAT = 0
-    HALF = 1
-    BF16 = 2
-    INT32 = 3
-    UINT8 = 4
-
-
-@dataclass(frozen=True)
-class Symbol:
-    """A size that TensorRT learns when a plan runs; multiplied from the left only, as TensorRT's."""
-
-    value: int
-    is_constant: bool = False
-
-    def __mul__(self, other: "int | Symbol") -> "Symbol":
-        return Symbol(self.value * (other if isinstance(other, int) else other.value))
-
-    def constant_value(self) -> int:
-        assert self.is_constant
-        return self.value
-
-
-def _divide_up(first: Any, second: int) -> Symbol:
-    assert isinstance(first, Symbol), "TensorRT refuses two whole numbers"
-    return Symbol(-(-first.value // second))
-
-
-@dataclass
-class Desc:
-    """A tensor as a plugin is told of it."""
-
-    shape_expr: Sequence[Any]
-    dtype: DataType
-
-
-class _Module(SimpleNamespace):
-    """tensorrt.plugin, so far as we use it."""
-
-    def __init__(self) -> None:
-        super().__init__(op=SimpleNamespace(), described={}, implemented={})
-        self.TensorDesc, self.cdiv, self.from_shape_expr, self.SymInt32 = Desc, _divide_up, Desc, lambda number: number
-        self.KernelLaunchParams = type("KernelLaunchParams", (tuple,), {"__new__": lambda cls, *all: tuple(all)})
-        self.SymIntExprs = type("SymIntExprs", (list,), {"__init__": lambda self, n: list.__init__(self, [None] * n)})
-
-    def register(self, name: str) -> Callable[[Any], Any]:
-        space, own = name.split("::")
-
-        def keep(function: Any) -> Any:
-            assert name not in self.described, "TensorRT refuses a second one"
-            self.described[name] = function
-            vars(self.op).setdefault(space, SimpleNamespace())
-            call = lambda *tensors, **attributes: (own, tensors, attributes)  # noqa: E731
-            setattr(getattr(self.op, space), own, call)
-            return function
-
-        return keep
-
-    def aot_impl(self, name: str) -> Callable[[Any], Any]:
-        return lambda function: self.implemented.setdefault(name, function)
-
-
-PACKAGE = Package(name="tensorrt", version="11.4.0", trt=SimpleNamespace(DataType=DataType))
-
-
 @pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> _Module:
-    made = _Module()
+def module(monkeypatch: pytest.MonkeyPatch) -> PluginModule:
+    made = PluginModule()
     monkeypatch.setitem(sys.modules, "tensorrt.plugin", made)  # type: ignore[arg-type]
     return made
 
@@ -188,14 +121,14 @@ def _value(number: Any) -> int:
     return number.value if isinstance(number, Symbol) else number
 
 
-def test_all_plugins_are_registered_once(module: _Module) -> None:
+def test_all_plugins_are_registered_once(module: PluginModule) -> None:
     names = register_plugins(PACKAGE, "sm90")
     assert register_plugins(PACKAGE, "sm90") == names == tuple(module.described) == tuple(module.implemented)
     assert names == tuple(f"blockwright::{name}" for name in CASES)
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.name)
-def test_signatures_tell_inputs_from_attributes(plugin: Plugin, module: _Module) -> None:
+def test_signatures_tell_inputs_from_attributes(plugin: Plugin, module: PluginModule) -> None:
     """By TensorRT's rule: inputs, attributes, outputs, tactic, each with its type."""
     register_plugins(PACKAGE, "sm90")
     name = f"blockwright::{plugin.name}"
@@ -210,7 +143,7 @@ def test_signatures_tell_inputs_from_attributes(plugin: Plugin, module: _Module)
 
 @pytest.mark.parametrize("is_open", [True, False])
 @pytest.mark.parametrize("name", CASES)
-def test_outputs_have_their_shapes_and_types(name: str, is_open: bool, module: _Module) -> None:
+def test_outputs_have_their_shapes_and_types(name: str, is_open: bool, module: PluginModule) -> None:
     register_plugins(PACKAGE, "sm90")
     plugin, case = BY_NAME[name], CASES[name]
     found = module.described[f"blockwright::{name}"](*_tensors(plugin, case, is_open), **case.attributes)
@@ -218,7 +151,7 @@ def test_outputs_have_their_shapes_and_types(name: str, is_open: bool, module: _
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_kernels_are_handed_over_with_their_launches(name: str, module: _Module) -> None:
+def test_kernels_are_handed_over_with_their_launches(name: str, module: PluginModule) -> None:
     register_plugins(PACKAGE, "sm86")
     plugin, case = BY_NAME[name], CASES[name]
     arguments = (*_tensors(plugin, case, is_open=True), *case.attributes.values(), (), 0)
@@ -235,9 +168,9 @@ def test_kernels_are_handed_over_with_their_launches(name: str, module: _Module)
 def test_grids_of_numbers_are_those_of_other_launches(name: str) -> None:
     plugin, case = BY_NAME[name], CASES[name]
     shapes = dict(zip(plugin.inputs, case.shapes, strict=True))
-    given = Given(shapes=shapes, attributes=case.attributes, number="fp16", divide_up=_divide_up)
+    given = Given(shapes=shapes, attributes=case.attributes, number="fp16", divide_up=divide_up)
     kernel, sizes = plugin.kernel(given), plugin.sizes(given)
-    assert extents_of(kernel, sizes, _divide_up) == (*extents(kernel, sizes), 1, 1)[:3]
+    assert extents_of(kernel, sizes, divide_up) == (*extents(kernel, sizes), 1, 1)[:3]
 
 
 @pytest.mark.parametrize("sides", [(3, 5, 7), (Symbol(3), 5, 7), (3, 5, Symbol(7)), (Symbol(3), 1, Symbol(7)), ()])
@@ -245,50 +178,40 @@ def test_products_of_numbers_and_symbols(sides: tuple[Any, ...]) -> None:
     assert _value(product(sides)) == prod(map(_value, sides))
 
 
-def _refusal(module: _Module, name: str, tensors: Sequence[Desc], *attributes: int) -> str:
+def _refusal(module: PluginModule, name: str, tensors: Sequence[Desc], *attributes: int) -> str:
     register_plugins(PACKAGE, "sm90")
     with pytest.raises(InputError) as refused:
         module.implemented[f"blockwright::{name}"](*tensors, *attributes, (), 0)
     return refused.value.field
 
 
-def test_heads_that_may_change_are_refused(module: _Module) -> None:
+def test_heads_that_may_change_are_refused(module: PluginModule) -> None:
     tensors = _tensors(BY_NAME["sparse_decode"], CASES["sparse_decode"], is_open=True)
     tensors[1].shape_expr = [Symbol(side) for side in (2, 2, 100, 64)]
     assert _refusal(module, "sparse_decode", tensors) == "k: side 1"
 
 
-def test_activations_in_fp32_are_refused(module: _Module) -> None:
+def test_activations_in_fp32_are_refused(module: PluginModule) -> None:
     tensors = _tensors(BY_NAME["int4_linear"], CASES["int4_linear"], is_open=True)
     tensors[0].dtype = DataType.FLOAT
     assert _refusal(module, "int4_linear", tensors, 32, 1) == "blockwright::int4_linear"
 
 
 @pytest.mark.parametrize(("group", "rows", "field_name"), [(32, 8, "rows_at_once"), (48, 1, "group")])
-def test_attributes_that_no_kernel_has_are_refused(group: int, rows: int, field_name: str, module: _Module) -> None:
+def test_attributes_that_no_kernel_has_are_refused(
+    group: int, rows: int, field_name: str, module: PluginModule
+) -> None:
     tensors = _tensors(BY_NAME["int4_linear"], CASES["int4_linear"], is_open=True)
     assert _refusal(module, "int4_linear", tensors, group, rows) == field_name
 
 
-def test_gpus_that_no_kernel_is_compiled_for_are_refused(module: _Module) -> None:
+def test_gpus_that_no_kernel_is_compiled_for_are_refused(module: PluginModule) -> None:
     with pytest.raises(InputError, match="sm75"):
         register_plugins(PACKAGE, "sm75")
     assert not module.described
 
 
-@dataclass
-class Network:
-    """Keeps what is added to it."""
-
-    added: list[tuple[str, Any, dict[str, int]]] = field(default_factory=list)
-
-    def add_plugin(self, plugin: tuple[str, Any, dict[str, int]], aot: bool) -> Any:
-        assert aot, "compiled ahead of time"
-        self.added.append(plugin)
-        return SimpleNamespace(get_output=lambda index: f"{plugin[0]}:{index}")
-
-
-def test_split_work_is_two_plugins_in_a_network(module: _Module) -> None:
+def test_split_work_is_two_plugins_in_a_network(module: PluginModule) -> None:
     register_plugins(PACKAGE, "sm90")
     x, network = SimpleNamespace(dtype=DataType.BF16), Network()
     assert add_int4_linear(network, PACKAGE, (x, "codes", "scales"), 32) == "int4_linear:0"
@@ -309,7 +232,7 @@ def test_split_work_is_two_plugins_in_a_network(module: _Module) -> None:
     ]
 
 
-def test_a_tensorrt_that_takes_no_kernels_is_refused(module: _Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tensorrt_that_takes_no_kernels_is_refused(module: PluginModule, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plugin_module(PACKAGE) is module
     monkeypatch.setitem(sys.modules, "tensorrt.plugin", SimpleNamespace())  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"TensorRT 11\.4\.0 with a plugin module that takes no compiled kernels"):
