@@ -104,7 +104,10 @@ def choose_tried(
         if keeps_budgets(plan, known, tried):
             return plan, place
         num_children = (len(known.tried) - len(given.tried)) // len(loads) + 1
-        if num_children >= _MOST_CHILDREN or all(one in known.tried for one in tried):
+        if all(one in known.tried for one in tried):
+            say("tried     the same child came out again, over a budget at its slowest: it is taken")
+            return plan, place
+        if num_children >= _MOST_CHILDREN:
             say("tried     none was within the budgets of time at its slowest: going on with the last")
             return plan, place
         say("tried     too slow: searching again with what was measured")
