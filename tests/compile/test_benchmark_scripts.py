@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parents[2] / "benchmarks" / "compile"
 PEERS = {"llama.cpp, repacked", "llama.cpp, as stored"}
 JOBS = """
 import sys
-from common import apart
+from common import apart, spread
 
 if "--one" in sys.argv:
     if "second" in sys.argv:
@@ -22,6 +22,7 @@ if "--one" in sys.argv:
     print("loading")
     print('{"flags": ["' + sys.argv[-1] + '"]}')
 else:
+    print(spread([3, 1, 8, 4]))
     print(apart(__file__, "first", "folder", "--small"))
     apart(__file__, "second", "folder")
 """
@@ -101,4 +102,4 @@ def test_a_job_that_fails_ends_the_script_with_its_words(tmp_path: Path) -> None
     done = subprocess.run([sys.executable, str(script)], env=surroundings, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip() == "second: no such job"
-    assert done.stdout.strip() == "{'flags': ['--small']}"
+    assert done.stdout.splitlines() == ["{'median': 3.5, 'low': 1, 'high': 8}", "{'flags': ['--small']}"]
