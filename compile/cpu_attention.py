@@ -8,10 +8,9 @@ from typing import Any
 
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
+from blockwright.compile.cpu_library import attends
 from blockwright.compile.cpu_products import DOMAIN
 
-_HEAD_MULTIPLE = 8
-"""Numbers of a register of 256 bits, which head sizes are multiples of."""
 _TOTAL_LENGTH = 6
 """Which input of GroupQueryAttention says what the slots of the last tokens say already."""
 _NUM_INPUTS = (7, 9)
@@ -27,7 +26,7 @@ def use_own_attention(graph: GraphProto) -> bool:
         for name, tensor in caches.items()
         if tensor.elem_type == TensorProto.FLOAT
         and len(tensor.shape.dim) == 4
-        and _suits(tensor.shape.dim[3].dim_value)
+        and attends(tensor.shape.dim[3].dim_value)
     }
     own = [(node, _own(node, suiting)) for node in graph.node]
     for node, replacement in own:
@@ -53,7 +52,3 @@ def _is_plain(inputs: list[str], told: dict[str, Any]) -> bool:
     """Whether GroupQueryAttention does nothing that CachedAttention does not."""
     has_angles = len(inputs) == max(_NUM_INPUTS)
     return len(inputs) in _NUM_INPUTS and told.keys() == {*_TOLD, "do_rotary"} and told["do_rotary"] == has_angles
-
-
-def _suits(head_dim: int) -> bool:
-    return head_dim > 0 and head_dim % _HEAD_MULTIPLE == 0

@@ -54,6 +54,8 @@ class Tuning:
     """How the settings of an engine were chosen."""
 
     device: str
+    operators: str | None = None
+    """Whose multiplied and attended, as `cpu_library` names them; engines from before there were ours do not say."""
     load: Load
     tried: tuple[Tried, ...]
 

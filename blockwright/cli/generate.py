@@ -29,7 +29,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--stream", action=argparse.BooleanOptionalAction, default=True, help="write text as it comes, or whole at last"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where ONNX Runtime runs (default: cpu)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where ONNX Runtime runs (default: cpu)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -86,7 +88,9 @@ def _open(folder: Path, device: str) -> "AnyDecoder":
     if device == "cuda":
         return _open_on_gpu(folder)
     from blockwright.compile.session import Decoder
+    from blockwright.pipeline.software import say_what_is_missing
 
+    say_what_is_missing()
     return Decoder.open(folder)
 
 

@@ -98,6 +98,7 @@ def _profile_processor(arguments: argparse.Namespace) -> None:
     from blockwright.pipeline.device_profile import DeviceOrder, default_folder, profile_device
     from blockwright.pipeline.profile import ProfileOrder, profile_machine
     from blockwright.pipeline.recipe import check_above_zero, check_at_least, check_distinct, check_formats
+    from blockwright.pipeline.software import say_what_is_missing
     from blockwright.pipeline.tables import print_profile
 
     loads = read_loads(arguments.load)
@@ -113,6 +114,8 @@ def _profile_processor(arguments: argparse.Namespace) -> None:
     time_limit_s = _TIME_LIMIT_S if arguments.time_limit is None else arguments.time_limit
     check_above_zero("--precision", precision_percent)
     check_above_zero("--time-limit", time_limit_s)
+    if "onnxruntime" in backends:
+        say_what_is_missing()
     if arguments.parent is None:
         device_order = DeviceOrder(threads=threads, seconds_per_measurement=seconds)
         print_profile(profile_device(device_order, arguments.out or default_folder()))

@@ -13,7 +13,7 @@ from blockwright.pipeline.console import progress
 from blockwright.pipeline.inputs import Checkpoint, open_checkpoint
 from blockwright.pipeline.realise import checkpoint_spec
 from blockwright.pipeline.recipe import check_formats
-from blockwright.pipeline.software import engine_software
+from blockwright.pipeline.software import engine_software, say_what_is_missing
 from blockwright.pipeline.stage import Stage, running, whole
 from blockwright.pipeline.tune import NUM_KINDS, check_can_be_tuned, tune_engine
 from blockwright.search.plan import Plan
@@ -27,7 +27,7 @@ class CompileOrder:
     """What to build."""
 
     format: str | None
-    """Of all layers; None where a plan says how each is stored."""
+    """Of all layers; None where a plan says how each is stored, which it then does alone."""
     threads: int
     head: str | None = None
     """Of the embedding and the head; None for what suits the layers."""
@@ -70,7 +70,7 @@ def compile_checkpoint(
         return before
     built = EngineOrder(
         model=model,
-        weights_format=None if plan is not None or order.head else parse_format(order.format or ""),
+        weights_format=None if order.format is None or order.head else parse_format(order.format),
         num_positions=num_positions,
         session=SessionSettings(num_threads=order.threads),
         built_from=source.digest,
@@ -82,6 +82,7 @@ def compile_checkpoint(
         engine = build_engine(built, source.folder, folder)
         advance()
         if order.tunes:
+            say_what_is_missing()
             engine = tune_engine(folder, advance)
     return engine
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from blockwright.compile.cpu_library import operators_in_use
 from blockwright.compile.engine import Engine, SessionSettings, Tried, Tuning, adopt_tuning, read_engine
 from blockwright.cost import Load
 from blockwright.errors import InputError
@@ -46,7 +47,8 @@ def tune_engine(folder: Path, on_kind: Callable[[], object] = lambda: None) -> E
     half = min(_HALF_TOKENS, engine.num_positions // 2)
     load = Load(batch=1, prompt_tokens=half, new_tokens=half)
     most_threads, best = engine.session.num_threads, engine.session
-    tuning, samples = Tuning(device=this_device().name, load=load, tried=()), _Samples()
+    tuning = Tuning(device=this_device().name, operators=operators_in_use(), load=load, tried=())
+    samples = _Samples()
     for choices in _kinds(engine.model, most_threads):
         settings = choices(best)
         for each in settings * (_TURNS * (len(settings) > 1)):
@@ -78,7 +80,8 @@ def check_can_be_tuned(num_positions: int) -> None:
 def print_tuning(tuning: Tuning) -> None:
     """Prints what was tried, the fastest first."""
     words = f"{tuning.load.prompt_tokens} tokens read and {tuning.load.new_tokens} written"
-    print(f"settings by the time that {words} take on {tuning.device}, the first one chosen:")
+    where = tuning.device if tuning.operators is None else f"{tuning.device} with CPU operators of {tuning.operators}"
+    print(f"settings by the time that {words} take on {where}, the first one chosen:")
     for tried in sorted(tuning.tried, key=tuning.time_s):
         times = f"{format_time(tried.time_to_first_token_s)} to read, {format_time(tried.time_per_token_s)} a token"
         print(f"  {settings_words(tried.settings)}: {times}")

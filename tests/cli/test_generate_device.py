@@ -1,4 +1,4 @@
-"""`blockwright generate --device cuda`, as far as it goes without a GPU."""
+"""`blockwright generate` on what a machine lacks: a GPU, memory, operators of our own."""
 
 from pathlib import Path
 
@@ -8,6 +8,8 @@ from blockwright.cli.main import main
 from blockwright.compile.device_session import DeviceDecoder
 from blockwright.compile.runtime import ort
 from blockwright.compile.session import Decoder
+from blockwright.hw_profiles.folder import read_profile, shipped_profiles
+from blockwright.pipeline import device_profile, software
 from blockwright.pipeline.compile import CompileOrder, compile_checkpoint
 
 WRITE = ["--prompt", "the cat", "--tokens", "6"]
@@ -38,7 +40,7 @@ def test_text_is_the_same_on_a_device_and_nodes_elsewhere_are_told(
     assert main(["generate", engine, "--device", "cuda", *WRITE]) == 0
     found = capsys.readouterr()
     assert found.out == expected.out
-    assert "--device cuda: the CPU runs " in found.err and " MatMul" in found.err and not expected.err
+    assert "--device cuda: the CPU runs " in found.err and " MatMul" in found.err and "--device" not in expected.err
 
 
 def test_a_machine_without_the_memory_is_told_in_words(
@@ -51,3 +53,25 @@ def test_a_machine_without_the_memory_is_told_in_words(
     assert main(["generate", engine, *WRITE]) == 2
     said = capsys.readouterr()
     assert "error in memory" in said.err and "16 TiB" in said.err and "Traceback" not in said.err
+
+
+def test_who_writes_with_slower_operators_is_told_why_once(
+    engine: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(software, "why_missing", lambda: None)
+    assert main(["generate", engine, *WRITE]) == 0
+    before = capsys.readouterr()
+    monkeypatch.setattr(software, "why_missing", lambda: "there is no C compiler")
+    assert main(["generate", engine, *WRITE]) == 0
+    said = capsys.readouterr()
+    assert said.out == before.out
+    assert said.err.count("there is no C compiler") == 1 and not before.err
+
+
+def test_who_profiles_slower_operators_is_told_why_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(software, "why_missing", lambda: "there is no C compiler")
+    monkeypatch.setattr(device_profile, "profile_device", lambda *_: read_profile(shipped_profiles()[0]))
+    assert main(["profile", "--out", str(tmp_path / "profile")]) == 0
+    assert capsys.readouterr().err.count("there is no C compiler") == 1

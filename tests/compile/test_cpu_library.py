@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,9 +9,15 @@ from pathlib import Path
 import pytest
 
 from blockwright.compile import cpu_library
-from blockwright.compile.cpu_library import SOURCES, SWITCH, compiled, operators_in_use, own_library
+from blockwright.compile.cpu_library import (
+    SWITCH,
+    Unusable,
+    compiled,
+    operators_in_use,
+    own_library,
+    why_missing,
+)
 from blockwright.errors import InputError
-from own_operators import own_operators  # noqa: F401
 
 SOURCE = "int answer(void) { return 42; }\n"
 
@@ -31,12 +36,8 @@ def source(tmp_path: Path) -> Path:
     return source
 
 
-def test_a_source_is_compiled_once_and_again_when_it_changes(tmp_path: Path) -> None:
-    source = tmp_path / "source.c"
-    source.write_text(SOURCE)
+def test_a_source_is_compiled_once_and_again_when_it_changes(source: Path, tmp_path: Path) -> None:
     library = compiled((source,), tmp_path)
-    if library is None:
-        pytest.skip("no C compiler")
     before = library.stat().st_mtime_ns
     assert compiled((source,), tmp_path) == library
     assert library.stat().st_mtime_ns == before
@@ -44,25 +45,71 @@ def test_a_source_is_compiled_once_and_again_when_it_changes(tmp_path: Path) -> 
     assert compiled((source,), tmp_path) != library
 
 
-def test_what_does_not_compile_is_done_without_and_leaves_nothing(tmp_path: Path) -> None:
-    source = tmp_path / "source.c"
+def test_what_does_not_compile_is_done_without_and_leaves_no_library(source: Path, tmp_path: Path) -> None:
     source.write_text("no C at all")
-    assert compiled((source,), tmp_path / "libraries") is None
-    assert not list((tmp_path / "libraries").glob("*"))
+    with pytest.raises(Unusable, match=r"fails: .*error"):
+        compiled((source,), tmp_path / "libraries")
+    assert not list((tmp_path / "libraries").glob("*.so"))
+
+
+def test_what_failed_to_compile_is_tried_again_when_asked_to_or_with_another_compiler(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    libraries, tools = tmp_path / "libraries", tmp_path / "tools"
+    _pretend_compiler(tools, "exit 1", monkeypatch)
+    for _ in range(2):
+        with pytest.raises(Unusable, match="exit status 1"):
+            compiled((source,), libraries)
+    assert _runs(tools) == 1
+    (mark,) = libraries.glob("*.failed")
+    with pytest.raises(Unusable, match=f"remove {mark}"):
+        compiled((source,), libraries)
+    mark.unlink()
+    with pytest.raises(Unusable, match="exit status 1"):
+        compiled((source,), libraries)
+    assert _runs(tools) == 2
+    _pretend_compiler(tools, 'while [ "$1" != -o ]; do shift; done; echo > "$2"', monkeypatch)
+    assert compiled((source,), libraries).exists()
+
+
+def _pretend_compiler(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only one that is found; it counts its runs."""
+    folder.mkdir(exist_ok=True)
+    compiler = folder / "cc"
+    compiler.write_text(f"#!/bin/sh\necho >> {folder}/runs\n{script}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def _runs(folder: Path) -> int:
+    return len((folder / "runs").read_text().splitlines())
+
+
+def test_a_compiler_that_never_ends_is_not_waited_for_twice(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _pretend_compiler(tmp_path / "tools", "while :; do :; done", monkeypatch)
+    monkeypatch.setattr(cpu_library, "_PATIENCE_S", 0.1)
+    for _ in range(2):
+        with pytest.raises(Unusable, match=r"not done after 0\.1 s"):
+            compiled((source,), tmp_path / "libraries")
+    assert _runs(tmp_path / "tools") == 1
 
 
 def test_without_a_compiler_there_are_no_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     source = tmp_path / "source.c"
     source.write_text(SOURCE)
-    assert compiled((source,), tmp_path / "libraries") is None
+    with pytest.raises(Unusable, match="no C compiler: install cc, gcc or clang"):
+        compiled((source,), tmp_path / "libraries")
 
 
 def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
     source = tmp_path / "source.c"
     source.write_text(SOURCE)
     (tmp_path / "file").write_text("")
-    assert compiled((source,), tmp_path / "file" / "folder") is None
+    with pytest.raises(Unusable, match="file"):
+        compiled((source,), tmp_path / "file" / "folder")
 
 
 @pytest.mark.parametrize(
@@ -81,6 +128,7 @@ def test_operators_are_for_the_processors_that_they_were_measured_on(
     _pretend(monkeypatch, tmp_path, flags, machine)
     expected = tmp_path / "blockwright" / "operators" / "cpu_operators" if suits else None
     assert own_library() == expected
+    assert why_missing() is None, "nobody misses them where they are not for"
 
 
 def _pretend(monkeypatch: pytest.MonkeyPatch, cache: Path, flags: set[str], machine: str = "x86_64") -> None:
@@ -88,7 +136,7 @@ def _pretend(monkeypatch: pytest.MonkeyPatch, cache: Path, flags: set[str], mach
     monkeypatch.setattr(cpu_library, "_processor_flags", lambda: flags)
     monkeypatch.setattr(cpu_library.platform, "machine", lambda: machine)
     monkeypatch.setattr(cpu_library, "compiled", lambda sources, folder: folder / sources[0].stem)
-    monkeypatch.setattr(cpu_library, "_is_tried", lambda library: True)
+    monkeypatch.setattr(cpu_library, "check_works", lambda library: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
 
 
@@ -108,10 +156,38 @@ def test_a_switch_that_means_nothing_is_refused(monkeypatch: pytest.MonkeyPatch)
         operators_in_use()
 
 
-def test_operators_that_fail_their_trial_are_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    _pretend(monkeypatch, tmp_path, {"avx2", "fma"})
-    monkeypatch.setattr(cpu_library, "_is_tried", lambda library: False)
+def test_the_switch_asks_for_ours_where_they_were_not_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _pretend(monkeypatch, tmp_path, {"avx2", "fma", "avx512_vnni"})
     assert own_library() is None
+    monkeypatch.setenv(SWITCH, "blockwright")
+    assert own_library() is not None
+    assert operators_in_use().startswith("blockwright")
+
+
+@pytest.mark.parametrize(("flags", "reason"), [({"avx2"}, "AVX2 and FMA"), ({"avx2", "fma"}, "it crashed")])
+def test_ours_that_are_asked_for_and_cannot_be_had_are_refused(
+    flags: set[str], reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _pretend(monkeypatch, tmp_path, flags)
+    monkeypatch.setattr(cpu_library, "check_works", _crashes)
+    monkeypatch.setenv(SWITCH, "blockwright")
+    with pytest.raises(InputError, match=reason):
+        own_library()
+
+
+def _crashes(library: Path) -> None:
+    raise Unusable("it crashed")
+
+
+def test_operators_that_fail_their_trial_are_not_used_and_it_is_known_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _pretend(monkeypatch, tmp_path, {"avx2", "fma"})
+    monkeypatch.setattr(cpu_library, "check_works", _crashes)
+    assert own_library() is None
+    assert why_missing() == "it crashed"
+    monkeypatch.setenv(SWITCH, "onnxruntime")
+    assert why_missing() is None, "nobody misses them who does not want them"
 
 
 @pytest.mark.parametrize("change", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: data + b"0"])
@@ -119,7 +195,6 @@ def test_a_library_that_is_not_whole_is_compiled_again(
     change: Callable[[bytes], bytes], source: Path, tmp_path: Path
 ) -> None:
     library = compiled((source,), tmp_path / "libraries")
-    assert library is not None
     whole = library.read_bytes()
     library.write_bytes(change(whole))
     assert compiled((source,), tmp_path / "libraries") == library
@@ -131,7 +206,15 @@ def test_a_folder_that_others_may_write_to_is_not_used(mode: int, is_used: bool,
     folder = tmp_path / "libraries"
     folder.mkdir()
     folder.chmod(mode)
-    assert (compiled((source,), folder) is not None) == is_used
+    assert _is_used(source, folder) == is_used
+
+
+def _is_used(source: Path, folder: Path) -> bool:
+    try:
+        return compiled((source,), folder).exists()
+    except Unusable as error:
+        assert "ours alone" in str(error)
+        return False
 
 
 @pytest.mark.parametrize(("mode", "is_used"), [(0o777, False), (0o1777, True)])
@@ -139,13 +222,13 @@ def test_a_folder_that_others_may_exchange_is_not_used(mode: int, is_used: bool,
     above = tmp_path / "cache"
     above.mkdir()
     above.chmod(mode)
-    assert (compiled((source,), above / "blockwright" / "operators") is not None) == is_used
+    assert _is_used(source, above / "blockwright" / "operators") == is_used
 
 
 def test_a_folder_of_somebody_else_is_not_used(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     user = os.geteuid()
     monkeypatch.setattr(cpu_library.os, "geteuid", lambda: user + 1)
-    assert compiled((source,), tmp_path / "libraries") is None
+    assert not _is_used(source, tmp_path / "libraries")
 
 
 def test_a_broken_compiler_makes_room_for_the_next(
@@ -157,14 +240,14 @@ def test_a_broken_compiler_makes_room_for_the_next(
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert compiled((source,), tmp_path / "libraries") is not None
+    assert compiled((source,), tmp_path / "libraries").exists()
+    assert not list((tmp_path / "libraries").glob("*.failed"))
 
 
 def test_several_may_compile_at_once(source: Path, tmp_path: Path) -> None:
     with ThreadPoolExecutor(3) as pool:
         made = set(pool.map(lambda _: compiled((source,), tmp_path / "libraries"), range(3)))
     assert len(made) == 1
-    assert None not in made
     assert list((tmp_path / "libraries").iterdir()) == list(made)
 
 
@@ -176,40 +259,4 @@ def test_without_a_home_there_are_no_operators(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(Path, "home", homeless)
     monkeypatch.setenv("XDG_CACHE_HOME", "relative/counts/as/unset")
     assert own_library() is None
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "__attribute__((constructor)) static void crash(void) { __builtin_trap(); }",
-        "void *RegisterCustomOps(void *options, void *base) { return *(void **)0; }",
-        SOURCE,
-    ],
-    ids=["crashes when loaded", "crashes when called", "registers nothing"],
-)
-def test_a_library_that_crashes_does_so_in_its_trial(text: str, source: Path, tmp_path: Path) -> None:
-    source.write_text(text)
-    library = compiled((source,), tmp_path / "libraries")
-    assert library is not None
-    assert not cpu_library._is_tried(library)
-    assert not list(library.parent.glob("*.tried"))
-
-
-def test_a_trial_sees_wrong_numbers(own_operators: Path, tmp_path: Path) -> None:  # noqa: F811
-    sources = tuple(tmp_path / each.name for each in SOURCES)
-    for source, copy in zip(SOURCES, sources, strict=True):
-        copy.write_text(source.read_text().replace("set1_epi8(8)", "set1_epi8(7)"))
-    library = compiled(sources, tmp_path / "libraries")
-    assert library is not None
-    assert not cpu_library._is_tried(library)
-
-
-def test_operators_that_work_are_tried_once(own_operators: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    assert cpu_library._is_tried(own_operators)
-    monkeypatch.setattr(cpu_library.subprocess, "run", lambda *_, **__: pytest.fail("tried again"))
-    assert cpu_library._is_tried(own_operators)
-
-
-def test_a_trial_that_cannot_be_made_counts_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "no python"))
-    assert not cpu_library._is_tried(tmp_path / "library.so")
+    assert "XDG_CACHE_HOME" in (why_missing() or "")

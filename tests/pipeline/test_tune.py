@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from blockwright.cli.main import BAD_INPUT, main
 from blockwright.compile.engine import GRAPH_FILE, SessionSettings, read_engine
 from blockwright.compile.session import Decoder
-from blockwright.pipeline import tune
+from blockwright.pipeline import software, tune
 from blockwright.pipeline.compile import CompileOrder, compile_checkpoint
 from blockwright.profiler.clock import Samples
 from blockwright.profiler.tuning import SettingsSamples, TuningRequest
@@ -196,3 +197,30 @@ def test_an_engine_too_short_to_be_tuned_is_refused_before_anything(
     assert main([*words, "--context", "1"]) == BAD_INPUT
     assert "error in --context" in (complaint := capsys.readouterr().err) and "at least 2 with --tune" in complaint
     assert not list(tmp_path.iterdir())
+
+
+def test_an_engine_says_whose_operators_it_was_tuned_on(
+    compiled: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _made_up(monkeypatch, lambda _: 1.0)
+    monkeypatch.setattr(tune, "operators_in_use", lambda: "blockwright 7")
+    folder = compiled()
+    tuning = tune.tune_engine(folder).tuning
+    assert tuning is not None and tuning == read_engine(folder).tuning
+    assert tuning.operators == "blockwright 7"
+    tune.print_tuning(tuning)
+    assert "with CPU operators of blockwright 7" in capsys.readouterr().out
+    text = (folder / "engine.json").read_text()
+    old = text.replace('"operators": "blockwright 7",', "")
+    (folder / "engine.json").write_text(old)
+    assert old != text and read_engine(folder).tuning == replace(tuning, operators=None)
+
+
+@pytest.mark.parametrize("tunes", [False, True])
+def test_who_tunes_on_slower_operators_is_told_why(
+    tunes: bool, compiled: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _made_up(monkeypatch, lambda _: 1.0)
+    monkeypatch.setattr(software, "why_missing", lambda: "there is no C compiler")
+    compiled(tunes=tunes)
+    assert capsys.readouterr().err.count("there is no C compiler") == tunes
