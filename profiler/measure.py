@@ -17,7 +17,7 @@ from blockwright.profiler.bench import Bench
 from blockwright.profiler.clock import Effort, Samples, Timing, timing_of
 from blockwright.profiler.cost_model import exact_memory
 from blockwright.profiler.memory import peak_bytes
-from blockwright.profiler.points import Reads, decode_points, prefill_points
+from blockwright.profiler.points import decode_points, prefill_points, reads_with
 from blockwright.profiler.synthetic import random_weights
 from blockwright.spec import FFN, FP32, Block, Format, Mixer, Model, NoOp, Part, V, stored_as, variant_name, with_format
 from blockwright.units import format_bytes
@@ -60,8 +60,7 @@ class Request:
 
     def points(self, backend: Backend) -> list[Point]:
         """Where all loads take place, each place once."""
-        is_ours = backend == "onnxruntime" and self.operators != RUNTIMES_OWN
-        reads: Reads = "tokens" if is_ours else "slots"
+        reads = reads_with(self.operators, backend, self.parent)
         found = [p for load in self.loads for p in (*decode_points(load, reads), *prefill_points(load, reads))]
         return list(dict.fromkeys(found))
 

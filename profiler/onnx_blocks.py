@@ -8,10 +8,10 @@ from blockwright.compile.cpu_library import operators_in_use
 from blockwright.compile.decoder import decoder_graph, stack_graph
 from blockwright.compile.session import Binding, Cache, Sequences, Session, make_cache, make_session
 from blockwright.compile.slots import slots_now
-from blockwright.hw_profiles.device import RUNTIMES_OWN
 from blockwright.hw_profiles.profile import Point
 from blockwright.profiler.bench import Bench, Run, flavour_of, sample_slopes, stacks_of
 from blockwright.profiler.clock import Samples
+from blockwright.profiler.points import reads_with
 from blockwright.profiler.synthetic import random_weights
 from blockwright.spec import FFN, Mixer, Model
 
@@ -26,7 +26,7 @@ def sample_variants(bench: Bench, variants: Sequence[Mixer | FFN], point: Point)
 def _stack_run(bench: Bench, model: Model, point: Point) -> Run:
     graph = stack_graph(model, random_weights(model), num_positions=point.slots, flavour=flavour_of(bench))
     session = make_session(graph.SerializeToString(), bench.session)
-    slots = _slots_held(point)
+    slots = _slots_held(point, model)
     cache = make_cache(model, point.batch, slots)
     _fill(cache)
     binding = Binding(session, model, cache, (point.batch, point.new_tokens, slots))
@@ -44,7 +44,7 @@ def model_run(bench: Bench, model: Model, point: Point) -> Run:
 
 def session_run(session: Session, model: Model, point: Point) -> Run:
     """One step or one prefill chunk of a whole model, choosing the next token included."""
-    slots = _slots_held(point)
+    slots = _slots_held(point, model)
     sequences = Sequences(session, model, point.batch, slots)
     sequences.make_room(slots)
     _fill(sequences.cache)
@@ -64,7 +64,7 @@ def session_run(session: Session, model: Model, point: Point) -> Run:
 
 def _read_chunk(session: Session, model: Model, cache: Cache, ids_BT: np.ndarray, point: Point) -> np.ndarray:
     """A chunk of a prompt behind others, bound anew each time as `Sequences` does; its logits, logits_BV."""
-    binding = Binding(session, model, cache, (point.batch, point.new_tokens, _slots_held(point)))
+    binding = Binding(session, model, cache, (point.batch, point.new_tokens, _slots_held(point, model)))
     binding.arrays["ids"][:] = ids_BT
     binding.arrays["last"][:] = point.new_tokens - 1
     binding.place(_starts(point))
@@ -72,9 +72,10 @@ def _read_chunk(session: Session, model: Model, cache: Cache, ids_BT: np.ndarray
     return binding.arrays["logits"]
 
 
-def _slots_held(point: Point) -> int:
+def _slots_held(point: Point, model: Model) -> int:
     """Of the cache: as many as are read, or, where only tokens are, what a cache has that grew to hold them."""
-    return point.slots if operators_in_use() == RUNTIMES_OWN else slots_now(point.slots, _NO_LIMIT)
+    reads = reads_with(operators_in_use(), "onnxruntime", model)
+    return point.slots if reads == "slots" else slots_now(point.slots, _NO_LIMIT)
 
 
 def _starts(point: Point) -> np.ndarray:

@@ -2,10 +2,12 @@
 
 from typing import Literal
 
+from blockwright.compile.cpu_library import attends
 from blockwright.compile.slots import PREFILL_CHUNK, chunks_of, slots_for
 from blockwright.cost import Load
 from blockwright.hw_profiles.device import OPERATORS, RUNTIMES_OWN
 from blockwright.hw_profiles.profile import Backend, Point, Profile
+from blockwright.spec import Model
 
 Reads = Literal["slots", "tokens"]
 """What attention reads: all slots of a cache, as ONNX Runtime's operator does, or the tokens in it, as ours."""
@@ -13,7 +15,14 @@ Reads = Literal["slots", "tokens"]
 
 def reads_of(profile: Profile, backend: Backend) -> Reads:
     """What attention reads of a cache where a profile was measured."""
-    is_ours = backend == "onnxruntime" and profile.software.get(OPERATORS, RUNTIMES_OWN) != RUNTIMES_OWN
+    if profile.model is None:
+        return "slots"
+    return reads_with(profile.software.get(OPERATORS, RUNTIMES_OWN), backend, profile.model)
+
+
+def reads_with(operators: str, backend: Backend, model: Model) -> Reads:
+    """What a model's attention reads of a cache with somebody's operators, for ours do not know heads of any size."""
+    is_ours = backend == "onnxruntime" and operators != RUNTIMES_OWN and attends(model.head_dim)
     return "tokens" if is_ours else "slots"
 
 

@@ -56,6 +56,14 @@ def test_the_runtime_gives_rows_for_every_part_format_and_load() -> None:
     assert {row.backend for row in rows} == {"onnxruntime"}
 
 
+def test_heads_that_our_attention_does_not_know_are_measured_where_all_slots_are_read() -> None:
+    theirs = _request("onnxruntime")
+    ours = replace(theirs, operators="blockwright 1")
+    assert ours.points("onnxruntime") != theirs.points("onnxruntime") == ours.points("torch")
+    odd = replace(ours, parent=replace(MODEL, head_dim=20))
+    assert odd.points("onnxruntime") == theirs.points("onnxruntime")
+
+
 def test_steps_have_names_of_their_own_that_stay_the_same() -> None:
     names = [case.name for case in cases(_request("onnxruntime", "torch"))]
     assert len(set(names)) == len(names)

@@ -63,6 +63,18 @@ def test_a_profile_says_by_its_operators_what_attention_reads(make_profile: Call
     ]
 
 
+def test_heads_that_our_attention_does_not_know_read_all_slots(
+    make_profile: Callable[..., Profile], made_up_parent: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = replace(made_up_parent, head_dim=20)
+    profile = replace(make_profile([LOAD]), software={OPERATORS: "blockwright 1"}, model=odd)
+    assert reads_of(profile, "onnxruntime") == "slots"
+    assert reads_of(replace(profile, model=None), "onnxruntime") == "slots"
+    monkeypatch.setattr(onnx_blocks, "operators_in_use", lambda: "blockwright 1")
+    point = Point(batch=1, new_tokens=1, slots=40)
+    assert onnx_blocks._slots_held(point, odd) == 40 < onnx_blocks._slots_held(point, made_up_parent)
+
+
 def test_a_profile_of_our_operators_is_looked_up_where_it_was_measured(
     make_profile: Callable[..., Profile], made_up_parent: Model
 ) -> None:
