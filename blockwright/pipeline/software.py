@@ -13,6 +13,4 @@ def engine_software() -> dict[str, str]:
 def say_what_is_missing() -> None:
     """Says why engines run slower here than they could, where they do."""
     if (why := why_missing()) is not None:
-        say(
-            f"ONNX Runtime's CPU operators run, for our faster ones cannot: {why}. {SWITCH}={RUNTIMES_OWN} silences this."
-        )
+        say(f"ONNX Runtime's CPU operators run, for our faster ones cannot: {why}. {SWITCH}={RUNTIMES_OWN} hides this.")
