@@ -34,6 +34,7 @@ from blockwright.compile.flavour import FlavourName
 from blockwright.compile.providers import DeviceName, nodes_by_provider
 from blockwright.compile.runtime import ORT_ERRORS, ort
 from blockwright.compile.session import Decoder, Sequences
+from blockwright.compile.tensorrt_session import TensorRtDecoder
 from blockwright.count import ffn_weight_bytes, kv_bytes_per_slot, matrix_bytes, mixer_weight_bytes
 from blockwright.errors import InputError
 from blockwright.hw_profiles.device import this_device
@@ -45,6 +46,7 @@ FLAVOURS: tuple[FlavourName, ...] = ("standard", "contrib")
 FORMATS = ("fp32", "fp16", "int4")
 SETTINGS = SessionSettings(num_threads=1, accuracy_level=0)
 """Activations stay fp32 on the CPU, as they do on a GPU; one thread launches as well as several."""
+Opened = Decoder | DeviceDecoder | TensorRtDecoder
 TOLERANCE = 2e-3
 """Largest difference of logits, as a share of their standard deviation: providers add fp32 in other orders."""
 
@@ -205,6 +207,12 @@ def _said(sequences: Sequences | DeviceSequences, plan: Plan) -> np.ndarray:
 
 def race(decoders: dict[str, DeviceDecoder], plan: Plan) -> dict[str, Any]:
     """Parent and child in turn, and which provider runs what."""
+    nodes = {name: {p: dict(n) for p, n in nodes_by_provider(d.session).items()} for name, d in decoders.items()}
+    return {"races": races(decoders, plan), "nodes": nodes}
+
+
+def races(decoders: Mapping[str, Opened], plan: Plan) -> list[dict[str, Any]]:
+    """Parent and child in turn, over each context and over a prompt."""
     found: list[dict[str, Any]] = []
     for context in plan.contexts:
         runs = {name: _decoding(decoder, context, plan) for name, decoder in decoders.items()}
@@ -213,9 +221,7 @@ def race(decoders: dict[str, DeviceDecoder], plan: Plan) -> dict[str, Any]:
         row["times_fewer_bytes"] = bytes_read["parent"] / bytes_read["child"]
         found.append(row | _in_turn(runs, plan.rounds, plan.new_tokens))
     runs = {name: _prefilling(decoder, plan) for name, decoder in decoders.items()}
-    found.append({"what": "prefill", "tokens": plan.prompt} | _in_turn(runs, plan.rounds, 1))
-    nodes = {name: {p: dict(n) for p, n in nodes_by_provider(d.session).items()} for name, d in decoders.items()}
-    return {"races": found, "nodes": nodes}
+    return [*found, {"what": "prefill", "tokens": plan.prompt} | _in_turn(runs, plan.rounds, 1)]
 
 
 def bytes_per_token(model: Model, context: int) -> int:
@@ -225,7 +231,7 @@ def bytes_per_token(model: Model, context: int) -> int:
     return layers + matrix_bytes(model.hidden_size, model.vocab_size, model.embedding_weights) + context * cache
 
 
-def _decoding(decoder: DeviceDecoder, context: int, plan: Plan) -> Callable[[], None]:
+def _decoding(decoder: Opened, context: int, plan: Plan) -> Callable[[], None]:
     """Writes tokens behind a context, over and over in the same places."""
     sequences = decoder.start(1, context + plan.new_tokens)
     sequences.prefill([np.random.default_rng(0).integers(plan.vocab, size=context).tolist()])
@@ -238,7 +244,7 @@ def _decoding(decoder: DeviceDecoder, context: int, plan: Plan) -> Callable[[], 
     return run
 
 
-def _prefilling(decoder: DeviceDecoder, plan: Plan) -> Callable[[], object]:
+def _prefilling(decoder: Opened, plan: Plan) -> Callable[[], object]:
     prompt = np.random.default_rng(0).integers(plan.vocab, size=plan.prompt).tolist()
     sequences = decoder.start(1, plan.prompt)
     return lambda: sequences.prefill([prompt])
