@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from blockwright.compile.engine import GRAPH_FILE, Engine, read_engine
-from blockwright.compile.places import chunks_of_prompts, places, reach_by_mask
+from blockwright.compile.places import Chunk, logits_after, places, reach_by_mask
 from blockwright.compile.providers import DeviceName, open_on
 from blockwright.compile.runtime import RUNNING_ERRORS, ort, refused
-from blockwright.compile.session import DTYPES, check_fits, check_is_of, make_cache
-from blockwright.compile.slots import PREFILL_CHUNK, slots_for, slots_now
+from blockwright.compile.session import DTYPES, check_fits, check_is_of, make_cache, rows_at_once, widened
+from blockwright.compile.slots import slots_for, slots_now
 
 
 class DeviceDecoder:
@@ -60,16 +60,13 @@ class DeviceSequences:
         empty = make_cache(decoder.engine.model, batch, self._slots)
         self._cache = {name: on_device(array, decoder.device) for name, array in empty.items()}
         self._step: _Binding | None = None
-        self._reads_one_at_a_time = any(each.name == "last_slot" for each in decoder.session.get_inputs())
         self.lengths_B = np.zeros(batch, dtype=np.int64)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
         """Reads the prompts, shorter ones padded on the right, and returns the logits after each, logits_BV."""
         self.lengths_B = np.array([len(prompt) for prompt in prompts])
-        rows = [slice(0, len(prompts))]
-        if self._reads_one_at_a_time and self.lengths_B.max() > PREFILL_CHUNK:
-            rows = [slice(row, row + 1) for row in range(len(prompts))]
         self._make_room(int(self.lengths_B.max()))
+        rows = rows_at_once(self._decoder.session, self.lengths_B)
         return np.concatenate([self._read(prompts[row], row) for row in rows])
 
     def step(self, ids_B: np.ndarray) -> np.ndarray:
@@ -87,19 +84,15 @@ class DeviceSequences:
             return
         self._step = None
         for name in self._cache:  # one after another, so that old and new never stand side by side in full
-            old = self._cache[name].numpy()
-            new = np.zeros((*old.shape[:2], slots, old.shape[3]), dtype=old.dtype)
-            new[:, :, : self._slots] = old
-            self._cache[name] = on_device(new, self._decoder.device)
+            self._cache[name] = on_device(widened(self._cache[name].numpy(), slots), self._decoder.device)
         self._slots = slots
 
     def _read(self, prompts: Sequence[Sequence[int]], rows: slice) -> np.ndarray:
-        logits_BV = np.zeros((len(prompts), self._decoder.engine.model.vocab_size), dtype=np.float32)
-        for chunk in chunks_of_prompts(prompts):
+        def read(chunk: Chunk) -> np.ndarray:
             binding = self._bind(rows, chunk.ids_BT.shape[1])
-            found_BV = binding.run(chunk.ids_BT, chunk.last_B, np.full(len(prompts), chunk.start))
-            logits_BV[chunk.ends_here_B] = found_BV[chunk.ends_here_B]
-        return logits_BV
+            return binding.run(chunk.ids_BT, chunk.last_B, np.full(len(prompts), chunk.start))
+
+        return logits_after(prompts, self._decoder.engine.model.vocab_size, read)
 
     def _bind(self, rows: slice, num_tokens: int) -> "_Binding":
         return _Binding(self._decoder, self._cache, rows, num_tokens, self._slots)

@@ -1,6 +1,6 @@
 """In which pieces prompts are read, where new tokens stand and what they may see, for runtimes of every kind.
 
-Shapes: B batch, T new tokens, S slots.
+Shapes: B batch, T new tokens, S slots, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +40,15 @@ def chunks_of_prompts(prompts: Sequence[Sequence[int]]) -> Iterator[Chunk]:
             last_B=last_B.clip(0, chunk_BT.shape[1] - 1),
             ends_here_B=(last_B >= 0) & (last_B < chunk_BT.shape[1]),
         )
+
+
+def logits_after(prompts: Sequence[Sequence[int]], vocab_size: int, read: Callable[[Chunk], np.ndarray]) -> np.ndarray:
+    """Reads a batch of prompts piece by piece, by a function that gives logits_BV at `last_B`; logits_BV after each."""
+    logits_BV = np.zeros((len(prompts), vocab_size), dtype=np.float32)
+    for chunk in chunks_of_prompts(prompts):
+        found_BV = read(chunk)
+        logits_BV[chunk.ends_here_B] = found_BV[chunk.ends_here_B]
+    return logits_BV
 
 
 def reach_by_mask(model: Model) -> dict[str, Reach]:

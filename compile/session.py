@@ -16,7 +16,7 @@ from blockwright.compile.cpu_attention import use_own_attention
 from blockwright.compile.cpu_library import own_library
 from blockwright.compile.cpu_products import DOMAIN, use_own_products
 from blockwright.compile.engine import ENGINE_FILE, GRAPH_FILE, Engine, SessionSettings, read_engine
-from blockwright.compile.places import chunks_of_prompts, places, reach_by_mask
+from blockwright.compile.places import Chunk, logits_after, places, reach_by_mask
 from blockwright.compile.runtime import ORT_ERRORS, RUNNING_ERRORS, ort, refused
 from blockwright.compile.slots import PREFILL_CHUNK, slots_for, slots_now
 from blockwright.errors import InputError
@@ -166,6 +166,21 @@ def make_cache(model: Model, batch: int, slots: int) -> Cache:
     return cache
 
 
+def widened(old: np.ndarray, slots: int) -> np.ndarray:
+    """A buffer of more slots that holds what the old one does."""
+    new = np.zeros((*old.shape[:2], slots, old.shape[3]), dtype=old.dtype)
+    new[:, :, : old.shape[2]] = old
+    return new
+
+
+def rows_at_once(session: ort.InferenceSession, lengths_B: np.ndarray) -> list[slice]:
+    """Which prompts are read side by side: all, or where the flavour knows each text's last slot only, short ones."""
+    batch = len(lengths_B)
+    if lengths_B.max() > PREFILL_CHUNK and any(each.name == "last_slot" for each in session.get_inputs()):
+        return [slice(row, row + 1) for row in range(batch)]
+    return [slice(0, batch)]
+
+
 def check_is_of(model: Model, session: ort.InferenceSession, folder: Path) -> None:
     """Refuses a description whose caches or vocabulary the graph has not; widths within layers it does not show."""
     described = {name: (array.shape[1], array.shape[3]) for name, array in make_cache(model, 1, 1).items()}
@@ -234,17 +249,13 @@ class Sequences:
         self.cache = make_cache(model, batch, slots_now(0, most_slots))
         self._slots = slots_now(0, most_slots)
         self._step: Binding | None = None
-        self._reads_one_at_a_time = any(each.name == "last_slot" for each in session.get_inputs())
         self.lengths_B = np.zeros(batch, dtype=np.int64)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
         """Reads the prompts, shorter ones padded on the right, and returns the logits after each, logits_BV."""
         self.lengths_B = np.array([len(prompt) for prompt in prompts])
-        rows = [slice(0, len(prompts))]
-        if self._reads_one_at_a_time and self.lengths_B.max() > PREFILL_CHUNK:
-            rows = [slice(row, row + 1) for row in range(len(prompts))]
         self.make_room(int(self.lengths_B.max()))
-        return np.concatenate([self._read(prompts[row], row) for row in rows])
+        return np.concatenate([self._read(prompts[row], row) for row in rows_at_once(self._session, self.lengths_B)])
 
     def step(self, ids_B: np.ndarray) -> np.ndarray:
         """Appends one token to each sequence and returns the logits after it, logits_BV, valid until the next step."""
@@ -264,23 +275,21 @@ class Sequences:
             return
         self._step = None
         for name in self.cache:  # one after another, so that old and new never stand side by side in full
-            old = self.cache[name]
-            new = np.zeros((*old.shape[:2], slots, old.shape[3]), dtype=old.dtype)
-            new[:, :, : self._slots] = old
-            self.cache[name] = new
+            self.cache[name] = widened(self.cache[name], slots)
         self._slots = slots
 
     def _read(self, prompts: Sequence[Sequence[int]], rows: slice) -> np.ndarray:
         """Reads some rows' prompts in chunks, all rows at once."""
-        logits_BV = np.zeros((len(prompts), self._model.vocab_size), dtype=np.float32)
-        for chunk in chunks_of_prompts(prompts):
+
+        def read(chunk: Chunk) -> np.ndarray:
             binding = self._bind(rows, chunk.ids_BT.shape[1])
             binding.arrays["ids"][:] = chunk.ids_BT
             binding.arrays["last"][:] = chunk.last_B
             binding.place(np.full(len(prompts), chunk.start))
             binding.run()
-            logits_BV[chunk.ends_here_B] = binding.arrays["logits"][chunk.ends_here_B]
-        return logits_BV
+            return binding.arrays["logits"]
+
+        return logits_after(prompts, self._model.vocab_size, read)
 
     def _bind(self, rows: slice, num_tokens: int) -> Binding:
         cache = {name: array[rows] for name, array in self.cache.items()}

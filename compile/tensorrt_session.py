@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from blockwright.compile.places import chunks_of_prompts, places, reach_by_mask
+from blockwright.compile.places import Chunk, logits_after, places, reach_by_mask
 from blockwright.compile.tensorrt_engine import PLAN_FILE, TensorRtEngine, read_tensorrt_engine
 from blockwright.compile.tensorrt_package import Package, find_package, in_words
 from blockwright.compile.tensorrt_target import gpu_capability
@@ -104,12 +104,11 @@ class TensorRtSequences:
     def prefill(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
         """Reads the prompts, shorter ones padded on the right, and returns the logits after each, logits_BV."""
         self.lengths_B = np.array([len(prompt) for prompt in prompts])
-        logits_BV = np.zeros((len(prompts), self._vocab_size), dtype=np.float32)
-        for chunk in chunks_of_prompts(prompts):
-            starts_B = np.full(len(prompts), chunk.start)
-            found_BV = self._run(_PREFILL, chunk.ids_BT, chunk.last_B, starts_B)
-            logits_BV[chunk.ends_here_B] = found_BV[chunk.ends_here_B]
-        return logits_BV
+
+        def read(chunk: Chunk) -> np.ndarray:
+            return self._run(_PREFILL, chunk.ids_BT, chunk.last_B, np.full(len(prompts), chunk.start))
+
+        return logits_after(prompts, self._vocab_size, read)
 
     def step(self, ids_B: np.ndarray) -> np.ndarray:
         """Appends one token to each sequence and returns the logits after it, logits_BV."""
