@@ -1,7 +1,7 @@
 """What our Triton kernels take on each GPU, as their compiler says: `python benchmarks/compile/triton_kernels.py`.
 
 Registers of a thread, shared memory of a block, and bytes that spill from registers, for eight GPUs of which none
-need be here; nothing is run. Needs the extra [triton]. About twenty minutes of one core, one with --small.
+need be here; nothing is run. Needs the extra [triton]. Twenty minutes on two busy cores, one with --small.
 Writes benchmarks/results/triton-kernels_<date>.json and .md.
 """
 
