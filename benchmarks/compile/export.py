@@ -134,7 +134,7 @@ def _our_exporter(model: Model, text: str) -> Callable[[Path, Path], object]:
 
 
 def _torch_exporter(model: Model) -> Callable[[Path, Path], object]:
-    import onnxscript  # noqa: F401  # loaded with the libraries, as everything that the exporter needs
+    import onnxscript  # noqa: F401  # loaded with the libraries, as everything that the exporter needs  # pyright: ignore[reportMissingImports]
     import torch
     from transformers import DynamicCache, LlamaForCausalLM
 
