@@ -162,11 +162,14 @@ def _build_for_tensorrt(arguments: argparse.Namespace, weights: str | None, plan
 def _refuse_given(arguments: argparse.Namespace, *names: str) -> None:
     for name in names:
         if (given := getattr(arguments, name)) is not None:
+            is_of_tensorrt = name in ("capabilities", "batch", "kit")
             raise InputError(
                 "--for" if name == "capabilities" else f"--{name}",
                 got=f"{'it' if given is True else given} for {arguments.target}",
                 expected="no such setting in what it loads",
-                remedy=f"Leave it out, and tell {arguments.target} itself.",
+                remedy="Leave it out, or add --target tensorrt."
+                if is_of_tensorrt
+                else f"Leave it out, and tell {arguments.target} itself.",
             )
 
 

@@ -60,8 +60,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="PROCESSES",
-        help="time the chosen child, with random weights, beside its parent on this machine in so many processes, and "
-        "choose again where it is over a budget of time; 8 take some 20 s (default: 0, go by the profile alone)",
+        help="time the chosen child, with random weights, beside its parent on this machine in so many processes, "
+        "4 or more, and choose again where it is over a budget of time at its slowest; 8 take some 20 s; writes "
+        "tried-PLAN.json and profile-tried-PLAN beside the plan (default: 0, go by the profile alone)",
     )
     parser.add_argument("--compare", action="store_true", help="put simpler ways to choose beside the plan")
     add_out(parser, "plan.json", "the plan")
@@ -101,7 +102,7 @@ def run(arguments: argparse.Namespace) -> None:
     from blockwright.pipeline.recipe import check_above_zero, check_at_least, check_formats
     from blockwright.pipeline.search import SearchOrder, search_plan
     from blockwright.pipeline.tables import print_plan
-    from blockwright.pipeline.tried import TryOrder, search_tried
+    from blockwright.pipeline.tried import LEAST_PROCESSES, TryOrder, search_tried
     from blockwright.spec import parse_format
 
     formats = arguments.format or ["fp32"]
@@ -110,6 +111,8 @@ def run(arguments: argparse.Namespace) -> None:
     check_finite(arguments, ("tolerance", "most_score"))
     for field, least in (("frontier", 0), ("pool", 1), ("differ", 1), ("tolerance", 0), ("trials", 0)):
         check_at_least(f"--{field.replace('_', '-')}", getattr(arguments, field), least)
+    if arguments.trials:
+        check_at_least("--trials", arguments.trials, LEAST_PROCESSES)
     order = SearchOrder(
         loads=read_search_loads(arguments.load),
         budgets=tuple(arguments.budget),

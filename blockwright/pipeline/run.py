@@ -29,7 +29,7 @@ from blockwright.pipeline.refine import RefineOrder, refine_plan
 from blockwright.pipeline.report import report_run
 from blockwright.pipeline.score import ScoreOrder, read_yardsticks, score_library
 from blockwright.pipeline.search import SearchOrder, check_budgets, check_reachable, search_plan
-from blockwright.pipeline.software import engine_software
+from blockwright.pipeline.software import engine_software, say_what_is_missing
 from blockwright.pipeline.tried import TRIED, TRIED_REFINED, TryOrder, choose_tried
 from blockwright.profiler.check import check_utilisation
 from blockwright.search.offered import formats_for
@@ -65,6 +65,7 @@ def run(recipe: Recipe, folder: Path, profile: str | None = None) -> Run:
         InputError: something about the input has to be mended; what can be checked early is.
     """
     parent = check_recipe(recipe)
+    say_what_is_missing()
     ready = None if profile is None else _ready_profile(recipe, profile)
     with locked(folder):
         _write_recipe(recipe, folder / RECIPE)

@@ -11,6 +11,7 @@ from rich.table import Table
 from blockwright.hw_profiles.profile import Profile
 from blockwright.library import Library
 from blockwright.measured import Measured, MeasuredCost
+from blockwright.pipeline.tried import TRIED
 from blockwright.report.facts import (
     QUANTITY_NAMES,
     RIVALS_CAPTION,
@@ -64,11 +65,17 @@ Child       {folder}/child  (loads in plain transformers with trust_remote_code=
 Engine      {folder}/engine/onnxruntime/child-{plan.format}
 Plan        {folder}/{"plan.json" if plan.whole is None else "refined.json"}
 Next        blockwright generate {folder}/engine/onnxruntime/child-{plan.format} --prompt 'def main(' --temperature 0.8
-            blockwright search --scores {folder}/scores.parquet --profile {profile or folder / "profile"} \\
+            blockwright search --scores {folder}/scores.parquet --profile {_profile_tried(folder, profile)} \\
                 --budget '{plan.budgets[0].quantity}@{plan.budgets[0].load} <= 80%' --format {plan.format} \\
                 {_load_flags(plan)}""",
         soft_wrap=True,
     )
+
+
+def _profile_tried(folder: Path, given: str | None) -> str | Path:
+    """The profile that knows most: with the children that were tried, where one was too slow."""
+    tried = folder / f"profile-{TRIED}"
+    return tried if tried.exists() else given or folder / "profile"
 
 
 def run_to_data(folder: Path, plan: Plan, measured: Measured) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from blockwright.hw_profiles.profile import Profile, check_is_this_machine
 from blockwright.hw_profiles.tried import Share, TriedChild
 from blockwright.pipeline.console import progress, say
 from blockwright.pipeline.search import SearchOrder, name_and_place, search_plan
-from blockwright.pipeline.software import engine_software
+from blockwright.pipeline.software import engine_software, say_what_is_missing
 from blockwright.pipeline.stage import Stage, running
 from blockwright.pipeline.validate import write_random_engine
 from blockwright.profiler.cost_model import predict
@@ -34,6 +34,8 @@ TRIED, TRIED_REFINED = "tried", "tried-refined"
 _MOST_CHILDREN = 4
 """After so many trials the last child is taken, and its report says what it misses."""
 _LEAST_TO_TRIM = 6
+LEAST_PROCESSES = 4
+"""Fewer decide by luck."""
 _SHARES: tuple[Quantity, ...] = ("time_per_token", "time_to_first_token")
 _TIMED: tuple[Quantity, ...] = (*_SHARES, "request_latency", "throughput", "energy")
 """What hangs on times."""
@@ -69,6 +71,7 @@ def search_tried(
             remedy="Leave --trials out: the plan goes by the profile alone.",
         )
     check_is_this_machine(read_profile(first), this_device(), engine_software())
+    say_what_is_missing()
 
     def choose(place: str | Path) -> Plan:
         return search_plan(scores, [f"{name}={place}" if name else place, *profiles[1:]], order, output)
@@ -101,7 +104,7 @@ def choose_tried(
         tried = _try_child(plan, known, loads, order, home / f"{order.name}.json")
         for line in _lines(plan, loads, tried):
             say(f"tried     {line}")
-        if keeps_budgets(plan, known, tried):
+        if not (over := budgets_missed(plan, known, tried)):
             return plan, place
         num_children = (len(known.tried) - len(given.tried)) // len(loads) + 1
         if all(one in known.tried for one in tried):
@@ -110,16 +113,16 @@ def choose_tried(
         if num_children >= _MOST_CHILDREN:
             say("tried     none was within the budgets of time at its slowest: going on with the last")
             return plan, place
-        say("tried     too slow: searching again with what was measured")
+        say(f"tried     over {' and '.join(over)} at its slowest: searching again with what was measured")
         write_profile(replace(known, tried=(*known.tried, *tried)), copy)
 
 
-def keeps_budgets(plan: Plan, profile: Profile, tried: Sequence[TriedChild]) -> bool:
-    """Whether a plan's child is within all budgets of time even at the slowest of what was measured."""
+def budgets_missed(plan: Plan, profile: Profile, tried: Sequence[TriedChild]) -> list[str]:
+    """The budgets of time that a plan's child does not keep at the slowest of what was measured."""
     slowest = [replace(one, **{name: _at_high(share) for name, share in one.shares.items()}) for one in tried]
     told = replace(profile, tried=tuple(slowest))
     costs = {name: predict(told, plan.child, load) for name, load in _loads_with_times(plan).items()}
-    return all(_is_within(line, costs[line.load][line.quantity].value) for line in _timed(plan))
+    return [line.text for line in _timed(plan) if not _is_within(line, costs[line.load][line.quantity].value)]
 
 
 def _is_within(line: BudgetLine, value: float) -> bool:

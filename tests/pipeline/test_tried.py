@@ -98,7 +98,7 @@ def test_a_child_that_is_too_slow_is_replaced_by_one_that_keeps_the_budget(
     assert place == home / "profile-tried"
     assert read_profile(place).tried[0].child == flattered.child
     assert plan.score > flattered.score
-    assert "too slow: searching again" in capsys.readouterr().err
+    assert "over time_per_token@chat <= 60% at its slowest: searching again" in capsys.readouterr().err
 
 
 def test_what_was_tried_is_not_tried_again(home: Path, make_machine: Callable[..., _Machine]) -> None:
