@@ -212,8 +212,8 @@ def _remedy(before: str, now: str) -> str:
         return f"Set {OPERATORS_SWITCH}={RUNTIMES_OWN} to run what it was measured with, or profile again."
     if now == RUNTIMES_OWN:
         return (
-            f"To run what it was measured with, unset {OPERATORS_SWITCH}, install a C compiler (cc, gcc or clang) or let "
-            "the cache folder be written: `blockwright generate` says which. Or profile again."
+            f"To run what it was measured with, unset {OPERATORS_SWITCH}, install a C compiler (cc, gcc or clang), or "
+            "let the cache folder be written: `blockwright generate` says which. Or profile again."
         )
     return _ANOTHER_VERSION
 
