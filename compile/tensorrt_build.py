@@ -132,7 +132,7 @@ def build(request: BuildRequest, package: Package) -> Built:
     for profile in request.profiles:
         config.add_optimization_profile(_shapes(builder, network, profile, request.most_sequences))
     if package.name == "tensorrt_rtx":
-        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # no memory is made while it runs: CUDA graphs forbid it
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # CUDA graphs forbid to make any
         config.num_compute_capabilities = len(request.capabilities)
         for index, name in enumerate(request.capabilities):
             config.set_compute_capability(trt.ComputeCapability.__members__[name.upper()], index)
