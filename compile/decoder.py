@@ -66,14 +66,31 @@ def decoder_graph(
     return graph.model()
 
 
-def stack_graph(model: Model, weights: Weights, num_positions: int, flavour: Flavour = STANDARD) -> onnx.ModelProto:
-    """The layers alone, from hidden state to hidden state: what the profiler measures blocks with."""
-    ops = _operators(model, flavour, Graph())
+def stack_graph(
+    model: Model,
+    weights: Weights,
+    num_positions: int,
+    flavour: Flavour = STANDARD,
+    store: WeightFile | None = None,
+) -> onnx.ModelProto:
+    """The layers alone, from hidden state to hidden state: what the profiler measures blocks with.
+
+    Args:
+        model: as `decoder_graph`, and the next four.
+        weights: of the layers; the embedding's and the head's are not read.
+        num_positions: positions to tabulate.
+        flavour: in which operators; hidden states are in what it computes in.
+        store: takes the weights.
+
+    Raises:
+        InputError: the flavour has no operator for the model.
+    """
+    ops = _operators(model, flavour, Graph(store=store, activations=flavour.activations))
     graph = ops.graph
-    x = graph.input("hidden_in", "float32", ["batch", "tokens", model.hidden_size])
+    x = graph.input("hidden_in", graph.activations, ["batch", "tokens", model.hidden_size])
     x = _add_layers(ops, weights, x, num_positions)
     graph.node("Identity", [x], "hidden_out")
-    graph.output("hidden_out", "float32", ["batch", "tokens", model.hidden_size])
+    graph.output("hidden_out", graph.activations, ["batch", "tokens", model.hidden_size])
     return graph.model()
 
 

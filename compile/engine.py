@@ -3,6 +3,7 @@
 import hashlib
 import platform
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -164,12 +165,17 @@ def write_engine(
 
 
 def write_graph(
-    model: Model, weights: Weights, num_positions: int, flavour: Flavour, folder: Path
+    model: Model,
+    weights: Weights,
+    num_positions: int,
+    flavour: Flavour,
+    folder: Path,
+    make: Callable[..., onnx.ModelProto] = decoder_graph,
 ) -> dict[str, StoredFile]:
-    """Writes a decoder's graph, and its weights into a file beside it."""
+    """Writes the graph of a decoder, or of its layers alone by `stack_graph`, and its weights into a file beside it."""
     with new_file(folder / DATA_FILE) as temporary, temporary.open("wb") as stream:
         store = WeightFile(stream, DATA_FILE)
-        graph = decoder_graph(model, weights, num_positions, flavour, store)
+        graph = make(model, weights, num_positions, flavour, store)
     return {
         GRAPH_FILE: _write_graph(graph, folder),
         DATA_FILE: StoredFile(size_bytes=store.size_bytes, sha256=store.sha256),

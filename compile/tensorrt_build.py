@@ -47,6 +47,8 @@ class BuildRequest:
     expected: Expected
     timing_cache: str | None
     """Times of kernels, read and written, so that the next build need not measure them. TensorRT only."""
+    fewest_sequences: int = 1
+    """Where it is as many as the most, kernels are chosen for exactly so many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +132,7 @@ def build(request: BuildRequest, package: Package) -> Built:
     check_network(network, request.expected, package.title)
     config = builder.create_builder_config()
     for profile in request.profiles:
-        config.add_optimization_profile(_shapes(builder, network, profile, request.most_sequences))
+        config.add_optimization_profile(_shapes(builder, network, profile, request))
     if package.name == "tensorrt_rtx":
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # CUDA graphs forbid to make any
         config.num_compute_capabilities = len(request.capabilities)
@@ -150,7 +152,8 @@ def build(request: BuildRequest, package: Package) -> Built:
     with new_file(Path(request.plan)) as temporary:
         temporary.write_bytes(plan)
     if timings is not None:
-        timings.write_bytes(config.get_timing_cache().serialize())
+        with new_file(timings) as temporary:
+            temporary.write_bytes(config.get_timing_cache().serialize())
     return Built(
         census=layer_census(network),
         is_attention_decomposed=has_no_kernel,
@@ -167,12 +170,13 @@ def _decompose(network: Any, trt: Any) -> None:
             layer.attention.decomposable = True
 
 
-def _shapes(builder: Any, network: Any, tokens: TokenRange, most_sequences: int) -> Any:
+def _shapes(builder: Any, network: Any, tokens: TokenRange, request: BuildRequest) -> Any:
     """A profile over all inputs: their first dimension is the batch, any other that is open the tokens."""
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        bounds = ((1, tokens.fewest), (1, tokens.typical), (most_sequences, tokens.most))
+        fewest, most = request.fewest_sequences, request.most_sequences
+        bounds = ((fewest, tokens.fewest), (fewest, tokens.typical), (most, tokens.most))
         shapes = [
             tuple(size if size >= 0 else open_sizes[axis > 0] for axis, size in enumerate(tensor.shape))
             for open_sizes in bounds
