@@ -4,8 +4,9 @@ Shapes: B batch.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -40,6 +41,13 @@ class Writing(Protocol):
     def step(self, ids_B: np.ndarray) -> np.ndarray: ...
 
 
+@runtime_checkable
+class WritingByItself(Protocol):
+    """A batch of sequences whose runtime draws the tokens too."""
+
+    def write(self, prompts: Sequence[Sequence[int]], num_tokens: int, sampling: Sampling) -> Iterator[np.ndarray]: ...
+
+
 class AnyDecoder(Protocol):
     """An engine opened for running, in whatever runtime."""
 
@@ -61,20 +69,30 @@ def generate_ids(
     if min(map(len, prompts)) == 0:
         raise InputError("prompt", got="no tokens", expected="at least one token", remedy="Write a prompt.")
     sequences = decoder.start(len(prompts), longest + max_new_tokens)
+    writes = sequences.write if isinstance(sequences, WritingByItself) else partial(_written, sequences)
+    is_finished_B = np.zeros(len(prompts), dtype=bool)
+    for ids_B in writes(prompts, max_new_tokens, sampling):
+        is_finished_B |= np.isin(ids_B, decoder.engine.stop_ids)
+        yield np.where(is_finished_B, FINISHED, ids_B)
+        if is_finished_B.all():
+            return
+
+
+def _written(
+    sequences: Writing, prompts: Sequence[Sequence[int]], num_tokens: int, sampling: Sampling
+) -> Iterator[np.ndarray]:
+    """Continues the prompts, drawing on the host."""
     generator = np.random.default_rng(sampling.seed)
     logits_BV = sequences.prefill(prompts)
-    is_finished_B = np.zeros(len(prompts), dtype=bool)
     is_seen_BV = _seen(prompts, logits_BV.shape[1])
-    for index in range(max_new_tokens):
+    for index in range(num_tokens):
         if sampling.repetition_penalty != 1:
             logits_BV = penalised(logits_BV, is_seen_BV, sampling)
         ids_B = choose(logits_BV, sampling, generator)
         is_seen_BV[np.arange(len(prompts)), ids_B] = True
-        is_finished_B |= np.isin(ids_B, decoder.engine.stop_ids)
-        yield np.where(is_finished_B, FINISHED, ids_B)
-        if is_finished_B.all() or index + 1 == max_new_tokens:
-            return
-        logits_BV = sequences.step(ids_B)
+        yield ids_B
+        if index + 1 < num_tokens:
+            logits_BV = sequences.step(ids_B)
 
 
 def _seen(prompts: Sequence[Sequence[int]], vocab_size: int) -> np.ndarray:

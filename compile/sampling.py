@@ -31,10 +31,11 @@ class Sampling:
 
 
 def choose(logits_BV: np.ndarray, sampling: Sampling, generator: np.random.Generator) -> np.ndarray:
-    """The next token of every sequence, ids_B."""
+    """The next token of every sequence, ids_B; the generator gives each one chance, unless the temperature is 0."""
     if sampling.temperature == 0:
         return logits_BV.argmax(axis=-1)
-    return np.array([_draw(logits_V, sampling, generator) for logits_V in logits_BV])
+    chances_B = generator.random(len(logits_BV))
+    return np.array([_drawn(logits_V, sampling, chance) for logits_V, chance in zip(logits_BV, chances_B, strict=True)])
 
 
 def penalised(logits_BV: np.ndarray, is_seen_BV: np.ndarray, sampling: Sampling) -> np.ndarray:
@@ -44,14 +45,21 @@ def penalised(logits_BV: np.ndarray, is_seen_BV: np.ndarray, sampling: Sampling)
     return np.where(is_seen_BV, lowered_BV, logits_BV)
 
 
-def _draw(logits_V: np.ndarray, sampling: Sampling, generator: np.random.Generator) -> int:
-    order = np.argsort(-logits_V, kind="stable")
-    if sampling.top_k:
-        order = order[: sampling.top_k]
-    scaled = logits_V[order].astype(np.float64) / sampling.temperature
-    likelihoods = np.exp(scaled - scaled[0])
-    likelihoods /= likelihoods.sum()
+def _drawn(logits_V: np.ndarray, sampling: Sampling, chance: float) -> int:
+    """The first token up to which the likelihoods, added in order, are more than a chance from 0 to 1."""
+    order = _candidates(logits_V, sampling)
+    scaled = (logits_V if order is None else logits_V[order]).astype(np.float64) / sampling.temperature
+    likelihoods = np.exp(scaled - scaled.max())
+    upto = (likelihoods / likelihoods.sum()).cumsum()
     if sampling.top_p < 1:
-        count = int(np.searchsorted(likelihoods.cumsum(), sampling.top_p)) + 1
-        order, likelihoods = order[:count], likelihoods[:count] / likelihoods[:count].sum()
-    return int(order[generator.choice(len(order), p=likelihoods)])
+        upto = upto[: int(np.searchsorted(upto[:-1], sampling.top_p)) + 1]
+    rank = min(int(np.searchsorted(upto, chance * upto[-1], side="right")), len(upto) - 1)
+    return rank if order is None else int(order[rank])
+
+
+def _candidates(logits_V: np.ndarray, sampling: Sampling) -> np.ndarray | None:
+    """The likeliest tokens first, as many as may be drawn; None for all as they stand, for sorting takes long."""
+    if 0 < sampling.top_k < len(logits_V):
+        best = np.argpartition(-logits_V, sampling.top_k - 1)[: sampling.top_k]
+        return best[np.lexsort((best, -logits_V[best]))]
+    return np.argsort(-logits_V, kind="stable") if sampling.top_k or sampling.top_p < 1 else None

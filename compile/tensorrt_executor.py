@@ -36,7 +36,10 @@ class Executor(Protocol):
         ...
 
     def recorded(self, step: Callable[[], None]) -> Callable[[], None]:
-        """The same work as something to replay. `step` must have been run once before; it is not run here."""
+        """The same work as something to replay, on the current stream; it keeps alive what `step` keeps.
+
+        `step` must have been run once before, and is not run here.
+        """
         ...
 
     def on_stream(self, work: Callable[[], T]) -> T:
@@ -97,7 +100,11 @@ class GpuExecutor:
             said = str(error).splitlines()[0]
             warnings.warn(f"Every step is launched anew, not as a recorded CUDA graph: {said}", stacklevel=2)
             return step
-        return graph.replay
+
+        def replay(graph: torch.cuda.CUDAGraph = graph, step: Callable[[], None] = step) -> None:
+            graph.replay()  # reads and writes what `step` keeps alive
+
+        return replay
 
     def on_stream(self, work: Callable[[], T]) -> T:
         """Does work with the executor's own stream as the current one. TensorRT is slower on CUDA's default one."""

@@ -1,8 +1,9 @@
 """TensorRT's run-time session, with ONNX Runtime in TensorRT's place: the same graph on the same torch tensors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +12,10 @@ from transformers import PreTrainedModel
 
 from blockwright.cli.main import main
 from blockwright.compile.decoder import decoder_graph
-from blockwright.compile.engine import ENGINE_FILE, SessionSettings, StoredFile
+from blockwright.compile.engine import ENGINE_FILE, StoredFile
 from blockwright.compile.flavour import Flavour
-from blockwright.compile.generate import generate_ids
+from blockwright.compile.generate import FINISHED, Writing, generate_ids
 from blockwright.compile.sampling import Sampling
-from blockwright.compile.session import make_session
 from blockwright.compile.slots import PREFILL_CHUNK
 from blockwright.compile.tensorrt_engine import TensorRtEngine, token_ranges
 from blockwright.compile.tensorrt_package import Package
@@ -28,6 +28,7 @@ from blockwright.profiler.synthetic import random_weights
 from blockwright.profiler.torch_blocks import hf_config
 from blockwright.spec import FP32, Attention, Block, GatedFFN, LinearFFN, LinearMixer, Model, NoOp, Window
 from blockwright.strict import to_data
+from onnxruntime_executor import OnnxRuntimeExecutor
 
 SLOTS = PREFILL_CHUNK + 64
 HETEROGENEOUS = (
@@ -66,37 +67,18 @@ def _engine(model: Model) -> TensorRtEngine:
     )
 
 
-class _InOnnxRuntime:
-    """Does on the CPU what the plan does on a GPU, and keeps which profile was asked for how many tokens."""
-
-    def __init__(self, graph: bytes) -> None:
-        self._session = make_session(graph, SessionSettings(num_threads=1, accuracy_level=0))
-        self.inputs = frozenset(each.name for each in self._session.get_inputs())
-        self.device = torch.device("cpu")
-        self.runs: list[tuple[int, int]] = []
-
-    def run(self, profile: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        assert self.inputs <= set(tensors)
-        caches = [name for name in tensors if name.startswith("past_")]
-        names = [*(name.replace("past_", "present_") for name in caches), "logits"]
-        found = self._session.run(names, {name: tensors[name].numpy() for name in self.inputs})
-        for name, array in zip([*caches, "logits"], found, strict=True):
-            tensors[name].copy_(torch.from_numpy(np.asarray(array)))
-        self.runs.append((profile, tensors["ids"].shape[1]))
-
-
-Opened = Callable[[str], tuple[TensorRtDecoder, _InOnnxRuntime, PreTrainedModel]]
+Opened = Callable[[str], tuple[TensorRtDecoder, OnnxRuntimeExecutor, PreTrainedModel]]
 
 
 @pytest.fixture(scope="module")
 def opened() -> Opened:
-    def make(name: str) -> tuple[TensorRtDecoder, _InOnnxRuntime, PreTrainedModel]:
+    def make(name: str) -> tuple[TensorRtDecoder, OnnxRuntimeExecutor, PreTrainedModel]:
         model = MODELS[name]
         weights = {n: 8 * array if array.ndim == 2 else array for n, array in random_weights(model, seed=1).items()}
         graph = decoder_graph(
             replace(model, embedding_weights=FP32), weights, SLOTS, Flavour(name="standard", slots=SLOTS)
         )
-        executor = _InOnnxRuntime(graph.SerializeToString())
+        executor = OnnxRuntimeExecutor(graph.SerializeToString())
         child = build_child(model, hf_config(model))
         loaded = load_weights(child, {n: torch.from_numpy(array) for n, array in weights.items()})
         return TensorRtDecoder(_engine(model), executor), executor, loaded
@@ -122,15 +104,71 @@ def test_logits_equal_those_of_torch_at_every_step(name: str, lengths: list[int]
             found_BV = sequences.step(np.array([ids[place] for ids, place in zip(texts, places, strict=True)]))
     chunks = [PREFILL_CHUNK, 5] if max(lengths) > PREFILL_CHUNK else [13]
     assert executor.runs == [(0, size) for size in chunks] + [(1, 1)] * num_steps
+    assert executor.num_replays == num_steps - 2, "the first step is run, the second recorded"
 
 
-def test_text_is_generated_as_by_any_engine(opened: Opened) -> None:
+def test_text_is_generated_as_by_torch(opened: Opened) -> None:
     decoder, _, child = opened("heterogeneous")
     prompt = [3, 1, 4, 1, 5]
     found = [int(ids_B[0]) for ids_B in generate_ids(decoder, [prompt], 6, Sampling(temperature=0.0))]
     for _ in range(6):
         prompt.append(int(child(torch.tensor([prompt]), use_cache=False).logits[0, -1].argmax()))
     assert found == prompt[5:]
+
+
+class _DrawnOnTheHost:
+    """The same sequences without their own drawing."""
+
+    def __init__(self, decoder: TensorRtDecoder) -> None:
+        self.engine, self._decoder = decoder.engine, decoder
+
+    def start(self, batch: int, num_tokens: int) -> Writing:
+        sequences = self._decoder.start(batch, num_tokens)
+        return SimpleNamespace(prefill=sequences.prefill, step=sequences.step)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(temperature=0.9, seed=3),
+        Sampling(temperature=1.3, top_k=7, top_p=0.8, seed=4),
+        Sampling(temperature=0.7, top_p=0.9, repetition_penalty=1.3, seed=5),
+        Sampling(repetition_penalty=1.5),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_drawn_on_the_device_is_what_the_host_would_draw(name: str, sampling: Sampling, opened: Opened) -> None:
+    decoder, executor, _ = opened(name)
+    prompts = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7]]
+    on_the_device = np.stack(list(generate_ids(decoder, prompts, 24, sampling)))
+    assert executor.num_replays == 21, "the first token comes of the prompt, one step is run and one recorded"
+    on_the_host = np.stack(list(generate_ids(_DrawnOnTheHost(decoder), prompts, 24, sampling)))
+    assert (on_the_device == on_the_host).all()
+
+
+def test_sequences_may_be_written_in_turn(opened: Opened) -> None:
+    decoder, _, _ = opened("heterogeneous")
+    alone = [[int(ids_B[0]) for ids_B in generate_ids(decoder, [prompt], 8, Sampling())] for prompt in ([3, 1], [7])]
+    both = [generate_ids(decoder, [prompt], 8, Sampling()) for prompt in ([3, 1], [7])]
+    in_turn = [(int(first[0]), int(second[0])) for first, second in zip(*both, strict=True)]
+    assert alone == [[pair[row] for pair in in_turn] for row in range(2)]
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 3])
+def test_short_texts_end_where_they_should(num_tokens: int, opened: Opened) -> None:
+    decoder, executor, _ = opened("heterogeneous")
+    assert len(list(generate_ids(decoder, [[3, 1]], num_tokens, Sampling()))) == num_tokens
+    assert executor.runs == [(0, 2)] + [(1, 1)] * (num_tokens - 1)
+
+
+def test_writing_ends_with_a_stop_token(opened: Opened) -> None:
+    decoder, executor, _ = opened("heterogeneous")
+    third = int(list(generate_ids(decoder, [[3, 1]], 9, Sampling()))[2][0])
+    stopping = TensorRtDecoder(replace(decoder.engine, stop_ids=(third,)), executor)
+    texts = [ids_B.tolist() for ids_B in generate_ids(stopping, [[3, 1]], 9, Sampling())]
+    assert len(texts) <= 3 and texts[-1] == [FINISHED]
 
 
 def test_more_sequences_than_the_engine_was_built_for_are_refused(opened: Opened) -> None:
@@ -153,19 +191,12 @@ def test_a_plan_of_another_version_is_refused() -> None:
         check_version(_engine(MODEL), replace(package, version="1.8.0"))
 
 
-def test_a_longer_context_is_offered_where_the_model_has_one() -> None:
+def test_a_longer_context_is_offered_where_the_model_has_one(opened: Opened) -> None:
     for max_positions, is_offered in ((SLOTS, False), (2 * SLOTS, True)):
         engine = replace(_engine(replace(MODEL, max_positions=max_positions)), num_positions=SLOTS)
         with pytest.raises(InputError) as found:
-            TensorRtDecoder(engine, _Nothing()).start(1, SLOTS + 1)
+            TensorRtDecoder(engine, opened("no attention")[1]).start(1, SLOTS + 1)
         assert ("--context" in found.value.remedy) == is_offered
-
-
-class _Nothing:
-    inputs: frozenset[str] = frozenset()
-    device = torch.device("cpu")
-
-    def run(self, profile: int, tensors: Mapping[str, torch.Tensor]) -> None: ...
 
 
 @pytest.mark.parametrize(("version", "said"), [("1.8.0", "a plan of version"), ("1.7.1", "none that torch sees")])
