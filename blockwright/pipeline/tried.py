@@ -99,6 +99,8 @@ def choose_tried(
         place = profile if known is given else copy
         plan = choose(place)
         loads = _loads_with_times(plan)
+        if order.processes and not loads:
+            say("tried     nothing: no budget hangs on a time")
         if not (loads and order.processes):
             return plan, place
         tried = _try_child(plan, known, loads, order, home / f"{order.name}.json")

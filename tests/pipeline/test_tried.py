@@ -151,11 +151,12 @@ def test_the_slow_end_counts(home: Path, make_machine: Callable[..., _Machine]) 
 
 @pytest.mark.parametrize("budgets", [("parameters@chat <= 60%",), ("memory@chat <= 90%", "disk@chat <= 80%")])
 def test_budgets_that_no_time_is_in_need_no_trial(
-    home: Path, make_machine: Callable[..., _Machine], budgets: tuple[str, ...]
+    home: Path, make_machine: Callable[..., _Machine], budgets: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine = make_machine(linear_s=0.0)
     choose_tried(_search(home, budgets), home / "profile", ORDER, home)
     assert machine.num_processes == 0
+    assert "tried     nothing: no budget hangs on a time" in capsys.readouterr().err
 
 
 def test_no_processes_mean_no_trial(home: Path, make_machine: Callable[..., _Machine]) -> None:
