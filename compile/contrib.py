@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from blockwright.compile.blocked import BITS, pack_codes, quantise_blocks
-from blockwright.compile.flavour import Matrix, Operators, Residual
+from blockwright.compile.flavour import Matrix, Operators, Residual, fused_norm
 from blockwright.compile.graph import Graph
 from blockwright.compile.rotary import rotary_tables
 from blockwright.spec import Attention, Model, Window
@@ -45,6 +45,9 @@ class ContribOperators(Operators):
 
     def linear(self, matrix: Matrix, x: str, output: str) -> str:
         return self._joined([matrix], matrix.name, x, output)
+
+    def norm(self, name: str, x: str, weight: np.ndarray) -> str:
+        return fused_norm(self.graph, name, x, weight, self.model.norm_eps)
 
     def norm_of_sum(self, name: str, residual: Residual, weight: np.ndarray) -> tuple[Residual, str]:
         if residual.addend is None:
@@ -83,10 +86,6 @@ class ContribOperators(Operators):
             do_rotary=int(self._rotates_inside),
             local_window_size=mixer.reach.num_tokens if isinstance(mixer.reach, Window) else -1,
         )
-
-    def gate_and_up(self, prefix: str, x: str, matrices: list[Matrix]) -> tuple[str, str]:
-        gate, up = (self.linear(matrix, x, f"{matrix.name}.projected") for matrix in matrices)
-        return gate, up
 
     def _prepared(self, prefix: str, name: str, matrix: Matrix, x: str, num_heads: int) -> str:
         """Queries, keys or values side by side, normed and rotated where that is not done inside."""

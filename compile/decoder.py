@@ -9,7 +9,8 @@ updates and returns.
     logits_BV
 
 What says where the tokens stand, and in which operators all this is written, is the flavour's matter (`standard`,
-`contrib`). Layers without attention own no cache tensors; layers without anything leave no node.
+`contrib`, and `decomposed`, which returns new keys and values in place of caches). Layers without attention own no
+cache tensors; layers without anything leave no node.
 
 Shapes: B batch, T new tokens, S slots, D hidden size, V vocabulary.
 """
@@ -23,6 +24,7 @@ from onnx import TensorProto
 
 from blockwright.compile.checkpoint import Weights
 from blockwright.compile.contrib import ContribOperators
+from blockwright.compile.decomposed import DecomposedOperators
 from blockwright.compile.embedding import integer_rows
 from blockwright.compile.flavour import STANDARD, Flavour, Matrix, Operators, Residual, check_writable
 from blockwright.compile.graph import Graph
@@ -54,7 +56,7 @@ def decoder_graph(
     Raises:
         InputError: the flavour has no operator for the model.
     """
-    ops = _operators(model, flavour, Graph(store=store, activations=flavour.activations))
+    ops = _operators(model, flavour, Graph(store=store, activations=flavour.activations, opset=flavour.opset))
     graph = ops.graph
     graph.input("ids", "int64", ["batch", "tokens"])
     graph.input("last", "int64", ["batch"])
@@ -85,7 +87,7 @@ def stack_graph(
     Raises:
         InputError: the flavour has no operator for the model.
     """
-    ops = _operators(model, flavour, Graph(store=store, activations=flavour.activations))
+    ops = _operators(model, flavour, Graph(store=store, activations=flavour.activations, opset=flavour.opset))
     graph = ops.graph
     x = graph.input("hidden_in", graph.activations, ["batch", "tokens", model.hidden_size])
     x = _add_layers(ops, weights, x, num_positions)
@@ -101,6 +103,9 @@ def _operators(model: Model, flavour: Flavour, graph: Graph) -> Operators:
             return StandardOperators(graph, model, "slots" if flavour.slots is None else flavour.slots)
         case "contrib":
             return ContribOperators(graph, model, flavour.accuracy_level)
+        case "decomposed":
+            assert flavour.slots is not None, "the slots' part of all weights is cut out by their number"
+            return DecomposedOperators(graph, model, flavour.slots)
         case _:
             assert_never(flavour.name)
 
@@ -143,7 +148,7 @@ def _add_ffn(ops: Operators, index: int, ffn: FFN, residual: Residual, weights: 
     match ffn:
         case GatedFFN():
             graph, matrices = ops.graph, [_matrix(weights, f"{prefix}.mlp.{name}_proj", ffn) for name in ("gate", "up")]
-            gate, up = ops.gate_and_up(f"{prefix}.mlp", normed, matrices)
+            gate, up = ops.gate_and_up(normed, matrices)
             opened = graph.node("Mul", [gate, graph.node("Sigmoid", [gate], f"{prefix}.sigmoid")], f"{prefix}.silu")
             channels = graph.node("Mul", [opened, up], f"{prefix}.channels")
             fed = _linear(ops, weights, f"{prefix}.mlp.down_proj", ffn, channels)

@@ -1,8 +1,9 @@
-"""In which operators a decoder is written: the same description, the same codes, two dialects of ONNX.
+"""In which operators a decoder is written: the same description, the same codes, three dialects of ONNX.
 
 ``standard`` keeps to opset 24 and runs in ONNX Runtime and TensorRT. ``contrib`` uses ONNX Runtime's own operators:
 MatMulNBits for integer weights, and GroupQueryAttention, whose time grows with the tokens there are instead of with
-the slots there is room for.
+the slots there is room for. ``decomposed`` makes attention of products and a softmax, in opset 21, for TensorRT before
+10.15; no engine of ONNX Runtime is written in it.
 """
 
 from abc import ABC, abstractmethod
@@ -11,11 +12,12 @@ from typing import Literal
 
 import numpy as np
 
-from blockwright.compile.graph import Activations, Dimension, Graph
+from blockwright.compile.graph import OLDER_OPSET, OPSET, Activations, Dimension, Graph
 from blockwright.errors import InputError
 from blockwright.spec import Attention, Format, Model
 
 FlavourName = Literal["standard", "contrib"]
+"""What ONNX Runtime's engines are written in."""
 
 _HEAD_MULTIPLE = 8
 """GroupQueryAttention takes no head size that is not a multiple of this (onnxruntime 1.31)."""
@@ -25,13 +27,18 @@ _HEAD_MULTIPLE = 8
 class Flavour:
     """Which operators, and what they are told."""
 
-    name: FlavourName
+    name: FlavourName | Literal["decomposed"]
     accuracy_level: Literal[0, 4] = 4
     """Written into each MatMulNBits of ``contrib``; ``standard`` leaves it to the session."""
     activations: Activations = "float32"
-    """Of ``standard``; ``contrib`` computes in float32."""
+    """Of ``standard`` and ``decomposed``; ``contrib`` computes in float32."""
     slots: int | None = None
-    """Of every cache in ``standard``; None for as many as it is given at run time, which TensorRT refuses."""
+    """Of every cache; None for as many as it is given at run time, which TensorRT refuses, and ``decomposed`` too."""
+
+    @property
+    def opset(self) -> int:
+        """Of ONNX's own operators."""
+        return OLDER_OPSET if self.name == "decomposed" else OPSET
 
 
 STANDARD = Flavour(name="standard")
@@ -45,7 +52,7 @@ def best_flavour(model: Model) -> FlavourName:
     return DEFAULT_FLAVOUR if _is_writable(model) else "standard"
 
 
-def check_writable(model: Model, name: FlavourName) -> None:
+def check_writable(model: Model, name: FlavourName | Literal["decomposed"]) -> None:
     """Refuses a flavour that lacks an operator for the model.
 
     Raises:
@@ -113,8 +120,13 @@ class Operators(ABC):
         """Adds attention from the normed hidden state to the heads' outputs side by side; projections are q, k, v."""
 
     @abstractmethod
-    def gate_and_up(self, prefix: str, x: str, matrices: list[Matrix]) -> tuple[str, str]:
+    def norm(self, name: str, x: str, weight: np.ndarray) -> str:
+        """Adds an RMS norm over the last axis."""
+
+    def gate_and_up(self, x: str, matrices: list[Matrix]) -> tuple[str, str]:
         """Adds the two matrices that a gated ffn begins with."""
+        gate, up = (self.linear(matrix, x, f"{matrix.name}.projected") for matrix in matrices)
+        return gate, up
 
     def add(self, residual: Residual) -> str:
         """Adds the residual up."""
@@ -122,10 +134,29 @@ class Operators(ABC):
             return residual.value
         return self.graph.node("Add", [residual.value, residual.addend], residual.name)
 
-    def norm(self, name: str, x: str, weight: np.ndarray) -> str:
-        """Adds an RMS norm over the last axis."""
-        scale = self.graph.floats(f"{name}.weight", weight)
-        return self.graph.node("RMSNormalization", [x, scale], f"{name}.normed", axis=-1, epsilon=self.model.norm_eps)
+    def heads(
+        self, index: int, mixer: Attention, x: str, projections: list[Matrix], values: str | None = None
+    ) -> dict[str, str]:
+        """Adds queries, keys and values by head, BHTD, by their letters; `values` is the name of the last."""
+        graph, prefix = self.graph, f"model.layers.{index}.self_attn"
+        states: dict[str, str] = {}
+        for name, matrix in zip("qkv", projections, strict=True):
+            num_heads = self.model.num_heads if name == "q" else mixer.num_kv_heads
+            shape = graph.constant(f"shape_{num_heads}_heads", np.array([0, 0, num_heads, self.model.head_dim]))
+            projected = self.linear(matrix, x, f"{matrix.name}.projected")
+            state = graph.node("Reshape", [projected, shape], f"{prefix}.{name}_heads")
+            if matrix.norm is not None:
+                state = self.norm(f"{prefix}.{name}_norm", state, matrix.norm)
+            by_head = values if name == "v" and values is not None else f"{prefix}.{name}_BHTD"
+            states[name] = graph.node("Transpose", [state], by_head, perm=[0, 2, 1, 3])
+        return states
+
+    def side_by_side(self, index: int, attended: str) -> str:
+        """Adds the way back from heads, BHTD, to what they say of each token."""
+        graph, prefix = self.graph, f"model.layers.{index}.self_attn"
+        by_token = graph.node("Transpose", [attended], f"{prefix}.by_token", perm=[0, 2, 1, 3])
+        flat_shape = graph.constant("shape_flat", np.array([0, 0, self.model.num_heads * self.model.head_dim]))
+        return graph.node("Reshape", [by_token, flat_shape], f"{prefix}.flat")
 
     def cache(self, index: int, mixer: Attention, word: str) -> tuple[str, str]:
         """Declares a layer's cache of keys or values; returns the names before and behind."""
@@ -134,3 +165,18 @@ class Operators(ABC):
         self.graph.input(past, self.graph.activations, shape)
         self.graph.output(present, self.graph.activations, shape)
         return past, present
+
+
+def fused_norm(graph: Graph, name: str, x: str, weight: np.ndarray, epsilon: float) -> str:
+    """Adds an RMS norm over the last axis as one node."""
+    scale = graph.floats(f"{name}.weight", weight)
+    return graph.node("RMSNormalization", [x, scale], f"{name}.normed", axis=-1, epsilon=epsilon)
+
+
+def plain_linear(graph: Graph, matrix: Matrix, x: str, output: str) -> str:
+    """Adds x·Wᵀ + b by ONNX's own operators, integers behind a blocked DequantizeLinear."""
+    stored = graph.matrix(f"{matrix.name}.weight", matrix.weight_NK.T, matrix.weights)
+    if matrix.bias_N is None:
+        return graph.node("MatMul", [x, stored], output)
+    product = graph.node("MatMul", [x, stored], f"{matrix.name}.product")
+    return graph.node("Add", [product, graph.floats(f"{matrix.name}.bias", matrix.bias_N)], output)

@@ -16,6 +16,10 @@ from blockwright.spec import FP16, Format
 
 OPSET = 24
 IR_VERSION = 11
+OLDER_OPSET = 21
+_IR_VERSIONS = {OPSET: IR_VERSION, OLDER_OPSET: 10}
+"""Of the file's own format; readers of an opset need not know a later one."""
+
 Dimension = int | str
 Activations = Literal["float32", "float16", "bfloat16"]
 """What a graph computes in: its hidden states, its cache, and all weights that are no integers."""
@@ -39,6 +43,8 @@ class Graph:
     store: WeightFile | None = None
     """Where constants go as soon as they are made; None to keep them in the graph."""
     activations: Activations = "float32"
+    opset: int = OPSET
+    """Of ONNX's own operators."""
     nodes: list[NodeProto] = field(default_factory=list)
     initializers: dict[str, TensorProto] = field(default_factory=dict)
     inputs: list[ValueInfoProto] = field(default_factory=list)
@@ -79,6 +85,10 @@ class Graph:
         """Adds a node and returns the name of its first output, which is `name`."""
         self.nodes.append(helper.make_node(op, inputs, [name, *more_outputs], name=name, domain=domain, **attributes))
         return name
+
+    def cast(self, source: str, dtype: str, name: str) -> str:
+        """Adds a cast."""
+        return self.node("Cast", [source], name, to=_ELEMENT_TYPES[dtype])
 
     def matrix(self, name: str, weight_KN: np.ndarray, weights: Format) -> str:
         """A weight matrix in its stored format, as a value that a MatMul takes: K inputs by N outputs."""
@@ -123,11 +133,12 @@ class Graph:
         if self.is_wide(source):
             return source
         # ONNX Runtime does this once, when it opens the graph: the file is half as large, the work the same.
-        return self.node("Cast", [source], name, to=_ELEMENT_TYPES[self.activations])
+        return self.cast(source, self.activations, name)
 
     def model(self) -> onnx.ModelProto:
         """The finished model."""
         graph = helper.make_graph(self.nodes, "decoder", self.inputs, self.outputs, list(self.initializers.values()))
         domains = {node.domain for node in self.nodes} - {""}
-        imports = [helper.make_opsetid("", OPSET), *(helper.make_opsetid(domain, 1) for domain in sorted(domains))]
-        return helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION, producer_name="blockwright")
+        imports = [helper.make_opsetid("", self.opset), *(helper.make_opsetid(domain, 1) for domain in sorted(domains))]
+        ir_version = _IR_VERSIONS[self.opset]
+        return helper.make_model(graph, opset_imports=imports, ir_version=ir_version, producer_name="blockwright")

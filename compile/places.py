@@ -6,9 +6,11 @@ Shapes: B batch, T new tokens, S slots, V vocabulary.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
+from blockwright.compile.decomposed import new_mask_name, past_mask_name
 from blockwright.compile.slots import PREFILL_CHUNK
 from blockwright.compile.standard import mask_name
 from blockwright.spec import Attention, Full, Model, Reach, Window
@@ -71,11 +73,15 @@ def places(
         "last_slot": lambda: positions_BT[:, -1],
         "total_length": lambda: positions_BT.max() + 1,
     }
-    return known | {name: partial(_mask, reach, positions_BT, slot_S) for name, reach in masks.items()}
+    for name, reach in masks.items():
+        known[name] = partial(_for_all_heads, visible, reach, positions_BT, slot_S)
+        known[past_mask_name(reach)] = partial(_for_all_heads, visible_before, reach, positions_BT, slot_S)
+        known[new_mask_name(reach)] = partial(_for_all_heads, visible_among, reach, positions_BT)
+    return known
 
 
-def _mask(reach: Reach, positions_BT: np.ndarray, slot_S: np.ndarray) -> np.ndarray:
-    return visible(reach, positions_BT, slot_S)[:, None]
+def _for_all_heads(visible_to: Callable[..., np.ndarray], *place: Any) -> np.ndarray:
+    return visible_to(*place)[:, None]
 
 
 def visible(reach: Reach, positions_BT: np.ndarray, slot_S: np.ndarray) -> np.ndarray:
@@ -86,3 +92,13 @@ def visible(reach: Reach, positions_BT: np.ndarray, slot_S: np.ndarray) -> np.nd
     else:
         assert isinstance(reach, Full)
     return mask_BTS
+
+
+def visible_before(reach: Reach, positions_BT: np.ndarray, slot_S: np.ndarray) -> np.ndarray:
+    """Which slots, of those filled before the first of these tokens, they may see, mask_BTS."""
+    return visible(reach, positions_BT, slot_S) & (slot_S < positions_BT[:, :1, None])
+
+
+def visible_among(reach: Reach, positions_BT: np.ndarray) -> np.ndarray:
+    """Which of these tokens, one behind the other, they may see, mask_BTT."""
+    return visible(reach, positions_BT - positions_BT[:, :1], np.arange(positions_BT.shape[1]))

@@ -11,7 +11,7 @@ from typing import assert_never
 
 import numpy as np
 
-from blockwright.compile.flavour import Matrix, Operators, Residual
+from blockwright.compile.flavour import Matrix, Operators, Residual, fused_norm, plain_linear
 from blockwright.compile.rotary import rotary_tables
 from blockwright.spec import Attention, Full, Reach, Window
 
@@ -30,29 +30,18 @@ class StandardOperators(Operators):
         graph.floats("sines", sines)
 
     def linear(self, matrix: Matrix, x: str, output: str) -> str:
-        graph = self.graph
-        stored = graph.matrix(f"{matrix.name}.weight", matrix.weight_NK.T, matrix.weights)
-        if matrix.bias_N is None:
-            return graph.node("MatMul", [x, stored], output)
-        product = graph.node("MatMul", [x, stored], f"{matrix.name}.product")
-        return graph.node("Add", [product, graph.floats(f"{matrix.name}.bias", matrix.bias_N)], output)
+        return plain_linear(self.graph, matrix, x, output)
+
+    def norm(self, name: str, x: str, weight: np.ndarray) -> str:
+        return fused_norm(self.graph, name, x, weight, self.model.norm_eps)
 
     def norm_of_sum(self, name: str, residual: Residual, weight: np.ndarray) -> tuple[Residual, str]:
         x = self.add(residual)
         return Residual(value=x), self.norm(name, x, weight)
 
     def attention(self, index: int, mixer: Attention, x: str, projections: list[Matrix]) -> str:
-        graph, model = self.graph, self.model
-        prefix = f"model.layers.{index}.self_attn"
-        states: dict[str, str] = {}
-        for name, matrix in zip("qkv", projections, strict=True):
-            num_heads = model.num_heads if name == "q" else mixer.num_kv_heads
-            shape = graph.constant(f"shape_{num_heads}_heads", np.array([0, 0, num_heads, model.head_dim]))
-            projected = self.linear(matrix, x, f"{matrix.name}.projected")
-            state = graph.node("Reshape", [projected, shape], f"{prefix}.{name}_heads")
-            if matrix.norm is not None:
-                state = self.norm(f"{prefix}.{name}_norm", state, matrix.norm)
-            states[name] = graph.node("Transpose", [state], f"{prefix}.{name}_BHTD", perm=[0, 2, 1, 3])
+        graph, prefix = self.graph, f"model.layers.{index}.self_attn"
+        states = self.heads(index, mixer, x, projections)
         for name in ("q", "k"):
             rotated = [states[name], "cosines", "sines", "positions"]
             states[name] = graph.node("RotaryEmbedding", rotated, f"{prefix}.{name}_rotated")
@@ -64,15 +53,9 @@ class StandardOperators(Operators):
             "Attention",
             [states["q"], states["k"], states["v"], mask_name(mixer.reach)],
             f"{prefix}.attended",
-            scale=model.head_dim**-0.5,
+            scale=self.model.head_dim**-0.5,
         )
-        by_token = graph.node("Transpose", [attended], f"{prefix}.by_token", perm=[0, 2, 1, 3])
-        flat_shape = graph.constant("shape_flat", np.array([0, 0, model.num_heads * model.head_dim]))
-        return graph.node("Reshape", [by_token, flat_shape], f"{prefix}.flat")
-
-    def gate_and_up(self, prefix: str, x: str, matrices: list[Matrix]) -> tuple[str, str]:
-        gate, up = (self.linear(matrix, x, f"{matrix.name}.projected") for matrix in matrices)
-        return gate, up
+        return self.side_by_side(index, attended)
 
 
 def mask_name(reach: Reach) -> str:
