@@ -2,8 +2,8 @@
 
 The graph is the one that runs in ONNX Runtime, in fp16 or bf16 and with caches of a fixed size, for TensorRT updates a
 cache in place and must know how long it is. One plan has two profiles, for reading a prompt and for writing token by
-token. Both allow the same numbers of tokens: a profile of exactly one token costs a second copy of every fp16 weight
-(TensorRT-RTX 1.7.1: a plan of 162 MB in place of 86).
+token, each with the text of its kernels, which is what a plan has beside the weights. The second takes exactly one
+token, for which kernels are simpler, unless that costs a second copy of weights (`takes_one_token`).
 """
 
 import hashlib
@@ -92,12 +92,21 @@ class TensorRtOrder:
     """Digest of the checkpoint."""
 
 
-def token_ranges(slots: int) -> tuple[TokenRange, ...]:
-    """The profiles of an engine whose caches have so many slots."""
+def takes_one_token(package: PackageName, stored: Stored, most_sequences: int) -> bool:
+    """Whether the profile for writing can take one token and no more, without a second copy of any weight.
+
+    TensorRT-RTX 1.7.1 copies fp16 matrices where batch and tokens are both fixed (a plan of 746 MB in place of 415),
+    and none in int4. What full TensorRT does was not tried.
+    """
+    return package == "tensorrt_rtx" and (most_sequences > 1 or stored.is_all_int4)
+
+
+def token_ranges(slots: int, decode_takes_one: bool = False) -> tuple[TokenRange, ...]:
+    """The profiles of an engine whose caches have so many slots; else both allow the same numbers of tokens."""
     most = min(PREFILL_CHUNK, slots)
     return (
         TokenRange(name="prefill", fewest=1, typical=most, most=most),
-        TokenRange(name="decode", fewest=1, typical=1, most=most),
+        TokenRange(name="decode", fewest=1, typical=1, most=1 if decode_takes_one else most),
     )
 
 
@@ -109,16 +118,16 @@ def build_tensorrt_engine(order: TensorRtOrder, checkpoint: Path, folder: Path) 
     """
     stop_ids, start_id = special_ids(checkpoint)
     slots, stored, package = slots_for(order.num_positions), order.stored, order.package
+    profiles = token_ranges(slots, takes_one_token(package.name, stored, order.most_sequences))
     flavour = Flavour(name="standard", activations=stored.activations, slots=slots)
     with new_folder(folder) as temporary:
         files = write_graph(stored.model, read_weights(checkpoint), order.num_positions, flavour, temporary)
         if package.name == "tensorrt" and (folder / TIMING_FILE).exists():
             shutil.copyfile(folder / TIMING_FILE, temporary / TIMING_FILE)
-        built = build_apart(_request(order, slots, temporary), package)
+        built = build_apart(_request(order, profiles, temporary), package)
         files |= {PLAN_FILE: _stored_file(temporary / PLAN_FILE)}
         weight_bytes = files[DATA_FILE].size_bytes
-        codes_bytes, num_profiles = int4_bytes(stored.model), len(token_ranges(slots))
-        check_plan_size(files[PLAN_FILE].size_bytes, weight_bytes, codes_bytes, num_profiles)
+        check_plan_size(files[PLAN_FILE].size_bytes, weight_bytes, int4_bytes(stored.model), len(profiles))
         shutil.copyfile(checkpoint / TOKENIZER_FILE, temporary / TOKENIZER_FILE)
         engine = TensorRtEngine(
             schema_version=SCHEMA_VERSION,
@@ -132,7 +141,7 @@ def build_tensorrt_engine(order: TensorRtOrder, checkpoint: Path, folder: Path) 
             num_positions=order.num_positions,
             slots=slots,
             most_sequences=order.most_sequences,
-            profiles=token_ranges(slots),
+            profiles=profiles,
             census=built.census,
             is_attention_decomposed=built.is_attention_decomposed,
             weight_bytes=weight_bytes,
@@ -164,13 +173,13 @@ def read_tensorrt_engine(folder: Path, is_whole: bool = False) -> TensorRtEngine
     return engine
 
 
-def _request(order: TensorRtOrder, slots: int, folder: Path) -> BuildRequest:
+def _request(order: TensorRtOrder, profiles: tuple[TokenRange, ...], folder: Path) -> BuildRequest:
     return BuildRequest(
         package=order.package.name,
         graph=str(folder / GRAPH_FILE),
         plan=str(folder / PLAN_FILE),
         capabilities=order.capabilities,
-        profiles=token_ranges(slots),
+        profiles=profiles,
         most_sequences=order.most_sequences,
         expected=expected_of(order.stored.model),
         # TensorRT-RTX: «Timing cache operations are no-ops».

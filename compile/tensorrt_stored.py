@@ -39,6 +39,11 @@ class Stored:
     activations: Activations
 
     @property
+    def is_all_int4(self) -> bool:
+        """No layer has a matrix in anything else."""
+        return all(part.weights.name == "int4" for _, part in _parts(self.model))
+
+    @property
     def narrow(self) -> tuple[str, ...]:
         """What older GPUs have no arithmetic for."""
         has_int4 = any(part.weights.name == "int4" for _, part in _parts(self.model))

@@ -17,7 +17,7 @@ from blockwright.compile.engine import DATA_FILE, write_graph
 from blockwright.compile.flavour import Flavour
 from blockwright.compile.tensorrt_build import BuildRequest, build_apart
 from blockwright.compile.tensorrt_checks import expected_of, int4_bytes
-from blockwright.compile.tensorrt_engine import GRAPH_FILE, PLAN_FILE, token_ranges
+from blockwright.compile.tensorrt_engine import GRAPH_FILE, PLAN_FILE, takes_one_token, token_ranges
 from blockwright.compile.tensorrt_package import Package, find_package
 from blockwright.compile.tensorrt_stored import stored_for_tensorrt
 from blockwright.count import parameters
@@ -65,7 +65,7 @@ def _row(model: Model, text: str, package: Package) -> dict[str, Any]:
             graph=str(folder / GRAPH_FILE),
             plan=str(folder / PLAN_FILE),
             capabilities=CAPABILITIES,
-            profiles=token_ranges(SLOTS),
+            profiles=token_ranges(SLOTS, takes_one_token(package.name, stored, 1)),
             most_sequences=1,
             expected=expected_of(stored.model),
             timing_cache=None,

@@ -16,7 +16,7 @@ from blockwright.cli.main import main
 from blockwright.compile.decoder import decoder_graph
 from blockwright.compile.engine import GRAPH_FILE, TOKENIZER_FILE
 from blockwright.compile.flavour import Flavour
-from blockwright.compile.tensorrt_build import BuildRequest, TokenRange, build, build_apart
+from blockwright.compile.tensorrt_build import BuildRequest, build, build_apart
 from blockwright.compile.tensorrt_checks import expected_of
 from blockwright.compile.tensorrt_engine import (
     PLAN_FILE,
@@ -133,8 +133,7 @@ def test_a_plan_is_hardly_larger_than_its_integers(tmp_path: Path) -> None:
     layers = (Block(mixer=Attention(num_kv_heads=4), ffn=GatedFFN(width=8192)),) * 2
     request = _request(tmp_path, replace(PLAIN, layers=layers, hidden_size=512, head_dim=128), "int4-g128")
     graph_bytes = (tmp_path / GRAPH_FILE).stat().st_size
-    one_token = TokenRange(name="decode", fewest=1, typical=1, most=1)
-    build(replace(request, profiles=(one_token,)), PACKAGE)
+    build(replace(request, profiles=token_ranges(CONTEXT, decode_takes_one=True)), PACKAGE)
     assert (tmp_path / PLAN_FILE).stat().st_size < 1.1 * graph_bytes + 6e6
 
 
@@ -152,6 +151,18 @@ def test_two_profiles_keep_one_copy_of_the_weights(tmp_path: Path) -> None:
     graph_bytes = (tmp_path / GRAPH_FILE).stat().st_size
     build(request, PACKAGE)
     assert 4e7 < graph_bytes < (tmp_path / PLAN_FILE).stat().st_size < 1.4 * graph_bytes
+
+
+@pytest.mark.parametrize(("most_sequences", "has_copy"), [(1, True), (2, False)])
+def test_a_profile_of_one_token_copies_fp16_where_the_batch_is_fixed_too(
+    most_sequences: int, has_copy: bool, tmp_path: Path
+) -> None:
+    layers = (Block(mixer=NoOp(), ffn=GatedFFN(width=65536)),)
+    profiles = token_ranges(CONTEXT, decode_takes_one=True)
+    request = _request(tmp_path, replace(PLAIN, layers=layers), profiles=profiles, most_sequences=most_sequences)
+    graph_bytes = (tmp_path / GRAPH_FILE).stat().st_size
+    build(request, PACKAGE)
+    assert ((tmp_path / PLAN_FILE).stat().st_size > 1.6 * graph_bytes) == has_copy
 
 
 def _edited(request: BuildRequest, edit: Callable[[onnx.GraphProto], None]) -> BuildRequest:

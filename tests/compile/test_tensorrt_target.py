@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from blockwright.compile.tensorrt_checks import KERNEL_BYTES, check_plan_size, expected_of, int4_bytes
-from blockwright.compile.tensorrt_engine import token_ranges
+from blockwright.compile.tensorrt_engine import takes_one_token, token_ranges
 from blockwright.compile.tensorrt_package import Package, PackageName, find_package
 from blockwright.compile.tensorrt_stored import BF16, stored_for_tensorrt
 from blockwright.compile.tensorrt_target import choose_capabilities, choose_package
@@ -207,6 +207,18 @@ def test_both_profiles_allow_the_same_tokens_and_favour_their_own() -> None:
         ("decode", 1, 1, 512),
     ]
     assert {each.most for each in token_ranges(64)} == {64}, "no more than there are slots"
+
+
+def test_a_profile_of_one_token_is_asked_for_where_it_copies_no_weights() -> None:
+    assert [(r.fewest, r.typical, r.most) for r in token_ranges(4096, decode_takes_one=True)] == [
+        (1, 512, 512),
+        (1, 1, 1),
+    ]
+    int4, half = (stored_for_tensorrt(MODEL, parse_format(text)) for text in ("int4-g32", "fp16"))
+    mixed = replace(int4, model=replace(int4.model, layers=(int4.model.layers[0], half.model.layers[1])))
+    assert [takes_one_token("tensorrt_rtx", each, 1) for each in (int4, half, mixed)] == [True, False, False]
+    assert takes_one_token("tensorrt_rtx", half, 2)
+    assert not any(takes_one_token("tensorrt", int4, most) for most in (1, 2)), "nobody tried"
 
 
 def test_a_plan_in_which_integers_were_multiplied_out_is_refused() -> None:
