@@ -15,9 +15,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,8 +24,10 @@ from typing import Any, cast
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
+from decoder_times import decode_s, prefill_s
 from onnxruntime_cuda_page import as_text
 from provenance import RESULTS, origin, write_results
+from raced_models import FULL, SMALL, Plan, bytes_per_token, child_of, parent_of
 
 from blockwright.compile.device_session import DeviceDecoder, DeviceSequences
 from blockwright.compile.engine import EngineOrder, SessionSettings, write_engine
@@ -35,12 +36,10 @@ from blockwright.compile.providers import DeviceName, nodes_by_provider
 from blockwright.compile.runtime import ORT_ERRORS, ort
 from blockwright.compile.session import Decoder, Sequences
 from blockwright.compile.tensorrt_session import TensorRtDecoder
-from blockwright.count import ffn_weight_bytes, kv_bytes_per_slot, matrix_bytes, mixer_weight_bytes
 from blockwright.errors import InputError
 from blockwright.hw_profiles.device import this_device
-from blockwright.llama import llama
 from blockwright.profiler.synthetic import random_weights
-from blockwright.spec import Attention, Block, GatedFFN, Model, NoOp, parse_format
+from blockwright.spec import Model, parse_format
 
 FLAVOURS: tuple[FlavourName, ...] = ("standard", "contrib")
 FORMATS = ("fp32", "fp16", "int4")
@@ -49,48 +48,6 @@ SETTINGS = SessionSettings(num_threads=1, accuracy_level=0)
 Opened = Decoder | DeviceDecoder | TensorRtDecoder
 TOLERANCE = 2e-3
 """Largest difference of logits, as a share of their standard deviation: providers add fp32 in other orders."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """How large."""
-
-    hidden: int
-    heads: int
-    head_dim: int
-    width: int
-    vocab: int
-    layers: int
-    contexts: tuple[int, ...]
-    prompt: int
-    new_tokens: int
-    rounds: int
-
-
-FULL = Plan(
-    hidden=1024,
-    heads=16,
-    head_dim=64,
-    width=2816,
-    vocab=32000,
-    layers=16,
-    contexts=(128, 4096),
-    prompt=512,
-    new_tokens=32,
-    rounds=9,
-)
-SMALL = Plan(
-    hidden=64,
-    heads=4,
-    head_dim=16,
-    width=128,
-    vocab=256,
-    layers=4,
-    contexts=(16, 300),
-    prompt=48,
-    new_tokens=2,
-    rounds=2,
-)
 
 
 def main() -> None:
@@ -169,28 +126,6 @@ def _order(model: Model, flavour: FlavourName, format_name: str) -> EngineOrder:
     )
 
 
-def parent_of(plan: Plan) -> Model:
-    """The same layer throughout."""
-    block = Block(mixer=Attention(num_kv_heads=plan.heads // 4), ffn=GatedFFN(width=plan.width))
-    return llama(
-        (block,) * plan.layers,
-        vocab_size=plan.vocab,
-        hidden_size=plan.hidden,
-        num_heads=plan.heads,
-        head_dim=plan.head_dim,
-        max_positions=max(plan.contexts) + plan.new_tokens,
-    )
-
-
-def child_of(plan: Plan) -> Model:
-    """As the parent, but of every four layers only one is whole."""
-    parent = parent_of(plan)
-    whole = parent.layers[0]
-    fewer_heads = Block(mixer=Attention(num_kv_heads=1), ffn=GatedFFN(width=plan.width // 2))
-    layers = (whole, fewer_heads, replace(whole, mixer=NoOp()), replace(whole, ffn=NoOp()))
-    return replace(parent, layers=tuple(layers[index % 4] for index in range(plan.layers)))
-
-
 def difference(expected: Decoder, found: DeviceDecoder, plan: Plan) -> float:
     """The largest difference of logits after prompts of a batch and some tokens, as a share of their spread."""
     said = [_said(each.start(2, plan.prompt + 4), plan) for each in (expected, found)]
@@ -215,49 +150,26 @@ def races(decoders: Mapping[str, Opened], plan: Plan) -> list[dict[str, Any]]:
     """Parent and child in turn, over each context and over a prompt."""
     found: list[dict[str, Any]] = []
     for context in plan.contexts:
-        runs = {name: _decoding(decoder, context, plan) for name, decoder in decoders.items()}
         bytes_read = {name: bytes_per_token(decoder.engine.model, context) for name, decoder in decoders.items()}
         row = {"what": "decode", "tokens": context, "bytes_per_token": bytes_read}
         row["times_fewer_bytes"] = bytes_read["parent"] / bytes_read["child"]
-        found.append(row | _in_turn(runs, plan.rounds, plan.new_tokens))
-    runs = {name: _prefilling(decoder, plan) for name, decoder in decoders.items()}
-    return [*found, {"what": "prefill", "tokens": plan.prompt} | _in_turn(runs, plan.rounds, 1)]
+        prompts = [_prompt(plan, context)]
+        runs = {name: partial(decode_s, decoder, prompts, plan.new_tokens) for name, decoder in decoders.items()}
+        found.append(row | _in_turn(runs, plan.rounds))
+    runs = {name: partial(prefill_s, decoder, [_prompt(plan, plan.prompt)]) for name, decoder in decoders.items()}
+    return [*found, {"what": "prefill", "tokens": plan.prompt} | _in_turn(runs, plan.rounds)]
 
 
-def bytes_per_token(model: Model, context: int) -> int:
-    """What one new token reads at least: all layers' weights, the head, and the cache of what stands before it."""
-    layers = sum(mixer_weight_bytes(model, b.mixer) + ffn_weight_bytes(model, b.ffn) for b in model.layers)
-    cache = sum(kv_bytes_per_slot(model, block.mixer) for block in model.layers)
-    return layers + matrix_bytes(model.hidden_size, model.vocab_size, model.embedding_weights) + context * cache
+def _prompt(plan: Plan, num_tokens: int) -> list[int]:
+    return np.random.default_rng(0).integers(plan.vocab, size=num_tokens).tolist()
 
 
-def _decoding(decoder: Opened, context: int, plan: Plan) -> Callable[[], None]:
-    """Writes tokens behind a context, over and over in the same places."""
-    sequences = decoder.start(1, context + plan.new_tokens)
-    sequences.prefill([np.random.default_rng(0).integers(plan.vocab, size=context).tolist()])
-
-    def run() -> None:
-        sequences.lengths_B = np.array([context])
-        for token in range(plan.new_tokens):
-            sequences.step(np.array([token]))
-
-    return run
-
-
-def _prefilling(decoder: Opened, plan: Plan) -> Callable[[], object]:
-    prompt = np.random.default_rng(0).integers(plan.vocab, size=plan.prompt).tolist()
-    sequences = decoder.start(1, plan.prompt)
-    return lambda: sequences.prefill([prompt])
-
-
-def _in_turn(runs: Mapping[str, Callable[[], object]], rounds: int, per_run: int) -> dict[str, Any]:
-    """Seconds by name, and the ratio of each round; logits come back to the host, so the clock sees all of it."""
+def _in_turn(runs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Any]:
+    """Seconds by name, and the ratio of each round."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(1 + rounds):
         for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            taken[name].append((time.perf_counter() - started) / per_run)
+            taken[name].append(run())
     taken = {name: times[1:] for name, times in taken.items()}  # the first chooses kernels and makes room
     ratios = [parent / child for parent, child in zip(taken["parent"], taken["child"], strict=True)]
     return {

@@ -26,13 +26,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch
-from onnxruntime_cuda import FULL, SMALL, Opened, Plan, child_of, parent_of, races
+from onnxruntime_cuda import Opened, races
 from provenance import RESULTS, origin, write_results
+from raced_models import FULL, SMALL, Plan, child_of, parent_of, reference_of
 from safetensors.numpy import save_file
 from tensorrt_gpu_page import as_text
 from transformers import PreTrainedModel
 
-from blockwright.compile.blocked import rounded
 from blockwright.compile.engine import ENGINE_FILE
 from blockwright.compile.tensorrt_engine import TensorRtOrder, build_tensorrt_engine
 from blockwright.compile.tensorrt_package import Package, PackageName, find_package
@@ -42,10 +42,8 @@ from blockwright.compile.tensorrt_target import gpu_capability
 from blockwright.errors import InputError
 from blockwright.files import read_json, write_json
 from blockwright.hw_profiles.device import this_device
-from blockwright.model.child import build_child, load_weights
 from blockwright.profiler.synthetic import random_weights
-from blockwright.profiler.torch_blocks import hf_config
-from blockwright.spec import Model, NoOp, parse_format
+from blockwright.spec import Model, parse_format
 from blockwright.strict import to_data
 
 PACKAGES: tuple[PackageName, ...] = ("tensorrt_rtx", "tensorrt")
@@ -174,7 +172,7 @@ def build(model: Model, weights: dict[str, np.ndarray], case: Case, folder: Path
     checkpoint.mkdir()
     save_file(weights, checkpoint / "model.safetensors")
     (checkpoint / "tokenizer.json").write_text("{}")
-    (checkpoint / "config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2}))
+    (checkpoint / "config.json").write_text("{}")
     order = TensorRtOrder(
         stored=stored_for_tensorrt(model, parse_format(case.format)),
         num_positions=model.max_positions,
@@ -195,23 +193,6 @@ def named(package: Package, capability: str) -> str:
     if package.name == "tensorrt":
         return capability
     return capability if capability.upper() in package.trt.ComputeCapability.__members__ else "current"
-
-
-def reference_of(model: Model, weights: dict[str, np.ndarray]) -> PreTrainedModel:
-    """The model in torch, in fp16, with the matrices of its layers rounded to their format."""
-    given: dict[str, torch.Tensor] = {}
-    for name, array in weights.items():
-        if name.startswith("model.layers.") and array.ndim == 2:
-            block = model.layers[int(name.split(".")[2])]
-            part = block.ffn if ".mlp." in name else block.mixer
-            assert not isinstance(part, NoOp), "it has no matrices"
-            array = rounded(array.T, part.weights).T
-        given[name] = torch.from_numpy(np.ascontiguousarray(array))
-    child = load_weights(build_child(model, hf_config(model)), given)
-    for parameter in child.parameters():  # buffers stay: angles of rotations are none in fp16
-        parameter.data = parameter.data.half()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return child.eval().to(device)  # pyright: ignore[reportArgumentType]
 
 
 @torch.no_grad()
