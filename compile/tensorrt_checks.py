@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from blockwright.compile.tensorrt_package import Form
 from blockwright.count import ffn_matrices, mixer_matrices
 from blockwright.errors import InputError
 from blockwright.spec import Attention, Model, NoOp
@@ -19,7 +20,8 @@ are. So plans of small models do not tell how their integers are kept."""
 _MASK = 3
 """Which input of an attention layer the mask is, behind queries, keys and values."""
 
-_ATTENTION, _CACHE, _ROTARY, _DEQUANTISED = "ATTENTION_INPUT", "KV_CACHE_UPDATE", "ROTARY_EMBEDDING", "DEQUANTIZE"
+_ATTENTION, _CACHE, _ROTARY, _SOFTMAX = "ATTENTION_INPUT", "KV_CACHE_UPDATE", "ROTARY_EMBEDDING", "SOFTMAX"
+_DEQUANTISED = "DEQUANTIZE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,16 +31,20 @@ class Expected:
     num_attentions: int
     num_caches: int
     num_rotations: int
+    num_softmaxes: int
+    """Those of attention that is written out."""
     num_integer_matrices: int
 
 
-def expected_of(model: Model) -> Expected:
-    """What a model's network must have."""
-    num_attentions = sum(isinstance(block.mixer, Attention) for block in model.layers)
+def expected_of(model: Model, form: Form = "fused") -> Expected:
+    """What a model's network must have in a form."""
+    num_layers = sum(isinstance(block.mixer, Attention) for block in model.layers)
+    num_attentions = num_layers if form == "fused" else 0
     return Expected(
         num_attentions=num_attentions,
         num_caches=2 * num_attentions,
         num_rotations=2 * num_attentions,
+        num_softmaxes=num_layers - num_attentions,
         num_integer_matrices=len(_int4_matrices(model)),
     )
 
@@ -81,6 +87,7 @@ def check_network(network: Any, expected: Expected, package: str) -> None:
         (_ATTENTION, expected.num_attentions),
         (_CACHE, expected.num_caches),
         (_ROTARY, expected.num_rotations),
+        (_SOFTMAX, expected.num_softmaxes),
         (_DEQUANTISED, expected.num_integer_matrices),
     ):
         if census.get(kind, 0) != number:

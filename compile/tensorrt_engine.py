@@ -1,7 +1,8 @@
 """A TensorRT engine on disk: the plan, the graph it was built from, the tokenizer, and engine.json.
 
-The graph is the one that runs in ONNX Runtime, in fp16 or bf16 and with caches of a fixed size, for TensorRT updates a
-cache in place and must know how long it is. One plan has two profiles, for reading a prompt and for writing token by
+The graph of the fused form is the one that runs in ONNX Runtime, in fp16 or bf16 and with caches of a fixed size, for
+TensorRT updates a cache in place and must know how long it is. Before 10.15 it does not: there the graph is decomposed,
+and returns what its caller writes. One plan has two profiles, for reading a prompt and for writing token by
 token, each with the text of its kernels, which is what a plan has beside the weights. The second takes exactly one
 token, for which kernels are simpler, unless that costs a second copy of weights (`takes_one_token`).
 """
@@ -34,7 +35,7 @@ from blockwright.compile.graph import Activations
 from blockwright.compile.slots import PREFILL_CHUNK, slots_for
 from blockwright.compile.tensorrt_build import BuildRequest, TokenRange, build_apart
 from blockwright.compile.tensorrt_checks import check_plan_size, expected_of, int4_bytes
-from blockwright.compile.tensorrt_package import Package, PackageName
+from blockwright.compile.tensorrt_package import Form, Package, PackageName
 from blockwright.compile.tensorrt_stored import Stored
 from blockwright.files import new_folder, write_json
 from blockwright.spec import Model, format_of_model
@@ -53,6 +54,9 @@ class TensorRtEngine:
     package: PackageName
     package_version: str
     """A plan opens in this version only."""
+    form: Form = "fused"
+    """A decomposed one returns new keys and values, which the caller writes into the caches (`compile/decomposed.py`).
+    Engines from before there were two do not say."""
     compute_capabilities: tuple[str, ...]
     format: str
     """Of the layers; ``mixed`` where they differ, as `model` says."""
@@ -68,7 +72,7 @@ class TensorRtEngine:
     census: dict[str, int] | None
     """Layers of the parsed network by kind; None, as in the next two, of a plan that trtexec made."""
     is_attention_decomposed: bool | None
-    """TensorRT has no fused kernel for heads of this size, and writes out all scores instead."""
+    """Of the fused form: TensorRT has no kernel for heads of this size, and writes out all scores instead."""
     weight_bytes: int
     """Of the weights as the graph stores them."""
     build_s: float | None
@@ -90,6 +94,13 @@ class TensorRtOrder:
     capabilities: tuple[str, ...]
     built_from: str
     """Digest of the checkpoint."""
+    form: Form = "fused"
+
+
+def flavour_of(form: Form, stored: Stored, slots: int) -> Flavour:
+    """In which operators the graph of a form is written."""
+    name = "standard" if form == "fused" else "decomposed"
+    return Flavour(name=name, activations=stored.activations, slots=slots)
 
 
 def takes_one_token(package: PackageName, stored: Stored, most_sequences: int) -> bool:
@@ -119,7 +130,7 @@ def build_tensorrt_engine(order: TensorRtOrder, checkpoint: Path, folder: Path) 
     stop_ids, start_id = special_ids(checkpoint)
     slots, stored, package = slots_for(order.num_positions), order.stored, order.package
     profiles = token_ranges(slots, takes_one_token(package.name, stored, order.most_sequences))
-    flavour = Flavour(name="standard", activations=stored.activations, slots=slots)
+    flavour = flavour_of(order.form, stored, slots)
     with new_folder(folder) as temporary:
         files = write_graph(stored.model, read_weights(checkpoint), order.num_positions, flavour, temporary)
         if package.name == "tensorrt" and (folder / TIMING_FILE).exists():
@@ -134,6 +145,7 @@ def build_tensorrt_engine(order: TensorRtOrder, checkpoint: Path, folder: Path) 
             target="tensorrt",
             package=package.name,
             package_version=package.version,
+            form=order.form,
             compute_capabilities=order.capabilities,
             format=format_of_model(stored.model),
             activations=stored.activations,
@@ -181,7 +193,7 @@ def _request(order: TensorRtOrder, profiles: tuple[TokenRange, ...], folder: Pat
         capabilities=order.capabilities,
         profiles=profiles,
         most_sequences=order.most_sequences,
-        expected=expected_of(order.stored.model),
+        expected=expected_of(order.stored.model, order.form),
         # TensorRT-RTX: «Timing cache operations are no-ops».
         timing_cache=str(folder / TIMING_FILE) if order.package.name == "tensorrt" else None,
     )

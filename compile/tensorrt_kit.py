@@ -1,9 +1,9 @@
 """Packs what TensorRT needs to build an engine on the device itself, where neither torch nor Blockwright is installed.
 
 A kit is a zip: the graph and its weights, the tokenizer, ``kit.json``, and two ways to build. ``build.py`` (in the
-repository `tensorrt_kit_run.py`) needs Python 3.11 and the tensorrt package, checks the parsed network and the plan as
-`blockwright compile` does, and leaves a folder that `blockwright generate` opens. ``sh build.sh`` needs trtexec only,
-and checks nothing.
+repository `tensorrt_kit_run.py`) needs Python 3.10, as JetPack 6 has it, and the tensorrt package, checks the parsed
+network and the plan as `blockwright compile` does, and leaves a folder that `blockwright generate` opens. ``sh
+build.sh`` needs trtexec only, and checks nothing.
 """
 
 import json
@@ -21,11 +21,11 @@ import blockwright
 from blockwright.compile.checkpoint import read_weights
 from blockwright.compile.described import SCHEMA_VERSION
 from blockwright.compile.engine import GRAPH_FILE, TOKENIZER_FILE, special_ids, write_graph
-from blockwright.compile.flavour import Flavour
 from blockwright.compile.slots import slots_for
 from blockwright.compile.tensorrt_build import TokenRange
 from blockwright.compile.tensorrt_checks import expected_of, int4_bytes
-from blockwright.compile.tensorrt_engine import PLAN_FILE, token_ranges
+from blockwright.compile.tensorrt_engine import PLAN_FILE, flavour_of, token_ranges
+from blockwright.compile.tensorrt_package import Form
 from blockwright.compile.tensorrt_stored import Stored
 from blockwright.files import new_file
 from blockwright.spec import format_of_model
@@ -33,8 +33,11 @@ from blockwright.strict import to_data
 
 KIT_FILE, BUILDER_FILE, SCRIPT_FILE = "kit.json", "build.py", "build.sh"
 _MODULES = ("__init__", "errors", "files", "strict", "spec", "count")
-_COMPILE_MODULES = ("__init__", "tensorrt_build", "tensorrt_checks", "tensorrt_package")
+_COMPILE_MODULES = ("__init__", "older_python", "tensorrt_build", "tensorrt_checks", "tensorrt_package")
 """What the builder imports; a test holds this against what it really does."""
+
+_FIRST_OF_ALL = "\nfrom blockwright.compile import older_python as older_python\n"
+"""What is imported before the rest, in every process that finds a kit's modules."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,7 @@ class TensorRtKitOrder:
     """For TensorRT-RTX, as ``sm86``; None for the GPU of the device, which is all that TensorRT builds for."""
     built_from: str
     """Digest of the checkpoint."""
+    form: Form = "fused"
 
 
 def write_tensorrt_kit(order: TensorRtKitOrder, checkpoint: Path, path: Path) -> int:
@@ -65,7 +69,7 @@ def write_tensorrt_kit(order: TensorRtKitOrder, checkpoint: Path, path: Path) ->
         InputError: the checkpoint is broken.
     """
     slots, stored = slots_for(order.num_positions), order.stored
-    flavour = Flavour(name="standard", activations=stored.activations, slots=slots)
+    flavour = flavour_of(order.form, stored, slots)
     with tempfile.TemporaryDirectory(dir=path.parent) as home, new_file(path) as temporary:
         folder = Path(home)
         files = write_graph(stored.model, read_weights(checkpoint), order.num_positions, flavour, folder)
@@ -89,11 +93,12 @@ def _description(order: TensorRtKitOrder, checkpoint: Path, files: dict[str, Any
     return {
         "schema_version": SCHEMA_VERSION,
         "capabilities": None if order.capabilities is None else list(order.capabilities),
-        "expected": to_data(expected_of(model)),
+        "expected": to_data(expected_of(model, order.form)),
         "int4_bytes": int4_bytes(model),
         "engine": {
             "schema_version": SCHEMA_VERSION,
             "target": "tensorrt",
+            "form": order.form,
             "format": format_of_model(model),
             "activations": order.stored.activations,
             "model": to_data(model),
@@ -119,7 +124,7 @@ def _inputs(graph: Path) -> dict[str, list[int | str]]:
 
 
 def _trtexec(inputs: dict[str, list[int | str]], ranges: tuple[TokenRange, ...], most_sequences: int) -> str:
-    """A shell script. The flags are those of TensorRT 10.15's trtexec by its documentation; it was never run here."""
+    """A shell script, never run here. Its flags stand in TensorRT 10.15's documentation, and in 10.5's ``--help``."""
 
     def shapes(batch: int, tokens: int) -> str:
         sizes = {"batch": batch, "tokens": tokens}
@@ -127,6 +132,7 @@ def _trtexec(inputs: dict[str, list[int | str]], ranges: tuple[TokenRange, ...],
         return ",".join(each)
 
     lines = ["#!/bin/sh", "# Builds with trtexec alone. Nothing is checked: build.py does that too.", "set -eu"]
+    lines += ['PATH="$PATH:/usr/src/tensorrt/bin"  # where Jetsons have it']
     lines += ['cd "$(dirname "$0")"', f"trtexec --onnx={GRAPH_FILE} --stronglyTyped --saveEngine={PLAN_FILE} \\"]
     for number, one in enumerate(ranges):
         lines += [
@@ -148,6 +154,7 @@ def _write_builder(archive: zipfile.ZipFile) -> None:
     compiling = resources.files("blockwright.compile")
     archive.writestr(BUILDER_FILE, (compiling / "tensorrt_kit_run.py").read_text())
     for name in _MODULES:
-        archive.writestr(f"blockwright/{name}.py", (resources.files("blockwright") / f"{name}.py").read_text())
+        text = (resources.files("blockwright") / f"{name}.py").read_text()
+        archive.writestr(f"blockwright/{name}.py", text + _FIRST_OF_ALL * (name == "__init__"))
     for name in _COMPILE_MODULES:
         archive.writestr(f"blockwright/compile/{name}.py", (compiling / f"{name}.py").read_text())

@@ -1,4 +1,4 @@
-"""Builds the engine of a kit on the device that is to run it. Needs Python 3.11 and the tensorrt package, nothing else.
+"""Builds the engine of a kit on the device that is to run it. Needs Python 3.10 and the tensorrt package, nothing else.
 
     python3 build.py [--out engine] [--plan model.plan --version 10.15.1]
 
@@ -18,9 +18,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-if sys.version_info < (3, 11):  # noqa: UP036 — a device's Python is not chosen by our package
+if sys.version_info < (3, 10):  # noqa: UP036 — a device's Python is not chosen by our package
     sys.exit(
-        "error: Python 3.11 or later is needed, this is " + platform.python_version() + ". sh build.sh needs none."
+        "error: Python 3.10 or later is needed, this is " + platform.python_version() + ". sh build.sh needs none."
     )
 HERE = Path(__file__).resolve().parent
 if (HERE / "kit.json").exists():
@@ -107,7 +107,7 @@ def device_capability() -> str | None:
 
 
 def _build(described: dict[str, Any], folder: Path, output: Path) -> dict[str, Any]:
-    package = find_package(("tensorrt", "tensorrt_rtx"))
+    package = find_package(("tensorrt", "tensorrt_rtx"), described["engine"]["form"])
     request = BuildRequest(
         package=package.name,
         graph=str(folder / "model.onnx"),
@@ -184,8 +184,11 @@ def _weight_bytes(described: dict[str, Any]) -> int:
 
 
 def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while piece := stream.read(2**20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """The one place that imports TensorRT, or TensorRT-RTX: their Python interface is the same, and one of them will do.
 
+An engine has one of two forms. The fused one is made of layers for attention, its cache and rotary embedding, which
+TensorRT has since 10.15; the decomposed one of products and a softmax, for what is older, as on Jetsons with JetPack 6.
+
 They differ in where they build. TensorRT-RTX builds for GPUs that are not there, each named by its compute capability,
 and finishes the kernels on the GPU when an engine is opened. TensorRT needs the GPU that it builds for.
 """
@@ -13,27 +16,45 @@ from typing import Any, Literal
 from blockwright.errors import InputError
 
 PackageName = Literal["tensorrt", "tensorrt_rtx"]
+Form = Literal["fused", "decomposed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Needed:
+    """The oldest version that builds a form."""
+
+    oldest: tuple[int, ...]
+    why: str
+
+
+_TRIED = _Needed(oldest=(1, 7), why="the oldest that this was tried with")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Kind:
     title: str
-    oldest: tuple[int, ...]
-    why: str
+    needed: dict[Form, _Needed]
     extra: str
 
 
 _KINDS: dict[PackageName, _Kind] = {
     "tensorrt": _Kind(
         title="TensorRT",
-        oldest=(10, 15),
-        # NVIDIA's release notes of 10.14 and 10.15.1.
-        why="Attention as a layer comes with 10.14; the cache that is updated in place and RotaryEmbedding with 10.15",
+        needed={
+            # NVIDIA's release notes of 10.14 and 10.15.1.
+            "fused": _Needed(
+                oldest=(10, 15),
+                why="Attention as a layer comes with 10.14; "
+                "the cache that is updated in place and RotaryEmbedding with 10.15",
+            ),
+            # onnx-tensorrt's changelog of 10.0.
+            "decomposed": _Needed(
+                oldest=(10, 3), why="int4 comes with 10.0; 10.3 is the oldest that this form is meant for, JetPack 6's"
+            ),
+        },
         extra="tensorrt",
     ),
-    "tensorrt_rtx": _Kind(
-        title="TensorRT-RTX", oldest=(1, 7), why="the oldest that this was tried with", extra="tensorrt-rtx"
-    ),
+    "tensorrt_rtx": _Kind(title="TensorRT-RTX", needed={"fused": _TRIED, "decomposed": _TRIED}, extra="tensorrt-rtx"),
 }
 
 
@@ -75,38 +96,46 @@ def in_words(message: str) -> str:
     return " ".join(lines)[:400] or message[:400]
 
 
-def find_package(names: Sequence[PackageName]) -> Package:
+def find_package(names: Sequence[PackageName], form: Form = "decomposed") -> Package:
     """The first of these that is installed and new enough.
+
+    Args:
+        names: which will do.
+        form: of what it is to build; all that run what is built already are new enough for the one that needs less.
 
     Raises:
         InputError: there is none, or it is too old or broken.
     """
     complaints: list[str] = []
     for each in names:
-        found = _load(each)
+        found = _load(each, form)
         if isinstance(found, Package):
             return found
         complaints.append(found)
     extras = " or ".join(f"pip install 'blockwright[{_KINDS[each].extra}]'" for each in names)
+    has_older = form == "fused" and any(isinstance(_load(each, "decomposed"), Package) for each in names)
+    other_form = "Compile with --form decomposed, which this version builds, or pack the kit so. Else install"
     raise InputError(
         "tensorrt",
         got="; ".join(complaints),
-        expected=" or ".join(f"{_KINDS[each].title} {_dotted(_KINDS[each].oldest)} or later" for each in names),
-        remedy=f"Install it: {extras}. On a Jetson it comes with JetPack.",
+        expected=" or ".join(
+            f"{_KINDS[each].title} {_dotted(_KINDS[each].needed[form].oldest)} or later" for each in names
+        ),
+        remedy=f"{other_form if has_older else 'Install'} it: {extras}. On a Jetson it comes with JetPack.",
     )
 
 
-def _load(name: PackageName) -> Package | str:
-    """The package, or why it is of no use."""
-    kind = _KINDS[name]
+def _load(name: PackageName, form: Form) -> Package | str:
+    """The package, or why it is of no use for a form."""
+    kind, needed = _KINDS[name], _KINDS[name].needed[form]
     try:
         trt = importlib.import_module(name)
     except ImportError as error:
         is_absent = isinstance(error, ModuleNotFoundError) and error.name == name
         return f"no {kind.title}" if is_absent else f"a {kind.title} that does not load ({error})"
     numbers = tuple(int(part) for part in re.findall(r"\d+", trt.__version__)[:2])
-    if numbers < kind.oldest:
-        return f"{kind.title} {trt.__version__}, too old ({kind.why})"
+    if numbers < needed.oldest:
+        return f"{kind.title} {trt.__version__}, too old ({needed.why})"
     return Package(name=name, version=trt.__version__, trt=trt)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from blockwright.compile.tensorrt_package import Package, find_package
+from blockwright.compile.tensorrt_package import Form, Package, find_package
 from blockwright.errors import InputError
 
 DEFAULT_CAPABILITIES = ("sm80", "sm86", "sm89", "sm120")
@@ -16,7 +16,8 @@ _FIRST_WITH_INT4_AND_BF16 = 80
 datatypes: int4», and so for bf16."""
 
 _ELSEWHERE = {
-    "sm87": "A Jetson Orin is served by TensorRT: compile on it, with TensorRT 10.15 or later (JetPack 7.2).",
+    "sm87": "A Jetson Orin is served by TensorRT: build on it, with TensorRT 10.15 or later (JetPack 7.2), or from a "
+    "kit that --kit --form decomposed packs, which is meant for TensorRT 10.3 too (JetPack 6).",
     "sm110": "A Jetson Thor is served by TensorRT: compile on it (JetPack 7).",
 }
 
@@ -29,13 +30,13 @@ def gpu_capability() -> str | None:
     return f"sm{major}{minor}"
 
 
-def choose_package(gpu: str | None) -> Package:
-    """The installed TensorRT that can build here: without a GPU only TensorRT-RTX can.
+def choose_package(gpu: str | None, form: Form = "fused") -> Package:
+    """The installed TensorRT that can build a form here: without a GPU only TensorRT-RTX can.
 
     Raises:
         InputError: there is none.
     """
-    return find_package(("tensorrt", "tensorrt_rtx") if gpu else ("tensorrt_rtx", "tensorrt"))
+    return find_package(("tensorrt", "tensorrt_rtx") if gpu else ("tensorrt_rtx", "tensorrt"), form)
 
 
 def choose_capabilities(

@@ -13,6 +13,7 @@ before anything is written, layer by layer.
   blockwright compile child --target onnxruntime-genai --format int4 --context 4096 --out genai
   blockwright compile child --target tensorrt --format int4 --for sm86,sm89,sm120 --out tensorrt
   blockwright compile child --target tensorrt --format int4 --kit --out kit.zip     # to build on the device itself
+  blockwright compile child --target tensorrt --format int4 --kit --form decomposed --out orin.zip   # with JetPack 6
 """
 
 import argparse
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from blockwright.search.plan import Plan
 
 FLAVOURS = ("standard", "contrib")
+FORMS = ("fused", "decomposed")
 TARGETS = (
     "onnxruntime",
     "vllm",
@@ -62,6 +64,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="pack what a tensorrt engine is built from, to be built on the device; no TensorRT is needed here",
     )
+    parser.add_argument(
+        "--form",
+        choices=FORMS,
+        help="of a tensorrt engine: fused, of layers that TensorRT has since 10.15 (default), or decomposed into "
+        "products and a softmax, for TensorRT 10.3 to 10.14, as on a Jetson Orin with JetPack 6",
+    )
     parser.add_argument("--batch", type=int, help="most sequences side by side in a tensorrt engine (default: 1)")
     parser.add_argument(
         "--flavour",
@@ -93,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
     default = "fp16" if arguments.target == "tensorrt" else "fp32"
     weights = None if plan is not None else default if arguments.format is None else arguments.format
     if arguments.target == "onnxruntime":
-        _refuse_given(arguments, "capabilities", "batch", "kit")
+        _refuse_given(arguments, "capabilities", "batch", "kit", "form")
         _build(arguments, weights, plan)
     elif arguments.target == "tensorrt":
         _refuse_given(arguments, "threads", "flavour", "tune", "head")
@@ -144,10 +152,12 @@ def _build_for_tensorrt(arguments: argparse.Namespace, weights: str | None, plan
         capabilities=None if arguments.capabilities is None else tuple(arguments.capabilities.split(",")),
         num_positions=arguments.context,
         most_sequences=most_sequences,
+        form="fused" if arguments.form is None else arguments.form,
     )
     if arguments.kit:
         size = pack_tensorrt_kit(arguments.checkpoint, order, arguments.out, plan=plan)
-        print(f"{arguments.out}: {size / 1e6:.2f} MB. On the device, with Python 3.11 and TensorRT:")
+        version = "10.15" if order.form == "fused" else "10.3"
+        print(f"{arguments.out}: {size / 1e6:.2f} MB. On the device, with Python 3.10 and TensorRT {version} or later:")
         print(f"  python3 -m zipfile -e {arguments.out.name} kit && python3 kit/build.py --out engine")
         print("or, with trtexec alone, unpacked in the same way: sh kit/build.sh")
         return
@@ -162,7 +172,7 @@ def _build_for_tensorrt(arguments: argparse.Namespace, weights: str | None, plan
 def _refuse_given(arguments: argparse.Namespace, *names: str) -> None:
     for name in names:
         if (given := getattr(arguments, name)) is not None:
-            is_of_tensorrt = name in ("capabilities", "batch", "kit")
+            is_of_tensorrt = name in ("capabilities", "batch", "kit", "form")
             raise InputError(
                 "--for" if name == "capabilities" else f"--{name}",
                 got=f"{'it' if given is True else given} for {arguments.target}",
@@ -177,7 +187,7 @@ def _export(arguments: argparse.Namespace, weights: str | None, plan: "Plan | No
     from blockwright.pipeline.compile import export_checkpoint
     from blockwright.pipeline.recipe import check_at_least
 
-    _refuse_given(arguments, "threads", "flavour", "tune", "head", "capabilities", "batch", "kit")
+    _refuse_given(arguments, "threads", "flavour", "tune", "head", "capabilities", "batch", "kit", "form")
     if arguments.target != "onnxruntime-genai":
         _refuse_given(arguments, "context")
     elif arguments.context is not None:

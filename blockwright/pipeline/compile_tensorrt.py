@@ -10,6 +10,7 @@ from blockwright.compile.tensorrt_engine import (
     read_tensorrt_engine,
 )
 from blockwright.compile.tensorrt_kit import TensorRtKitOrder, write_tensorrt_kit
+from blockwright.compile.tensorrt_package import Form
 from blockwright.compile.tensorrt_stored import FORMATS, Stored, stored_for_tensorrt
 from blockwright.compile.tensorrt_target import check_capability, choose_capabilities, choose_package, gpu_capability
 from blockwright.errors import InputError
@@ -37,6 +38,8 @@ class TensorRtCompileOrder:
     num_positions: int | None = None
     """Longest sequence; None for the checkpoint's own context, or 4096 where that is longer."""
     most_sequences: int = 1
+    form: Form = "fused"
+    """``decomposed`` for TensorRT 10.3 to 10.14, as on Jetsons with JetPack 6."""
 
 
 def compile_for_tensorrt(
@@ -56,7 +59,7 @@ def compile_for_tensorrt(
     """
     source, stored, num_positions = _stored(checkpoint, order, plan)
     gpu = gpu_capability()
-    package = choose_package(gpu)
+    package = choose_package(gpu, order.form)
     capabilities = choose_capabilities(package, order.capabilities, gpu, stored.narrow)
     stage = Stage(
         name=f"compile-{output.name}",
@@ -79,6 +82,7 @@ def compile_for_tensorrt(
         package=package,
         capabilities=capabilities,
         built_from=source.digest,
+        form=order.form,
     )
     with running(stage), progress(f"compile {output.name}", 1) as advance:
         engine = build_tensorrt_engine(built, source.folder, output)
@@ -114,6 +118,7 @@ def pack_tensorrt_kit(checkpoint: str, order: TensorRtCompileOrder, output: Path
         most_sequences=order.most_sequences,
         capabilities=order.capabilities,
         built_from=source.digest,
+        form=order.form,
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     with progress(f"pack {output.name}", 1) as advance:

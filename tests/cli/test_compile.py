@@ -72,6 +72,24 @@ def test_checkpoints_for_others_have_no_settings_of_onnxruntime(
         assert f"error in {said[0]}" in error and f"{said[1]} transformers" in error
 
 
+@pytest.mark.parametrize("target", ["onnxruntime", "vllm", "onnxruntime-genai"])
+def test_only_engines_of_tensorrt_have_a_form(
+    target: str, small_parent: Path, refused: Refused, tmp_path: Path
+) -> None:
+    words = ["compile", small_parent, "--target", target, "--form", "decomposed", "--out", tmp_path / "out"]
+    error = refused(*words)
+    assert "error in --form" in error and f"decomposed for {target}" in error and "--target tensorrt" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_tensorrt_needs_is_no_flavour_of_onnxruntime(
+    small_parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["compile", str(small_parent), "--flavour", "decomposed", "--out", str(tmp_path / "out")])
+    assert "invalid choice: 'decomposed' (choose from 'standard', 'contrib')" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("target", "offered"),
     [

@@ -186,7 +186,7 @@ FLAGS = {
     ],
     "evaluate": ["--against", "--batch", "--json", "--limit", "--out", "--task-dir", "--tasks", "-o"],
     "compile": [
-        *("--batch", "--context", "--flavour", "--for", "--format", "--head"),
+        *("--batch", "--context", "--flavour", "--for", "--form", "--format", "--head"),
         *("--kit", "--out", "--plan", "--target", "--threads", "--tune", "-o"),
     ],
     "kernels": ["--dtype", "--for", "--heads", "--json", "--out", "-o"],

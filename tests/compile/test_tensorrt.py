@@ -15,17 +15,17 @@ from safetensors.numpy import save_file
 from blockwright.cli.main import main
 from blockwright.compile.decoder import decoder_graph
 from blockwright.compile.engine import GRAPH_FILE, TOKENIZER_FILE
-from blockwright.compile.flavour import Flavour
 from blockwright.compile.tensorrt_build import BuildRequest, build, build_apart
 from blockwright.compile.tensorrt_checks import expected_of
 from blockwright.compile.tensorrt_engine import (
     PLAN_FILE,
     TensorRtOrder,
     build_tensorrt_engine,
+    flavour_of,
     read_tensorrt_engine,
     token_ranges,
 )
-from blockwright.compile.tensorrt_package import find_package
+from blockwright.compile.tensorrt_package import Form, find_package
 from blockwright.compile.tensorrt_stored import Stored, stored_for_tensorrt
 from blockwright.errors import InputError
 from blockwright.llama import llama
@@ -84,21 +84,27 @@ def _order(model: Model, text: str, **changes: Any) -> TensorRtOrder:
     return replace(order, **changes)
 
 
+in_both_forms = pytest.mark.parametrize("form", ["fused", "decomposed"])
+
+
+@in_both_forms
 @pytest.mark.parametrize("name", MODELS)
 def test_children_parse_and_build_with_every_layer_they_have(
-    name: str, checkpoint: Callable[[Model], Path], tmp_path: Path
+    name: str, form: Form, checkpoint: Callable[[Model], Path], tmp_path: Path
 ) -> None:
     model, text = MODELS[name]
-    engine = build_tensorrt_engine(_order(model, text), checkpoint(model), tmp_path / "engine")
+    engine = build_tensorrt_engine(_order(model, text, form=form), checkpoint(model), tmp_path / "engine")
     assert read_tensorrt_engine(tmp_path / "engine", is_whole=True) == engine
-    assert engine.is_attention_decomposed is False
+    assert (engine.is_attention_decomposed, engine.form) == (False, form)
     assert (engine.compute_capabilities, engine.slots, engine.package_version) == (GPUS, CONTEXT, PACKAGE.version)
     num_attentions = sum(isinstance(block.mixer, Attention) for block in model.layers)
+    num_fused = num_attentions if form == "fused" else 0
     attentions = {
-        "ATTENTION_INPUT": num_attentions,
-        "ATTENTION_OUTPUT": num_attentions,
-        "KV_CACHE_UPDATE": 2 * num_attentions,
-        "ROTARY_EMBEDDING": 2 * num_attentions,
+        "ATTENTION_INPUT": num_fused,
+        "ATTENTION_OUTPUT": num_fused,
+        "KV_CACHE_UPDATE": 2 * num_fused,
+        "ROTARY_EMBEDDING": 2 * num_fused,
+        "SOFTMAX": num_attentions - num_fused,
     }
     assert engine.census is not None
     assert {kind: engine.census.get(kind, 0) for kind in attentions} == attentions
@@ -108,13 +114,13 @@ def test_children_parse_and_build_with_every_layer_they_have(
     assert (num_integers > 0) == text.startswith("int4")
 
 
-def _request(folder: Path, model: Model, text: str = "fp16", **changes: Any) -> BuildRequest:
+def _request(folder: Path, model: Model, text: str = "fp16", form: Form = "fused", **changes: Any) -> BuildRequest:
     """Of a graph written into a folder, with a profile."""
-    return replace(_written(folder, stored_for_tensorrt(model, parse_format(text))), **changes)
+    return replace(_written(folder, stored_for_tensorrt(model, parse_format(text)), form), **changes)
 
 
-def _written(folder: Path, stored: Stored) -> BuildRequest:
-    flavour = Flavour(name="standard", activations=stored.activations, slots=CONTEXT)
+def _written(folder: Path, stored: Stored, form: Form = "fused") -> BuildRequest:
+    flavour = flavour_of(form, stored, CONTEXT)
     onnx.save_model(decoder_graph(stored.model, random_weights(stored.model), CONTEXT, flavour), folder / GRAPH_FILE)
     return BuildRequest(
         package=PACKAGE.name,
@@ -123,15 +129,16 @@ def _written(folder: Path, stored: Stored) -> BuildRequest:
         capabilities=GPUS,
         profiles=token_ranges(CONTEXT)[:1],
         most_sequences=1,
-        expected=expected_of(stored.model),
+        expected=expected_of(stored.model, form),
         timing_cache=None,
     )
 
 
-def test_a_plan_is_hardly_larger_than_its_integers(tmp_path: Path) -> None:
+@in_both_forms
+def test_a_plan_is_hardly_larger_than_its_integers(form: Form, tmp_path: Path) -> None:
     """4.2 million weights in int4, a sixteenth in anything else: in fp16 they would be 8.4 MB."""
     layers = (Block(mixer=Attention(num_kv_heads=4), ffn=GatedFFN(width=8192)),) * 2
-    request = _request(tmp_path, replace(PLAIN, layers=layers, hidden_size=512, head_dim=128), "int4-g128")
+    request = _request(tmp_path, replace(PLAIN, layers=layers, hidden_size=512, head_dim=128), "int4-g128", form)
     graph_bytes = (tmp_path / GRAPH_FILE).stat().st_size
     build(replace(request, profiles=token_ranges(CONTEXT, decode_takes_one=True)), PACKAGE)
     assert (tmp_path / PLAN_FILE).stat().st_size < 1.1 * graph_bytes + 6e6
@@ -220,6 +227,27 @@ def test_a_network_with_fewer_layers_than_its_model_is_refused(tmp_path: Path) -
     more = replace(request.expected, num_integer_matrices=1)
     with pytest.raises(InputError, match=r"0 layers of DEQUANTIZE.*expected 1"):
         build(replace(request, expected=more), PACKAGE)
+
+
+def test_a_network_of_the_other_form_is_refused(tmp_path: Path) -> None:
+    request = _request(tmp_path, SMALL, form="decomposed")
+    with pytest.raises(InputError, match=r"0 layers of ATTENTION_INPUT.*expected 2"):
+        build(replace(request, expected=expected_of(SMALL)), PACKAGE)
+    request = _request(tmp_path, SMALL)
+    with pytest.raises(InputError, match=r"2 layers of ATTENTION_INPUT.*expected 0"):
+        build(replace(request, expected=expected_of(SMALL, "decomposed")), PACKAGE)
+
+
+def _without_the_last_softmax(graph: onnx.GraphProto) -> None:
+    last = [node for node in graph.node if node.op_type == "Softmax"][-1]
+    last.op_type = "Identity"
+    del last.attribute[:]
+
+
+def test_attention_without_a_softmax_is_refused(tmp_path: Path) -> None:
+    request = _edited(_request(tmp_path, SMALL, form="decomposed"), _without_the_last_softmax)
+    with pytest.raises(InputError, match=r"1 layers of SOFTMAX.*expected 2"):
+        build(request, PACKAGE)
 
 
 def test_what_cannot_be_built_is_told_in_tensorrts_own_words(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import onnx
@@ -16,11 +18,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from blockwright.cli.main import main
-from blockwright.compile import tensorrt_kit_run
+from blockwright.compile import older_python, tensorrt_kit_run
 from blockwright.compile.engine import TOKENIZER_FILE, special_ids
 from blockwright.compile.tensorrt_engine import PLAN_FILE, read_tensorrt_engine
 from blockwright.compile.tensorrt_kit import TensorRtKitOrder, write_tensorrt_kit
-from blockwright.compile.tensorrt_package import find_package
+from blockwright.compile.tensorrt_package import Form, find_package
 from blockwright.compile.tensorrt_stored import stored_for_tensorrt
 from blockwright.errors import InputError
 from blockwright.llama import llama
@@ -42,8 +44,13 @@ def _has_rtx() -> bool:
 needs_rtx = pytest.mark.skipif(not _has_rtx(), reason="TensorRT-RTX is needed (the extra tensorrt-rtx)")
 
 
+@pytest.fixture(scope="module", params=["fused", "decomposed"])
+def form(request: pytest.FixtureRequest) -> Form:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def kit(tmp_path_factory: pytest.TempPathFactory, form: Form) -> Path:
     """A kit, unpacked."""
     home = tmp_path_factory.mktemp("kit")
     checkpoint = home / "checkpoint"
@@ -57,6 +64,7 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
         most_sequences=2,
         capabilities=("sm86", "sm120"),
         built_from="a digest",
+        form=form,
     )
     size = write_tensorrt_kit(order, checkpoint, home / "kit.zip")
     assert size == (home / "kit.zip").stat().st_size
@@ -66,13 +74,27 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "kit"
 
 
-def _run(kit: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+AS_OLDER = "import hashlib, typing; del hashlib.file_digest, typing.assert_never"
+"""Takes away what Python 3.10 lacks of all that the packed modules use, as pyright tells for that version."""
+
+
+@pytest.fixture(scope="module")
+def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder on PYTHONPATH in which every Python has no more than 3.10 has."""
+    folder = tmp_path_factory.mktemp("older")
+    (folder / "sitecustomize.py").write_text(AS_OLDER)
+    return folder
+
+
+def _run(kit: Path, *flags: str, older: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The kit's own builder, in a Python that finds no other Blockwright."""
     code = "import blockwright, runpy, sys; assert blockwright.__file__.startswith(sys.path[0]), blockwright.__file__; "
     code += f"sys.argv = ['build.py', *{list(flags)!r}]; runpy.run_path({str(kit / 'build.py')!r}, run_name='__main__')"
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(kit)!r}); {code}"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    environment |= {} if older is None else {"PYTHONPATH": str(older)}
+    # Elsewhere than in this repository, for «python -m» looks for modules in the working directory first.
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=kit.parent)
 
 
 def test_the_builder_imports_what_is_packed_and_nothing_that_a_device_lacks(kit: Path) -> None:
@@ -84,16 +106,29 @@ def test_the_builder_imports_what_is_packed_and_nothing_that_a_device_lacks(kit:
     assert loaded == {path.relative_to(kit).as_posix() for path in kit.rglob("*.py")}
 
 
+def test_packed_modules_are_of_the_syntax_of_python_3_10(kit: Path) -> None:
+    for path in kit.rglob("*.py"):
+        ast.parse(path.read_text(), feature_version=(3, 10))
+    empty = ModuleType("typing")
+    older_python.complete(empty)
+    with pytest.raises(AssertionError, match="unreachable: 3"):
+        vars(empty)["assert_never"](3)
+
+
 @needs_rtx
-def test_a_kit_builds_the_engine_that_is_built_here(kit: Path, tmp_path: Path) -> None:
-    done = _run(kit, "--out", str(tmp_path / "engine"))
+def test_a_kit_builds_the_engine_that_is_built_here(kit: Path, form: Form, older: Path, tmp_path: Path) -> None:
+    done = _run(kit, "--out", str(tmp_path / "engine"), older=older)
     assert done.returncode == 0, done.stderr
     engine = read_tensorrt_engine(tmp_path / "engine", is_whole=True)
     assert engine.compute_capabilities == ("sm86", "sm120") and engine.package == "tensorrt_rtx"
     assert engine.model == stored_for_tensorrt(MODEL, parse_format("int4-g32")).model
     num_attentions = sum(isinstance(block.mixer, Attention) for block in MODEL.layers)
     assert engine.census is not None
-    assert engine.census["ATTENTION_INPUT"] == engine.census["KV_CACHE_UPDATE"] // 2 == num_attentions
+    census = Counter(engine.census)
+    fused = (num_attentions, 2 * num_attentions, 0)
+    expected = fused if form == "fused" else (0, 0, num_attentions)
+    assert (census["ATTENTION_INPUT"], census["KV_CACHE_UPDATE"], census["SOFTMAX"]) == expected
+    assert engine.form == form
     assert (engine.stop_ids, engine.start_id) == special_ids(kit.parent / "checkpoint")
     assert (engine.num_positions, engine.most_sequences) == (128, 2)
     assert engine.files[PLAN_FILE].size_bytes == (tmp_path / "engine" / PLAN_FILE).stat().st_size
@@ -152,6 +187,27 @@ def test_a_plan_of_trtexec_is_taken_in_with_its_version(
     assert (engine.census, engine.is_attention_decomposed, engine.build_s) == (None, None, None), "nobody looked"
 
 
+@pytest.mark.parametrize("installed", ["10.3.0", "10.14.1"])
+def test_a_kit_asks_for_what_its_form_needs(
+    installed: str,
+    kit: Path,
+    form: Form,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module = ModuleType("tensorrt")
+    module.__dict__["__version__"] = installed
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    assert tensorrt_kit_run.main(["--out", str(tmp_path / "engine")], kit) == 2
+    said = capsys.readouterr().err
+    if form == "fused":
+        assert "too old" in said and "--form decomposed" in said
+    else:
+        assert "error: GPU:" in said, "the version will do"
+
+
 def test_a_kit_for_the_device_needs_a_gpu_there(kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package: Any = type("Package", (), {"name": "tensorrt", "title": "TensorRT 10.15"})()
     with pytest.raises(InputError, match="none that CUDA's driver tells of"):
@@ -160,15 +216,27 @@ def test_a_kit_for_the_device_needs_a_gpu_there(kit: Path, monkeypatch: pytest.M
     assert tensorrt_kit_run._capabilities(["sm86"], package) == ("sm87",), "TensorRT builds for no other"
 
 
+@pytest.mark.parametrize(
+    ("flags", "form", "version"),
+    [([], "fused", "10.15"), (["--form", "fused"], "fused", "10.15"), (["--form", "decomposed"], "decomposed", "10.3")],
+)
 def test_the_command_packs_a_kit_without_tensorrt(
-    small_parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    flags: list[str],
+    form: str,
+    version: str,
+    small_parent: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     command = ["compile", str(small_parent), "--target", "tensorrt", "--format", "fp16", "--kit"]
-    assert main([*command, "--out", str(tmp_path / "kit.zip")]) == 0
-    assert zipfile.is_zipfile(tmp_path / "kit.zip")
+    assert main([*command, *flags, "--out", str(tmp_path / "kit.zip")]) == 0
+    with zipfile.ZipFile(tmp_path / "kit.zip") as archive:
+        assert json.loads(archive.read("kit.json"))["engine"]["form"] == form
     told = capsys.readouterr().out
+    assert f"TensorRT {version} or later" in told
     assert "build.py" in told and "sh kit/build.sh" in told, (
         "unpacking by Python drops the bit that makes it executable"
     )

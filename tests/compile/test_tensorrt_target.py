@@ -101,6 +101,26 @@ def test_without_one_that_is_new_enough_the_error_says_what_is_needed(
         choose_package(None)
 
 
+@pytest.mark.parametrize("version", ["10.3.0", "10.14.1"])
+def test_between_both_forms_versions_the_decomposed_one_builds_and_the_other_says_so(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _install(monkeypatch, tensorrt=version)
+    assert choose_package("sm87", "decomposed").title == f"TensorRT {version}"
+    assert find_package(("tensorrt",)).version == version, "which opens what it built"
+    with pytest.raises(InputError, match=r"expected TensorRT 10\.15 or later.*--form decomposed"):
+        choose_package("sm87")
+
+
+def test_what_is_too_old_for_both_forms_is_not_sent_to_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    _install(monkeypatch, tensorrt="10.2.0")
+    with pytest.raises(InputError, match=r"too old \(int4 comes with 10\.0.*JetPack 6.*TensorRT 10\.3 or later"):
+        choose_package("sm87", "decomposed")
+    with pytest.raises(InputError) as refused:
+        choose_package("sm87", "fused")
+    assert "--form" not in str(refused.value)
+
+
 def test_a_plan_asks_for_the_package_that_built_it(monkeypatch: pytest.MonkeyPatch) -> None:
     _install(monkeypatch, tensorrt="11.0.0")
     with pytest.raises(InputError, match="no TensorRT-RTX"):
@@ -133,7 +153,12 @@ def test_gpus_are_those_asked_for_or_what_suits(
 @pytest.mark.parametrize(
     ("name", "asked", "gpu", "complaint"),
     [
-        ("tensorrt_rtx", ("sm87",), None, "got sm87; .*sm75, sm80.* Jetson Orin .*JetPack 7.2"),
+        (
+            "tensorrt_rtx",
+            ("sm87",),
+            None,
+            "got sm87; .*sm75, sm80.* Jetson Orin .*JetPack 7.2.*--kit --form decomposed.*JetPack 6",
+        ),
         ("tensorrt_rtx", ("sm86", "sm90"), None, "got sm90; .*on that GPU"),
         ("tensorrt_rtx", ("sm75",), None, "sm75 with int4 and bf16.*sm80 or later.*fp16"),
         ("tensorrt_rtx", ("8.6",), None, "got '8.6'; .*sm86,sm120"),
@@ -236,3 +261,4 @@ def test_codes_are_counted_in_int4_parts_alone() -> None:
     assert int4_bytes(mixed) == projections // 2
     assert expected_of(mixed).num_integer_matrices == 4
     assert expected_of(with_format(MODEL, INT4)).num_integer_matrices == 4 + 3 + 1
+    assert expected_of(with_format(MODEL, INT4), "decomposed").num_integer_matrices == 4 + 3 + 1
