@@ -47,8 +47,6 @@ class BuildRequest:
     expected: Expected
     timing_cache: str | None
     """Times of kernels, read and written, so that the next build need not measure them. TensorRT only."""
-    fewest_sequences: int = 1
-    """Where it is as many as the most, kernels are chosen for exactly so many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +130,7 @@ def build(request: BuildRequest, package: Package) -> Built:
     check_network(network, request.expected, package.title)
     config = builder.create_builder_config()
     for profile in request.profiles:
-        config.add_optimization_profile(_shapes(builder, network, profile, request))
+        config.add_optimization_profile(_shapes(builder, network, profile, request.most_sequences))
     if package.name == "tensorrt_rtx":
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # CUDA graphs forbid to make any
         config.num_compute_capabilities = len(request.capabilities)
@@ -170,13 +168,12 @@ def _decompose(network: Any, trt: Any) -> None:
             layer.attention.decomposable = True
 
 
-def _shapes(builder: Any, network: Any, tokens: TokenRange, request: BuildRequest) -> Any:
+def _shapes(builder: Any, network: Any, tokens: TokenRange, most_sequences: int) -> Any:
     """A profile over all inputs: their first dimension is the batch, any other that is open the tokens."""
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        fewest, most = request.fewest_sequences, request.most_sequences
-        bounds = ((fewest, tokens.fewest), (fewest, tokens.typical), (most, tokens.most))
+        bounds = ((1, tokens.fewest), (1, tokens.typical), (most_sequences, tokens.most))
         shapes = [
             tuple(size if size >= 0 else open_sizes[axis > 0] for axis, size in enumerate(tensor.shape))
             for open_sizes in bounds
