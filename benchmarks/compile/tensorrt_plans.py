@@ -2,23 +2,23 @@
 
 A child of 200 million random weights with three kinds of attention, attention-free layers and three widths, in each
 format, for sm86, sm89 and sm120, with both profiles. Needs the extra [tensorrt-rtx] and no GPU; nothing is run. A
-minute or two on two cores, seconds with --small. Writes benchmarks/results/tensorrt-plans_<device>_<date>.json and .md.
+minute or two on two cores, seconds with --small. Writes benchmarks/results/tensorrt-plans_<device>_<date>.json and .md,
+or tensorrt-plans-decomposed_… of the form for TensorRT 10.3 (--form decomposed), which TensorRT-RTX builds too.
 """
 
 import argparse
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from provenance import RESULTS, origin, write_results
 
 from blockwright.compile.engine import DATA_FILE, write_graph
-from blockwright.compile.flavour import Flavour
 from blockwright.compile.tensorrt_build import BuildRequest, build_apart
 from blockwright.compile.tensorrt_checks import expected_of, int4_bytes
-from blockwright.compile.tensorrt_engine import GRAPH_FILE, PLAN_FILE, takes_one_token, token_ranges
-from blockwright.compile.tensorrt_package import Package, find_package
+from blockwright.compile.tensorrt_engine import GRAPH_FILE, PLAN_FILE, flavour_of, takes_one_token, token_ranges
+from blockwright.compile.tensorrt_package import Form, Package, find_package
 from blockwright.compile.tensorrt_stored import stored_for_tensorrt
 from blockwright.count import parameters
 from blockwright.hw_profiles.device import this_device
@@ -43,20 +43,23 @@ def main() -> None:
     """Builds in every format."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="four layers and few words, to try it out")
+    parser.add_argument("--form", choices=get_args(Form), default="fused", help="of the networks (default: fused)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
     asked = parser.parse_args()
     model = replace(CHILD, layers=LAYERS[:4], vocab_size=512) if asked.small else CHILD
     package, device = find_package(("tensorrt_rtx",)), this_device()
-    rows = [_row(model, text, package) for text in FORMATS]
+    rows = [_row(model, text, package, asked.form) for text in FORMATS]
+    kind = "" if asked.form == "fused" else f"-{asked.form}"
     command = "python benchmarks/compile/tensorrt_plans.py" + (" --small" if asked.small else "")
+    command += f" --form {asked.form}" if kind else ""
     results = origin(command, device) | {"tensorrt": package.title, "parameters": parameters(model), "rows": rows}
-    stem = asked.out / f"tensorrt-plans_{device.name}_{results['date']}"
+    stem = asked.out / f"tensorrt-plans{kind}_{device.name}_{results['date']}"
     write_results(results, _page(results, device.name), stem)
 
 
-def _row(model: Model, text: str, package: Package) -> dict[str, Any]:
+def _row(model: Model, text: str, package: Package, form: Form) -> dict[str, Any]:
     stored = stored_for_tensorrt(model, parse_format(text))
-    flavour = Flavour(name="standard", activations=stored.activations, slots=SLOTS)
+    flavour = flavour_of(form, stored, SLOTS)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files = write_graph(stored.model, random_weights(model), SLOTS, flavour, folder)
@@ -67,7 +70,7 @@ def _row(model: Model, text: str, package: Package) -> dict[str, Any]:
             capabilities=CAPABILITIES,
             profiles=token_ranges(SLOTS, takes_one_token(package.name, stored, 1)),
             most_sequences=1,
-            expected=expected_of(stored.model),
+            expected=expected_of(stored.model, form),
             timing_cache=None,
         )
         built = build_apart(request, package)
