@@ -43,14 +43,13 @@ class DecomposedOperators(Operators):
 
     def __init__(self, graph: Graph, model: Model, slots: int) -> None:
         super().__init__(graph, model, slots)
-        self._num_slots = slots
 
     def declare_attention_inputs(self, num_positions: int) -> None:
         graph, model = self.graph, self.model
         graph.input("positions", "int64", ["batch", "tokens"])
         mixers = [block.mixer for block in model.layers if isinstance(block.mixer, Attention)]
         for reach in dict.fromkeys(mixer.reach for mixer in mixers):
-            graph.input(past_mask_name(reach), "bool", ["batch", 1, "tokens", self.slots])
+            graph.input(past_mask_name(reach), "bool", ["batch", 1, "tokens", self.slots_of(reach)])
             graph.input(new_mask_name(reach), "bool", ["batch", 1, "tokens", "tokens"])
             self._add_bias(reach)
         for name, bias, num_queries in dict.fromkeys(self._bias_of(mixer) for mixer in mixers):
@@ -101,7 +100,7 @@ class DecomposedOperators(Operators):
         weights = self._weights(prefix, mixer, scores)
         sums = [
             graph.node("MatMul", [part, value], f"{part}_sum")
-            for part, value in zip(self._parts(prefix, weights), (past_value, new_value), strict=True)
+            for part, value in zip(self._parts(prefix, mixer, weights), (past_value, new_value), strict=True)
         ]
         shape = graph.constant("shape_of_heads", np.array([0, model.num_heads, -1, model.head_dim]))
         attended = graph.node("Add", sums, f"{prefix}.attended_by_key")
@@ -111,7 +110,7 @@ class DecomposedOperators(Operators):
         """The names of a layer's cache of keys or values, and of what is to be added to it."""
         past, new = f"past_{word}_{index}", f"new_{word}_{index}"
         graph, (heads, size) = self.graph, (mixer.num_kv_heads, self.model.head_dim)
-        graph.input(past, graph.activations, ["batch", heads, self.slots, size])
+        graph.input(past, graph.activations, ["batch", heads, self.slots_of(mixer.reach), size])
         tokens: list[Dimension] = ["batch", heads, "tokens", size]
         graph.output(new, graph.activations, tokens)
         return past, new
@@ -152,12 +151,11 @@ class DecomposedOperators(Operators):
         bias = f"{mask_name(mixer.reach)}.bias"
         return f"{bias}_{num_queries}", bias, num_queries
 
-    def _parts(self, prefix: str, weights: str) -> list[str]:
+    def _parts(self, prefix: str, mixer: Attention, weights: str) -> list[str]:
         """Adds the cut between the slots' weights and the new tokens'."""
         graph = self.graph
-        first, end = (
-            graph.constant(f"slots_{name}", np.array([at])) for name, at in (("first", 0), ("end", self._num_slots))
-        )
+        slots = self.slots_of(mixer.reach)
+        first, end = graph.constant("slots_first", np.array([0])), graph.constant(f"slots_{slots}", np.array([slots]))
         last, axis = (
             graph.constant("tokens_end", np.array([_TO_THE_END])),
             graph.constant("weights_axis", np.array([3])),

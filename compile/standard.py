@@ -1,7 +1,8 @@
 """The standard flavour: operators of opset 24 only.
 
     positions_BT              positions of the new tokens
-    write_index_B             the slot where the first new token's keys and values go
+    write_index_B             the slot where the first new token's keys and values go; where slots are so many that a
+                              window's go round in fewer (`slots_by_reach`), write_index_around_B is that of these
     mask_B1TS                 True where a token may look; one input per reach that the layers have
 
 Shapes: B batch, T new tokens, S slots, H heads, D head size.
@@ -15,6 +16,8 @@ from blockwright.compile.flavour import Matrix, Operators, Residual, fused_norm,
 from blockwright.compile.rotary import rotary_tables
 from blockwright.spec import Attention, Full, Reach, Window
 
+INDEX, INDEX_AROUND = "write_index", "write_index_around"
+
 
 class StandardOperators(Operators):
     """TensorScatter into the cache, Attention under a mask, blocked DequantizeLinear before MatMul."""
@@ -22,9 +25,11 @@ class StandardOperators(Operators):
     def declare_attention_inputs(self, num_positions: int) -> None:
         graph, model = self.graph, self.model
         graph.input("positions", "int64", ["batch", "tokens"])
-        graph.input("write_index", "int64", ["batch"])
-        for reach in {b.mixer.reach: None for b in model.layers if isinstance(b.mixer, Attention)}:
-            graph.input(mask_name(reach), "bool", ["batch", 1, "tokens", self.slots])
+        reaches = {b.mixer.reach: None for b in model.layers if isinstance(b.mixer, Attention)}
+        for name in dict.fromkeys(self._index_name(reach) for reach in reaches):
+            graph.input(name, "int64", ["batch"])
+        for reach in reaches:
+            graph.input(mask_name(reach), "bool", ["batch", 1, "tokens", self.slots_of(reach)])
         cosines, sines = rotary_tables(model.rope, model.head_dim, num_positions)
         graph.floats("cosines", cosines)
         graph.floats("sines", sines)
@@ -47,7 +52,7 @@ class StandardOperators(Operators):
             states[name] = graph.node("RotaryEmbedding", rotated, f"{prefix}.{name}_rotated")
         for name, word in (("k", "key"), ("v", "value")):
             past, present = self.cache(index, mixer, word)
-            updated = [past, states[name], "write_index"]
+            updated = [past, states[name], self._index_name(mixer.reach)]
             states[name] = graph.node("TensorScatter", updated, present, axis=2, mode="linear")
         attended = graph.node(
             "Attention",
@@ -56,6 +61,9 @@ class StandardOperators(Operators):
             scale=self.model.head_dim**-0.5,
         )
         return self.side_by_side(index, attended)
+
+    def _index_name(self, reach: Reach) -> str:
+        return INDEX if self.slots_of(reach) == self.slots else INDEX_AROUND
 
 
 def mask_name(reach: Reach) -> str:

@@ -25,10 +25,11 @@ class Executor(Protocol):
     """Runs a network whose inputs and outputs are tensors by name; caches are updated where they lie."""
 
     inputs: frozenset[str]
+    outputs: frozenset[str]
     device: torch.device
 
     def bind(self, profile: int, tensors: Mapping[str, torch.Tensor]) -> Callable[[], None]:
-        """Ties tensors to the network: all its inputs and outputs, a cache ``past_…`` also as ``present_…``.
+        """Ties tensors to the network's inputs and outputs; a cache ``past_…`` also serves as its ``present_…``.
 
         Returns:
             What enqueues one run on the current stream and does not wait. It keeps the tensors alive.
@@ -67,7 +68,7 @@ class GpuExecutor:
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         is_input = trt.TensorIOMode.INPUT
         self.inputs = frozenset(name for name in names if self._engine.get_tensor_mode(name) == is_input)
-        self._outputs = frozenset(names) - self.inputs
+        self.outputs = frozenset(names) - self.inputs
         self._contexts = [self._context(trt, profile) for profile in range(self._engine.num_optimization_profiles)]
         self._bound: dict[int, object] = {}
         """Whose addresses a context has, by profile."""
@@ -134,7 +135,7 @@ class GpuExecutor:
             if name in self.inputs:
                 fits &= context.set_input_shape(name, tuple(tensor.shape))
             present = name.replace("past_", "present_")
-            if present != name and present in self._outputs:  # the cache is updated where it lies
+            if present != name and present in self.outputs:  # the cache is updated where it lies
                 fits &= context.set_tensor_address(present, tensor.data_ptr())
             self._or_refused(fits or None, name)
 

@@ -14,13 +14,13 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from blockwright.compile.device_places import place, place_inputs, reaches_of
+from blockwright.compile.device_places import Places, caches_by_new, make_cache
 from blockwright.compile.places import Chunk, chunks_of_prompts
 from blockwright.compile.sampling import Sampling
+from blockwright.compile.slots import PREFILL_CHUNK, slots_by_reach
 from blockwright.compile.tensorrt_engine import TensorRtEngine
 from blockwright.compile.tensorrt_executor import Executor
 from blockwright.compile.torch_sampling import Drawer
-from blockwright.spec import Attention, Model
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _PREFILL, _DECODE = 0, 1
@@ -36,7 +36,7 @@ class TensorRtSequences:
         self._cache = make_cache(engine.model, batch, engine.slots, DTYPES[engine.activations], executor.device)
         self._length_B = torch.zeros(batch, dtype=torch.int64, device=executor.device)
         self._logits_BV = torch.zeros((batch, engine.model.vocab_size), device=executor.device)
-        self._step = _Run(self._executor, self._model, (batch, 1, self._slots), _DECODE, self._cache, self._logits_BV)
+        self._step = self._bound(_DECODE, slice(0, batch), 1)
         self._append: Callable[[], None] = self._append_once
         self._is_recorded = False
 
@@ -103,54 +103,67 @@ class TensorRtSequences:
 
     def _read(self, prompts: Sequence[Sequence[int]]) -> None:
         """Reads prompts piece by piece; their logits and lengths are then on the device."""
-        run: _Run | None = None
-        for chunk in chunks_of_prompts(prompts):
-            if run is None or run.inputs["ids"].shape != chunk.ids_BT.shape:
-                shape = (*chunk.ids_BT.shape, self._slots)
-                run = _Run(self._executor, self._model, shape, _PREFILL, self._cache, torch.empty_like(self._logits_BV))
-            self._read_chunk(run, chunk)
+        for rows in self._rows_at_once(prompts):
+            run: _Run | None = None
+            for chunk in chunks_of_prompts(prompts[rows]):
+                num_tokens = chunk.ids_BT.shape[1]
+                if run is None or run.inputs["ids"].shape[1] != num_tokens:
+                    run = self._bound(_PREFILL, rows, num_tokens)
+                self._read_chunk(run, chunk, self._logits_BV[rows])
         self._length_B.copy_(torch.tensor([len(prompt) for prompt in prompts]))
         self._executor.wait()  # for the runs' inputs, which go with them
 
-    def _read_chunk(self, run: "_Run", chunk: Chunk) -> None:
+    def _rows_at_once(self, prompts: Sequence[Sequence[int]]) -> list[slice]:
+        """Which prompts are read side by side: all, but where a longer one's padding would go round over a text."""
+        goes_round = any(slots < self._slots for slots in slots_by_reach(self._model, self._slots).values())
+        if goes_round and max(map(len, prompts)) > PREFILL_CHUNK:
+            return [slice(row, row + 1) for row in range(len(prompts))]
+        return [slice(0, len(prompts))]
+
+    def _read_chunk(self, run: "_Run", chunk: Chunk, logits_BV: torch.Tensor) -> None:
+        device = self._executor.device
         run.inputs["ids"].copy_(torch.from_numpy(chunk.ids_BT))
         run.inputs["last"].copy_(torch.from_numpy(chunk.last_B))
-        run.at(torch.full_like(self._length_B, chunk.start))
-        ends_here_B = torch.from_numpy(chunk.ends_here_B).to(self._executor.device)
-        self._logits_BV.copy_(torch.where(ends_here_B[:, None], run.logits_BV, self._logits_BV))
+        run.at(torch.full((len(chunk.ids_BT),), chunk.start, dtype=torch.int64, device=device))
+        ends_here_B = torch.from_numpy(chunk.ends_here_B).to(device)
+        logits_BV.copy_(torch.where(ends_here_B[:, None], run.logits_BV, logits_BV))
+
+    def _bound(self, profile: int, rows: slice, num_tokens: int) -> "_Run":
+        """The network bound to some rows; a prompt's logits go elsewhere first."""
+        cache, logits_BV = {name: tensor[rows] for name, tensor in self._cache.items()}, self._logits_BV[rows]
+        places = Places(
+            self._model,
+            (rows.stop - rows.start, num_tokens, self._slots),
+            self._executor.inputs,
+            self._executor.device,
+        )
+        return _Run(self._executor, profile, places, cache, logits_BV if profile == _DECODE else logits_BV.clone())
 
 
 class _Run:
-    """The network bound to inputs for T new tokens of every sequence, to the caches, and to its logits."""
+    """The network bound to inputs for T new tokens of some sequences, to their caches, and to their logits."""
 
     def __init__(
         self,
         executor: Executor,
-        model: Model,
-        shape: tuple[int, int, int],
         profile: int,
+        places: Places,
         cache: dict[str, torch.Tensor],
         logits_BV: torch.Tensor,
     ) -> None:
-        self._reaches, self.logits_BV = reaches_of(model), logits_BV
-        self.inputs = place_inputs(model, shape, executor.device)
-        read = {name: tensor for name, tensor in self.inputs.items() if name in executor.inputs}
-        self._enqueue = executor.bind(profile, read | cache | {"logits": logits_BV})
+        self._places, self.inputs, self.logits_BV = places, places.inputs, logits_BV
+        num_tokens = self.inputs["ids"].shape[1]
+        self._kept = {
+            name: (old_BJSD, old_BJSD.new_empty((*old_BJSD.shape[:2], num_tokens, old_BJSD.shape[3])))
+            for name, old_BJSD in caches_by_new(cache).items()
+            if name in executor.outputs
+        }
+        new = {name: new_BJTD for name, (_, new_BJTD) in self._kept.items()}
+        self._enqueue = executor.bind(profile, self.inputs | cache | new | {"logits": logits_BV})
 
     def at(self, starts_B: torch.Tensor) -> None:
         """Runs it on tokens that stand from these positions on."""
-        place(self.inputs, self._reaches, starts_B)
+        self._places.write(starts_B)
         self._enqueue()
-
-
-def make_cache(
-    model: Model, batch: int, slots: int, dtype: torch.dtype, device: torch.device
-) -> dict[str, torch.Tensor]:
-    """Empty key-value buffers for every attention layer, by the graph's input names, ``past_key_3`` and so on."""
-    cache: dict[str, torch.Tensor] = {}
-    for index, block in enumerate(model.layers):
-        if isinstance(block.mixer, Attention):
-            shape = (batch, block.mixer.num_kv_heads, slots, model.head_dim)
-            for word in ("key", "value"):
-                cache[f"past_{word}_{index}"] = torch.zeros(shape, dtype=dtype, device=device)
-    return cache
+        for old_BJSD, new_BJTD in self._kept.values():
+            self._places.keep(old_BJSD, new_BJTD)

@@ -11,24 +11,19 @@ import torch
 from transformers import PreTrainedModel
 
 from blockwright.cli.main import main
-from blockwright.compile.decoder import decoder_graph
 from blockwright.compile.engine import ENGINE_FILE, StoredFile
-from blockwright.compile.flavour import Flavour
 from blockwright.compile.generate import FINISHED, Writing, generate_ids
 from blockwright.compile.sampling import Sampling
 from blockwright.compile.slots import PREFILL_CHUNK
-from blockwright.compile.tensorrt_engine import TensorRtEngine, token_ranges
 from blockwright.compile.tensorrt_package import Package
 from blockwright.compile.tensorrt_session import TensorRtDecoder, check_gpu, check_version
 from blockwright.errors import InputError
 from blockwright.files import write_json
 from blockwright.llama import llama
-from blockwright.model.child import build_child, load_weights
-from blockwright.profiler.synthetic import random_weights
-from blockwright.profiler.torch_blocks import hf_config
-from blockwright.spec import FP32, Attention, Block, GatedFFN, LinearFFN, LinearMixer, Model, NoOp, Window
+from blockwright.spec import Attention, Block, GatedFFN, LinearFFN, LinearMixer, NoOp, Window
 from blockwright.strict import to_data
 from onnxruntime_executor import OnnxRuntimeExecutor
+from tensorrt_on_cpu import engine_of, open_on_cpu
 
 SLOTS = PREFILL_CHUNK + 64
 HETEROGENEOUS = (
@@ -39,61 +34,26 @@ HETEROGENEOUS = (
 )
 MODEL = llama(HETEROGENEOUS, hidden_size=64, num_heads=4, head_dim=16, vocab_size=80, max_positions=SLOTS)
 MODELS = {"heterogeneous": MODEL, "no attention": replace(MODEL, layers=(HETEROGENEOUS[0], HETEROGENEOUS[2]))}
-
-
-def _engine(model: Model) -> TensorRtEngine:
-    return TensorRtEngine(
-        schema_version=1,
-        target="tensorrt",
-        package="tensorrt_rtx",
-        package_version="1.7.1",
-        compute_capabilities=("sm86", "sm120"),
-        format="fp32",
-        activations="float32",
-        model=model,
-        num_positions=SLOTS,
-        slots=SLOTS,
-        most_sequences=3,
-        profiles=token_ranges(SLOTS),
-        census={},
-        is_attention_decomposed=False,
-        weight_bytes=0,
-        build_s=0.0,
-        stop_ids=(),
-        start_id=None,
-        files={},
-        built_from="digest",
-        versions={},
-    )
-
+LONG = 3 * PREFILL_CHUNK
+"""So many slots that the window goes round in fewer."""
 
 Opened = Callable[[str], tuple[TensorRtDecoder, OnnxRuntimeExecutor, PreTrainedModel]]
 
 
 @pytest.fixture(scope="module")
 def opened() -> Opened:
-    def make(name: str) -> tuple[TensorRtDecoder, OnnxRuntimeExecutor, PreTrainedModel]:
-        model = MODELS[name]
-        weights = {n: 8 * array if array.ndim == 2 else array for n, array in random_weights(model, seed=1).items()}
-        graph = decoder_graph(
-            replace(model, embedding_weights=FP32), weights, SLOTS, Flavour(name="standard", slots=SLOTS)
-        )
-        executor = OnnxRuntimeExecutor(graph.SerializeToString())
-        child = build_child(model, hf_config(model))
-        loaded = load_weights(child, {n: torch.from_numpy(array) for n, array in weights.items()})
-        return TensorRtDecoder(_engine(model), executor), executor, loaded
-
-    return make
+    return lambda name: open_on_cpu(MODELS[name], SLOTS)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("lengths", [[13, 1, 8], [PREFILL_CHUNK + 5, 3]])
-@pytest.mark.parametrize("name", MODELS)
-def test_logits_equal_those_of_torch_at_every_step(name: str, lengths: list[int], opened: Opened) -> None:
-    decoder, executor, child = opened(name)
-    num_steps = 9
+def _logits_by_torch(child: PreTrainedModel, texts: list[np.ndarray]) -> list[np.ndarray]:
+    with torch.no_grad():
+        return [child(torch.from_numpy(ids)[None], use_cache=False).logits[0].numpy() for ids in texts]
+
+
+def _check_steps(decoder: TensorRtDecoder, child: PreTrainedModel, lengths: list[int], num_steps: int) -> None:
+    """Holds the logits after the prompts, and after each token behind them, against torch's."""
     texts = [np.random.default_rng(n).integers(0, 80, length + num_steps) for n, length in enumerate(lengths)]
-    expected = [child(torch.from_numpy(ids)[None], use_cache=False).logits[0].numpy() for ids in texts]
+    expected = _logits_by_torch(child, texts)
     sequences = decoder.start(len(texts), max(lengths) + num_steps)
     found_BV = sequences.prefill([ids[:length].tolist() for ids, length in zip(texts, lengths, strict=True)])
     for step in range(num_steps + 1):
@@ -102,9 +62,33 @@ def test_logits_equal_those_of_torch_at_every_step(name: str, lengths: list[int]
         np.testing.assert_allclose(found_BV, wanted_BV, atol=2e-4)
         if step < num_steps:
             found_BV = sequences.step(np.array([ids[place] for ids, place in zip(texts, places, strict=True)]))
+
+
+@pytest.mark.parametrize("lengths", [[13, 1, 8], [PREFILL_CHUNK + 5, 3]])
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_equal_those_of_torch_at_every_step(name: str, lengths: list[int], opened: Opened) -> None:
+    decoder, executor, child = opened(name)
+    num_steps = 9
+    _check_steps(decoder, child, lengths, num_steps)
     chunks = [PREFILL_CHUNK, 5] if max(lengths) > PREFILL_CHUNK else [13]
     assert executor.runs == [(0, size) for size in chunks] + [(1, 1)] * num_steps
     assert executor.num_replays == num_steps - 2, "the first step is run, the second recorded"
+
+
+@pytest.mark.parametrize("is_decomposed", [False, True])
+@pytest.mark.parametrize("lengths", [[2 * PREFILL_CHUNK + 400, 3, 700], [3], [2 * PREFILL_CHUNK - 4]])
+def test_windows_go_round_in_short_caches(lengths: list[int], is_decomposed: bool) -> None:
+    decoder, executor, child = open_on_cpu(replace(MODEL, max_positions=LONG), LONG, is_decomposed)
+    _check_steps(decoder, child, lengths, 9)
+    assert executor.slots_of("past_key_1") == LONG and executor.slots_of("past_key_3") == 2 * PREFILL_CHUNK
+
+
+@pytest.mark.parametrize("lengths", [[13, 1, 8], [PREFILL_CHUNK + 5, 3]])
+def test_keys_and_values_that_come_out_are_kept(lengths: list[int]) -> None:
+    decoder, executor, child = open_on_cpu(MODEL, SLOTS, is_decomposed=True)
+    assert "new_key_1" in executor.outputs and not any(name.startswith("present_") for name in executor.outputs)
+    _check_steps(decoder, child, lengths, 9)
+    assert executor.num_replays == 7
 
 
 def test_text_is_generated_as_by_torch(opened: Opened) -> None:
@@ -177,23 +161,23 @@ def test_more_sequences_than_the_engine_was_built_for_are_refused(opened: Opened
 
 
 def test_an_engine_opens_on_the_gpus_it_was_built_for_alone() -> None:
-    check_gpu(_engine(MODEL), "sm120")
+    check_gpu(engine_of(MODEL, SLOTS), "sm120")
     with pytest.raises(InputError, match="GPU: got none that torch sees; expected a GPU of sm86, sm120"):
-        check_gpu(_engine(MODEL), None)
+        check_gpu(engine_of(MODEL, SLOTS), None)
     with pytest.raises(InputError, match=r"got an sm90; expected a GPU of sm86, sm120.*--for sm90"):
-        check_gpu(_engine(MODEL), "sm90")
+        check_gpu(engine_of(MODEL, SLOTS), "sm90")
 
 
 def test_a_plan_of_another_version_is_refused() -> None:
     package = Package(name="tensorrt_rtx", version="1.7.1", trt=None)
-    check_version(_engine(MODEL), package)
+    check_version(engine_of(MODEL, SLOTS), package)
     with pytest.raises(InputError, match=r"a plan of version 1\.7\.1; expected one of TensorRT-RTX 1\.8\.0"):
-        check_version(_engine(MODEL), replace(package, version="1.8.0"))
+        check_version(engine_of(MODEL, SLOTS), replace(package, version="1.8.0"))
 
 
 def test_a_longer_context_is_offered_where_the_model_has_one(opened: Opened) -> None:
     for max_positions, is_offered in ((SLOTS, False), (2 * SLOTS, True)):
-        engine = replace(_engine(replace(MODEL, max_positions=max_positions)), num_positions=SLOTS)
+        engine = replace(engine_of(replace(MODEL, max_positions=max_positions), SLOTS), num_positions=SLOTS)
         with pytest.raises(InputError) as found:
             TensorRtDecoder(engine, opened("no attention")[1]).start(1, SLOTS + 1)
         assert ("--context" in found.value.remedy) == is_offered
@@ -203,7 +187,7 @@ def test_a_longer_context_is_offered_where_the_model_has_one(opened: Opened) -> 
 def test_another_version_is_told_before_a_gpu_is_missed(
     version: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_json(tmp_path / ENGINE_FILE, to_data(_engine(MODEL)))
+    write_json(tmp_path / ENGINE_FILE, to_data(engine_of(MODEL, SLOTS)))
     package = Package(name="tensorrt_rtx", version=version, trt=None)
     monkeypatch.setattr("blockwright.compile.tensorrt_session.find_package", lambda names: package)
     monkeypatch.setattr("blockwright.compile.tensorrt_session.gpu_capability", lambda: None)
@@ -217,7 +201,7 @@ def test_where_there_is_neither_gpu_nor_tensorrt_the_gpu_is_told(
     def missing(names: object) -> Package:
         raise InputError("tensorrt", got="no TensorRT", expected="one", remedy="Install it.")
 
-    write_json(tmp_path / ENGINE_FILE, to_data(_engine(MODEL)))
+    write_json(tmp_path / ENGINE_FILE, to_data(engine_of(MODEL, SLOTS)))
     monkeypatch.setattr("blockwright.compile.tensorrt_session.find_package", missing)
     for gpu, said in ((None, "none that torch sees"), ("sm86", "no TensorRT")):
         monkeypatch.setattr("blockwright.compile.tensorrt_session.gpu_capability", lambda gpu=gpu: gpu)
@@ -231,7 +215,7 @@ def test_generating_without_a_gpu_says_so(
 ) -> None:
     package = Package(name="tensorrt_rtx", version="1.7.1", trt=None)
     monkeypatch.setattr("blockwright.compile.tensorrt_session.find_package", lambda names: package)
-    write_json(tmp_path / ENGINE_FILE, to_data(_engine(MODEL)))
+    write_json(tmp_path / ENGINE_FILE, to_data(engine_of(MODEL, SLOTS)))
     assert main(["generate", str(tmp_path), "--prompt", "a"]) == 2
     said = capsys.readouterr().err
     assert "none that torch sees" in said and "a GPU of sm86, sm120" in said and "without --target tensorrt" in said
@@ -239,6 +223,6 @@ def test_generating_without_a_gpu_says_so(
 
 def test_an_engine_without_its_plan_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = {"model.plan": StoredFile(size_bytes=7, sha256="")}
-    write_json(tmp_path / ENGINE_FILE, to_data(replace(_engine(MODEL), files=files)))
+    write_json(tmp_path / ENGINE_FILE, to_data(replace(engine_of(MODEL, SLOTS), files=files)))
     assert main(["generate", str(tmp_path), "--prompt", "a"]) == 2
     assert "model.plan" in capsys.readouterr().err

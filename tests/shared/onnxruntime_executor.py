@@ -22,7 +22,7 @@ class OnnxRuntimeExecutor:
     def __init__(self, graph: bytes) -> None:
         self._session = make_session(graph, SessionSettings(num_threads=1, accuracy_level=0))
         self.inputs = frozenset(each.name for each in self._session.get_inputs())
-        self._outputs = [each.name for each in self._session.get_outputs()]
+        self.outputs = frozenset(each.name for each in self._session.get_outputs())
         self._tape: _Tape | None = None
         self.runs: list[tuple[int, int]] = []
         self.num_replays = 0
@@ -33,8 +33,9 @@ class OnnxRuntimeExecutor:
         num_tokens = tensors["ids"].shape[1]
 
         def run() -> None:
-            found = self._session.run(self._outputs, {name: arrays[name] for name in self.inputs})
-            for name, array in zip(self._outputs, found, strict=True):
+            names = sorted(self.outputs)
+            found = self._session.run(names, {name: arrays[name] for name in self.inputs})
+            for name, array in zip(names, found, strict=True):
                 arrays[name.replace("present_", "past_")][...] = np.asarray(array)
             self.runs.append((profile, num_tokens))
 
@@ -44,6 +45,11 @@ class OnnxRuntimeExecutor:
             run()
 
         return enqueue
+
+    def slots_of(self, name: str) -> int:
+        """Of a cache, as the graph has it."""
+        (found,) = (each.shape[2] for each in self._session.get_inputs() if each.name == name)
+        return found
 
     def recorded(self, step: Callable[[], None]) -> Callable[[], None]:
         """Its first call does the work and records it; after that no Python of `step` runs any more."""
