@@ -207,16 +207,25 @@ def _library(parent: Parent, order: LibraryOrder, trained: list[Trained], digest
     )
 
 
+_MOST_NAMED = 2
+"""Of candidates that training made worse: there may be hundreds, and the curves have them all."""
+
+
 def _tell(trained: list[Trained]) -> None:
     for result in trained:
         if result.stopped_at is not None:
             state = "first weights are" if result.kept == "initial" else "last good state is"
             words = f"its loss was no number at batch {result.stopped_at}, its {state} kept"
             say(f"warning   {result.file}: {words}")
-        elif result.kept == "initial":
-            errors = f"{result.initial_reserved_nmse:.3g} became {result.trained_reserved_nmse:.3g}"
-            words = f"{errors} on reserved training text, so its first weights are kept"
-            say(f"note      {result.file}: training made it worse, {words}")
+    worse = [result for result in trained if result.stopped_at is None and result.kept == "initial"]
+    if worse:
+        named = [
+            f"{result.trainee.name} {result.initial_reserved_nmse:.3g} to {result.trained_reserved_nmse:.3g}"
+            for result in worse[:_MOST_NAMED]
+        ]
+        others = f" and {len(worse) - _MOST_NAMED} more" if len(worse) > _MOST_NAMED else ""
+        say(f"note      {len(worse)} of {len(trained)} keep their first weights, for training made them worse:")
+        say(f"          {', '.join(named)}{others} on reserved training text ({CURVES})")
 
 
 def _judged(result: Trained) -> dict[str, Any]:
