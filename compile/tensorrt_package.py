@@ -113,7 +113,7 @@ def find_package(names: Sequence[PackageName], form: Form = "decomposed") -> Pac
             return found
         complaints.append(found)
     extras = " or ".join(f"pip install 'blockwright[{_KINDS[each].extra}]'" for each in names)
-    has_older = form == "fused" and any(isinstance(_load(each, "decomposed"), Package) for each in names)
+    builds_other_form = any(isinstance(_load(each, "decomposed"), Package) for each in names)
     other_form = "Compile with --form decomposed, which this version builds, or pack the kit so. Else install"
     raise InputError(
         "tensorrt",
@@ -121,7 +121,7 @@ def find_package(names: Sequence[PackageName], form: Form = "decomposed") -> Pac
         expected=" or ".join(
             f"{_KINDS[each].title} {_dotted(_KINDS[each].needed[form].oldest)} or later" for each in names
         ),
-        remedy=f"{other_form if has_older else 'Install'} it: {extras}. On a Jetson it comes with JetPack.",
+        remedy=f"{other_form if builds_other_form else 'Install'} it: {extras}. On a Jetson it comes with JetPack.",
     )
 
 

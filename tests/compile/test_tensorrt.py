@@ -288,3 +288,5 @@ def test_the_command_builds_and_says_what_generating_lacks(
     before = (engine / PLAN_FILE).stat().st_mtime_ns
     assert main(words) == 0, "and is not built twice"
     assert (engine / PLAN_FILE).stat().st_mtime_ns == before
+    assert main([*words, "--form", "decomposed"]) == 0, "the other form is another engine"
+    assert (read_tensorrt_engine(engine).form, built.form) == ("decomposed", "fused")
