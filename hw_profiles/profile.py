@@ -23,7 +23,7 @@ LocalBackend = Literal["onnxruntime", "torch"]
 """Runtimes that are measured here, part by part."""
 
 ImportedBackend = Literal["llama.cpp", "vllm", "tensorrt"]
-"""Runtimes whose own benchmarks are read in: times of whole models alone."""
+"""Runtimes whose own benchmarks are read in: times of whole models alone. TensorRT's blocks are measured here too."""
 
 Backend = Literal[LocalBackend, ImportedBackend]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -170,6 +170,11 @@ def parent_of(profile: Profile) -> Model:
             remedy="Measure the parent's blocks: blockwright profile --for PARENT.",
         )
     return profile.model
+
+
+def is_imported(profile: Profile, backend: Backend) -> bool:
+    """Whether of a runtime whole models' times alone are known, as its own benchmark tells them, and no block's."""
+    return backend in IMPORTED and not any(row.backend == backend for row in profile.times)
 
 
 def check_is_this_machine(profile: Profile, device: Device, software: dict[str, str]) -> None:

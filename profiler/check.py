@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from blockwright.errors import InputError
 from blockwright.hw_profiles.ceilings import Ceilings
-from blockwright.hw_profiles.profile import IMPORTED, OperatorRow, Profile, TimeRow, WholeRow, parent_of
+from blockwright.hw_profiles.profile import OperatorRow, Profile, TimeRow, WholeRow, is_imported, parent_of
 from blockwright.hw_profiles.variants import parse_variant
 from blockwright.profiler.operators import (
     Attend,
@@ -81,7 +81,7 @@ def check_utilisation(profile: Profile) -> None:
 
 def least_time_of(profile: Profile, row: Timed) -> float:
     """What the work of a row takes on a profile's device at the very least."""
-    if isinstance(row, WholeRow) and row.backend in IMPORTED:
+    if isinstance(row, WholeRow) and is_imported(profile, row.backend):
         return _least_imported_s(profile, row)
     return least_time_s(operators_of(profile, row), profile.ceilings)
 

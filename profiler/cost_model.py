@@ -18,7 +18,7 @@ from dataclasses import replace
 from blockwright.cost import MEASURED_QUANTITIES, UNIT_OF, Cost, Load, Quantity, exact
 from blockwright.count import ffn_matrices, ffn_vectors, mixer_matrices, mixer_vectors
 from blockwright.errors import InputError
-from blockwright.hw_profiles.profile import IMPORTED, Backend, Profile
+from blockwright.hw_profiles.profile import Backend, Profile, is_imported
 from blockwright.profiler.imported_costs import imported_phases
 from blockwright.profiler.known import Known, costs_from, what_is_known
 from blockwright.profiler.memory_model import exact_disk
@@ -74,14 +74,14 @@ def known_quantities(profile: Profile, backend: Backend = "onnxruntime") -> tupl
 
 
 def _unmeasured(profile: Profile, backend: Backend) -> tuple[Quantity, ...]:
-    """What needs a phase that was not imported; of eager torch's blocks, where a parent's were measured, memory."""
-    if backend in IMPORTED:
+    """What needs a phase that was not imported; of blocks on a GPU, where a parent's were measured, memory."""
+    if is_imported(profile, backend):
         phases = imported_phases(profile, backend)
         if phases == {"prefill", "decode"}:
             return ()
         gone: Quantity = "time_per_token" if phases == {"prefill"} else "time_to_first_token"
         return (gone, "request_latency", "throughput", "energy")
-    return ("memory",) if backend == "torch" and profile.times else ()
+    return ("memory",) if backend in ("torch", "tensorrt") and profile.times else ()
 
 
 def all_part_costs(

@@ -11,7 +11,7 @@ from typing import Literal, assert_never
 from blockwright.cost import Cost, Load, exact, product
 from blockwright.errors import InputError
 from blockwright.hw_profiles.datasheet_profile import is_datasheet
-from blockwright.hw_profiles.profile import IMPORTED, Backend, Profile, parent_of
+from blockwright.hw_profiles.profile import IMPORTED, Backend, Profile, is_imported, parent_of
 from blockwright.hw_profiles.tried import TriedChild
 from blockwright.profiler.imported_costs import imported_ratio, imported_times
 from blockwright.profiler.memory_model import exact_memory, memory_costs
@@ -36,11 +36,12 @@ def what_is_known(profile: Profile, model: Model, backend: Backend) -> Known:
     Raises:
         InputError: nothing but blocks of another shape.
     """
-    if backend in IMPORTED:
+    if is_imported(profile, backend):
         return "wholes"
     if is_datasheet(profile):
         return "datasheet"
-    if profile.operators and (profile.model is None or not profile.times or _differing(profile.model, model)):
+    is_summed = bool(profile.operators) and backend not in IMPORTED  # operators are measured in runtimes of our own
+    if is_summed and (profile.model is None or not profile.times or _differing(profile.model, model)):
         return "operators"
     measured = parent_of(profile)
     name = _differing(measured, model)

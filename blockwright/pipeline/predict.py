@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from blockwright.cost import UNIT_OF, Cost, Load, Quantity
-from blockwright.hw_profiles.profile import IMPORTED, Backend, Profile
+from blockwright.hw_profiles.profile import Backend, Profile, is_imported
 from blockwright.profiler.cost_model import known_quantities, part_costs, throughput_of
 from blockwright.profiler.imported_costs import imported_phases
 from blockwright.spec import Format, Model, NoOp
@@ -59,7 +59,9 @@ def untold(order: PredictOrder) -> list[str]:
     """What is left out of each device for want of the times of a phase, why, and what would mend it."""
     words: list[str] = []
     for device, profile in order.devices.items():
-        phases = imported_phases(profile, order.backend) if order.backend in IMPORTED else {"prefill", "decode"}
+        phases = (
+            imported_phases(profile, order.backend) if is_imported(profile, order.backend) else {"prefill", "decode"}
+        )
         if phases == {"decode"}:
             words.append(
                 _words(device, order.backend, "writing one token", "reading the prompt", "time to first token")
