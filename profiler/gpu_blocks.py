@@ -1,12 +1,10 @@
-"""Blocks and whole children on a GPU: plain transformers modules in bf16, of fixed shapes, for they are captured.
+"""Blocks and whole children in torch: plain transformers modules in bf16, of fixed shapes, for a GPU captures them.
 
-The time of a part is a slope (see `bench`): a stack of 2n copies less one of n. Stacks are as large as the cache asks
-for, but no larger than the parent, whose weights may fit into the cache themselves. Weights are made on the device,
-for random numbers of a large parent take minutes on a host.
+Weights are made on the device, for random numbers of a large parent take minutes on a host.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,14 +14,13 @@ from transformers.cache_utils import CacheLayerMixin
 
 from blockwright.compile.slots import PREFILL_CHUNK, slots_for
 from blockwright.cost import Load
-from blockwright.count import ffn_weight_bytes, kv_bytes_per_slot, mixer_weight_bytes
-from blockwright.hw_profiles.profile import MemoryRow, Point, TimeRow, WholeRow
+from blockwright.count import kv_bytes_per_slot
+from blockwright.hw_profiles.profile import Backend, MemoryRow, Point
 from blockwright.model.child import build_child
-from blockwright.profiler.bench import COPIES, block_of
-from blockwright.profiler.gpu_clock import GpuClock, GpuTiming, num_copies, slope_of
+from blockwright.profiler.gpu_bench import Bench, Opened
 from blockwright.profiler.gpu_device import TorchDevice
 from blockwright.profiler.torch_blocks import hf_config
-from blockwright.spec import FFN, Attention, Format, Mixer, Model, NoOp, Window, variant_name
+from blockwright.spec import Attention, Format, Model, Window
 
 BF16 = Format(name="bf16")
 BF16_BYTES = 2
@@ -87,14 +84,22 @@ class SlidingLayer(FixedLayer):
     is_sliding = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
-    """What blocks are measured with."""
+class TorchRuntime:
+    """A `gpu_bench.Runtime`: eager modules on a device, which captures what they launch."""
 
-    parent: Model
-    """In bf16."""
-    clock: GpuClock
-    device: TorchDevice
+    def __init__(self, device: TorchDevice) -> None:
+        self.backend: Backend = "torch"
+        self.weights = BF16
+        self._device = device
+
+    def open_stack(self, model: Model, points: Sequence[Point]) -> Opened:
+        """transformers has no smaller runnable part than a model: its head, which falls out, is made small."""
+        return self.open_whole(replace(model, vocab_size=min(_STACK_VOCABULARY, model.vocab_size)), points)
+
+    def open_whole(self, model: Model, points: Sequence[Point]) -> Opened:
+        """The same modules serve all points."""
+        child = build_random(model, self._device)
+        return lambda point: step_of(child, model, point, self._device)
 
 
 def build_random(model: Model, device: TorchDevice) -> PreTrainedModel:
@@ -126,46 +131,6 @@ def step_of(child: PreTrainedModel, model: Model, point: Point, device: TorchDev
     return run
 
 
-def measure_part(bench: Bench, variant: Mixer | FFN, points: Sequence[Point]) -> list[tuple[TimeRow, GpuTiming]]:
-    """The time that one copy of a mixer or an ffn adds to a model, at each point."""
-    copies = copies_of(bench.parent, variant, bench.device.cache_bytes)
-    model = replace(bench.parent, vocab_size=min(_STACK_VOCABULARY, bench.parent.vocab_size))
-    stacks = [replace(model, layers=(block_of(variant),) * number) for number in (copies, 2 * copies)]
-    children = [build_random(stack, bench.device) for stack in stacks]
-    found = []
-    for point in points:
-        runs = [step_of(child, stack, point, bench.device) for child, stack in zip(children, stacks, strict=True)]
-        timing = bench.clock.time(slope_of(*map(bench.device.ready, runs)), copies)
-        found.append((_time_row(variant, point, timing), timing))
-        del runs
-    del children
-    bench.device.release()
-    return found
-
-
-def measure_whole(
-    bench: Bench, model: Model, points: Sequence[Point], is_anchor: bool
-) -> list[tuple[WholeRow, GpuTiming]]:
-    """The time of a whole model at each point, from tokens to the next token."""
-    child = build_random(model, bench.device)
-    found = []
-    for point in points:
-        timing = bench.clock.time(bench.device.ready(step_of(child, model, point, bench.device)))
-        found.append((_whole_row(model, point, timing, is_anchor), timing))
-    del child
-    bench.device.release()
-    return found
-
-
-def copies_of(parent: Model, variant: Mixer | FFN, cache_bytes: int) -> int:
-    """n of a stack: out of the cache, unless the parent's own layers are not."""
-    assert not isinstance(variant, NoOp)
-    weight_bytes = (
-        mixer_weight_bytes(parent, variant) if isinstance(variant, Mixer) else ffn_weight_bytes(parent, variant)
-    )
-    return min(max(COPIES, num_copies(weight_bytes, cache_bytes)), max(COPIES, len(parent.layers)))
-
-
 def _cache_layers(model: Model, num_before: int) -> list[Any]:
     """One for every layer, for transformers looks them up by number; those without attention stay empty."""
     layers = []
@@ -176,38 +141,6 @@ def _cache_layers(model: Model, num_before: int) -> list[Any]:
             kept = min(num_before, block.mixer.reach.num_tokens - 1)
         layers.append((SlidingLayer if is_sliding else FixedLayer)(num_before, kept))
     return layers
-
-
-def _time_row(variant: Mixer | FFN, point: Point, timing: GpuTiming) -> TimeRow:
-    return TimeRow(
-        backend="torch",
-        format=str(BF16),
-        part="mixer" if isinstance(variant, Mixer) else "ffn",
-        variant=variant_name(variant),
-        point=point,
-        time_s=max(timing.median_s, 0.0),
-        low_s=max(timing.low_s, 0.0),
-        high_s=max(timing.high_s, 0.0),
-        num_samples=timing.num_samples,
-        num_rejected=timing.num_rejected,
-        origin="measured",
-    )
-
-
-def _whole_row(model: Model, point: Point, timing: GpuTiming, is_anchor: bool) -> WholeRow:
-    return WholeRow(
-        backend="torch",
-        format=str(BF16),
-        layers=tuple((variant_name(block.mixer), variant_name(block.ffn)) for block in model.layers),
-        is_anchor=is_anchor,
-        point=point,
-        time_s=timing.median_s,
-        low_s=timing.low_s,
-        high_s=timing.high_s,
-        num_samples=timing.num_samples,
-        num_rejected=timing.num_rejected,
-        origin="measured",
-    )
 
 
 def measure_memory(bench: Bench, model: Model, load: Load) -> list[tuple[MemoryRow, dict[str, Any]]]:

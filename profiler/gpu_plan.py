@@ -8,7 +8,8 @@ from blockwright.compile.slots import PREFILL_CHUNK, chunks_of, slots_for
 from blockwright.cost import Load
 from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Point
-from blockwright.profiler.gpu_blocks import BF16, Bench, measure_memory, measure_part, measure_whole
+from blockwright.profiler.gpu_bench import Bench, measure_part, measure_whole
+from blockwright.profiler.gpu_blocks import measure_memory
 from blockwright.profiler.gpu_ceilings import TINY, CeilingSizes
 from blockwright.profiler.gpu_clock import GpuClock, GpuEffort
 from blockwright.profiler.gpu_operators import grid, measure_operator, name_of
@@ -17,6 +18,7 @@ from blockwright.profiler.measure import mix
 from blockwright.spec import (
     FFN,
     Attention,
+    Format,
     GatedFFN,
     LinearFFN,
     LinearMixer,
@@ -88,59 +90,79 @@ def at_load(plan: Plan, load: Load) -> Plan:
     return replace(plan, load=load)
 
 
-def profile_steps(bench: Bench, plan: Plan) -> list[Step]:
-    """The cases of a profile: operators, parts, whole models, memory; mixed, so that drift meets all alike."""
-    points, parent = points_of(plan.load), bench.parent
-    short = GpuClock(bench.device, plan.operator_effort, bench.clock.reference_hz)
-    mixers, ffns = variants(parent, plan.num_variants)
-    steps = [
-        Step(name=name_of(each), measure=lambda o=each: [measure_operator(o, short, bench.device)])
-        for each in grid(plan.is_quick)
-    ]
-    for variant in (*mixers, *ffns):
-        if not isinstance(variant, NoOp):
-            name = f"{'mixer' if isinstance(variant, Mixer) else 'ffn'} {variant_name(variant)}"
-            steps.append(Step(name=name, measure=lambda v=variant: measure_part(bench, v, points)))
-    shares = (*_ANCHOR_SHARES, *_INTERVAL_SHARES)
-    steps += [
-        _whole_step(bench, f"whole model {index}", model, plan.load, is_anchor=index < len(_ANCHOR_SHARES))
-        for index, model in enumerate(_mixes(parent, plan, shares, 0))
-    ]
-    steps += [
-        Step(name=f"memory {index}", measure=lambda m=model: measure_memory(bench, m, plan.load))
-        for index, model in enumerate(_mixes(parent, plan, _MEMORY_SHARES, 0))
-    ]
+def profile_steps(benches: Sequence[Bench], plan: Plan) -> list[Step]:
+    """The cases of a profile: operators, parts, whole models, memory; mixed, so that drift meets all alike.
+
+    Operators and memory are torch's.
+    """
+    steps = [step for bench in benches for step in _steps_of(bench, plan)]
     random.Random(0).shuffle(steps)
     return steps
 
 
-def validation(bench: Bench, plan: Plan) -> tuple[list[Model], list[Step]]:
+def validation(benches: Sequence[Bench], plan: Plan) -> tuple[list[Model], list[Step]]:
     """Random whole children that the profile does not know, and the cases that time them."""
-    models = _mixes(bench.parent, plan, [_VALIDATION_SHARE] * plan.num_validated, _VALIDATION_SEED)
-    return models, [
+    shares = [_VALIDATION_SHARE] * plan.num_validated
+    found = [(bench, model) for bench in benches for model in _mixes(bench, plan, shares, _VALIDATION_SEED)]
+    return [model for _, model in found], [
         _whole_step(bench, f"validation {index}", model, plan.load, is_anchor=False)
-        for index, model in enumerate(models)
+        for index, (bench, model) in enumerate(found)
     ]
 
 
-def variants(parent: Model, number: int) -> tuple[list[Mixer], list[FFN]]:
-    """About so many: all KV heads up to the parent's, one matrix, nothing, and widths from a tenth to the whole."""
+def _steps_of(bench: Bench, plan: Plan) -> list[Step]:
+    points, is_torch = points_of(plan.load), bench.runtime.backend == "torch"
+    mixers, ffns = variants(bench.parent, plan.num_variants, bench.runtime.weights)
+    short = GpuClock(bench.device, plan.operator_effort, bench.clock.reference_hz)
+    steps = [
+        Step(name=name_of(each), measure=lambda o=each: [measure_operator(o, short, bench.device)], is_operator=True)
+        for each in grid(plan.is_quick)
+        if is_torch
+    ]
+    for variant in (*mixers, *ffns):
+        if not isinstance(variant, NoOp):
+            name = f"{'mixer' if isinstance(variant, Mixer) else 'ffn'} {variant_name(variant)}"
+            steps.append(Step(name=_of(bench, name), measure=lambda v=variant: measure_part(bench, v, points)))
+    shares = (*_ANCHOR_SHARES, *_INTERVAL_SHARES)
+    steps += [
+        _whole_step(bench, f"whole model {index}", model, plan.load, is_anchor=index < len(_ANCHOR_SHARES))
+        for index, model in enumerate(_mixes(bench, plan, shares, 0))
+    ]
+    steps += [
+        Step(name=f"memory {index}", measure=lambda m=model: measure_memory(bench, m, plan.load))
+        for index, model in enumerate(_mixes(bench, plan, _MEMORY_SHARES, 0))
+        if is_torch
+    ]
+    return steps
+
+
+def variants(parent: Model, number: int, weights: Format) -> tuple[list[Mixer], list[FFN]]:
+    """About so many: all KV heads up to the parent's, one matrix, nothing, and widths from a tenth to the whole.
+
+    Args:
+        parent: in the format.
+        number: of mixers and ffns together.
+        weights: the format, whose groups divide all widths but the parent's own.
+    """
     own = next(b.mixer for b in parent.layers if isinstance(b.mixer, Attention))
     width = max(b.ffn.width for b in parent.layers if isinstance(b.ffn, GatedFFN))
     heads = [n for n in range(own.num_kv_heads, 0, -1) if own.num_kv_heads % n == 0]
     mixers: list[Mixer] = [replace(own, num_kv_heads=n) for n in heads]
-    mixers += [LinearMixer(weights=BF16), NoOp()]
+    mixers += [LinearMixer(weights=weights), NoOp()]
     num_widths = max(2, number - len(mixers))  # nothing is not measured, but one matrix is
-    tile = 64 if width >= 64 * num_widths else 1
+    tile = max(64 if width >= 64 * num_widths else 1, weights.group_size or 1)
     shares = [0.1 + 0.9 * index / (num_widths - 1) for index in range(num_widths)]
     widths = dict.fromkeys(max(tile, round(share * width / tile) * tile) for share in shares[:-1])
-    ffns: list[FFN] = [GatedFFN(width=each, weights=BF16) for each in dict.fromkeys([*widths, width])]
-    return mixers, [*ffns, LinearFFN(weights=BF16), NoOp()]
+    ffns: list[FFN] = [GatedFFN(width=each, weights=weights) for each in dict.fromkeys([*widths, width])]
+    return mixers, [*ffns, LinearFFN(weights=weights), NoOp()]
 
 
 def estimate_s(plan: Plan, steps: Sequence[Step]) -> float:
-    """At most how long some cases take, by counting warm-ups and limits: it is no measurement of any GPU."""
-    num_operators = len(grid(plan.is_quick))
+    """At most how long some cases take, by counting warm-ups and limits: it is no measurement of any GPU.
+
+    Of building plans, which takes TensorRT longer than all else, nothing is known.
+    """
+    num_operators = sum(step.is_operator for step in steps)
     per_operator = plan.operator_effort.warm_up_s + plan.operator_effort.limit_s + _BESIDE_OPERATOR_S
     per_point = plan.effort.warm_up_s + plan.effort.limit_s + _BESIDE_POINT_S
     return num_operators * per_operator + (len(steps) - num_operators) * (2 * per_point + _BUILD_S)
@@ -153,9 +175,14 @@ def points_of(load: Load) -> list[Point]:
 
 
 def _whole_step(bench: Bench, name: str, model: Model, load: Load, *, is_anchor: bool) -> Step:
-    return Step(name=name, measure=lambda: measure_whole(bench, model, points_of(load), is_anchor))
+    return Step(name=_of(bench, name), measure=lambda: measure_whole(bench, model, points_of(load), is_anchor))
 
 
-def _mixes(parent: Model, plan: Plan, shares: Sequence[float], seed: int) -> list[Model]:
-    mixers, ffns = variants(parent, plan.num_variants)
-    return [mix(parent, mixers, ffns, share, seed + index) for index, share in enumerate(shares)]
+def _of(bench: Bench, name: str) -> str:
+    """A case's name; torch's have nothing before them."""
+    return name if bench.runtime.backend == "torch" else f"{bench.runtime.backend} {bench.runtime.weights} {name}"
+
+
+def _mixes(bench: Bench, plan: Plan, shares: Sequence[float], seed: int) -> list[Model]:
+    mixers, ffns = variants(bench.parent, plan.num_variants, bench.runtime.weights)
+    return [mix(bench.parent, mixers, ffns, share, seed + index) for index, share in enumerate(shares)]

@@ -11,7 +11,7 @@ except ImportError:
 from blockwright.hw_profiles.ceilings import Figure
 from blockwright.hw_profiles.profile import Point
 from blockwright.profiler.energy import Counter, EnergyEffort, Nvml, measure_power
-from blockwright.profiler.gpu_blocks import Bench, build_random, step_of
+from blockwright.profiler.gpu_bench import Bench
 
 _BETWEEN_LOOKS_S = 0.05
 _QUICK = EnergyEffort(window_s=0.1, cool_s=0.0, num_windows=1)
@@ -51,5 +51,4 @@ def measure_powers(bench: Bench, point: Point, counter: Counter | None, is_quick
 
 
 def _steps(bench: Bench, point: Point) -> Callable[[], object]:
-    child = build_random(bench.parent, bench.device)
-    return bench.device.ready(step_of(child, bench.parent, point, bench.device))
+    return bench.device.ready(bench.runtime.open_whole(bench.parent, [point])(point))

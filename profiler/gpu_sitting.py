@@ -35,6 +35,8 @@ class Step:
 
     name: str
     measure: Callable[[], Sequence[tuple[Row, GpuTiming | Notes]]]
+    is_operator: bool = False
+    """Of these there are many, and each is measured for less time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +146,7 @@ def _measure(step: Step, look_s: float | None, path: Path) -> str | None:
     """Writes what a step gives, or says why it gives nothing."""
     try:
         measured = step.measure()
-    except RuntimeError as error:  # what torch raises where memory or a kernel is missing
+    except RuntimeError as error:  # what runtimes raise where memory or a kernel is missing
         return (str(error) or type(error).__name__).splitlines()[0]
     write_json(
         path,

@@ -27,11 +27,11 @@ def validate(
     for quantity in ("time_per_token", "time_to_first_token"):
         (point,) = _POINTS[quantity](load)
         for model, rows in measured:
-            time_s = next(row.time_s for row in rows if row.point == point)
-            trials.append(_trial(profile, load, quantity, model, time_s))
+            row = next(row for row in rows if row.point == point)
+            trials.append(_trial(profile, load, quantity, model, row))
     return accuracy_of(trials)
 
 
-def _trial(profile: Profile, load: Load, quantity: Quantity, model: Model, time_s: float) -> Trial:
-    foretold = part_costs(profile, model, load, quantity, "torch").of_model(model)  # type: ignore[arg-type]
-    return Trial(quantity=quantity, format=str(model.embedding_weights), foretold=foretold, measured=time_s)
+def _trial(profile: Profile, load: Load, quantity: Quantity, model: Model, row: WholeRow) -> Trial:
+    foretold = part_costs(profile, model, load, quantity, row.backend).of_model(model)
+    return Trial(quantity=quantity, format=row.format, foretold=foretold, measured=row.time_s)

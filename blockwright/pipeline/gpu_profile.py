@@ -1,4 +1,6 @@
-"""Stage: measure an NVIDIA GPU with torch: ceilings, operators, blocks and whole children of a parent, memory, power.
+"""Stage: measure an NVIDIA GPU: ceilings, operators, blocks and whole children of a parent, memory, power.
+
+Blocks and children run in torch or in TensorRT; operators and memory are measured of torch alone.
 
 Beside the profile stand `FOLDER.journal.json`, how each measurement went and what held the clock down, and,
 until all of it is measured, `FOLDER.work`, with which a run that was stopped goes on. The same code runs on the CPU
@@ -10,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -23,10 +25,11 @@ from blockwright.hw_profiles.gpu import nvidia_gpus
 from blockwright.hw_profiles.profile import SCHEMA_VERSION, MemoryRow, OperatorRow, Profile, TimeRow, WholeRow
 from blockwright.hw_profiles.provenance import Coverage, Method
 from blockwright.pipeline.console import progress, say
+from blockwright.pipeline.gpu_runtimes import Chosen, DeviceName, GpuBackend, choose_runtimes
 from blockwright.pipeline.lock import at_work
 from blockwright.pipeline.marks import write_marked
 from blockwright.pipeline.stage import check_is_ours
-from blockwright.profiler.gpu_blocks import BF16, Bench
+from blockwright.profiler.gpu_bench import Bench
 from blockwright.profiler.gpu_ceilings import GpuCeilings, measure_ceilings, reference_work
 from blockwright.profiler.gpu_clock import OUTLIER_RULE, WARM_UP, GpuClock
 from blockwright.profiler.gpu_device import CpuDevice, CudaDevice, TorchDevice
@@ -44,10 +47,8 @@ from blockwright.profiler.gpu_sitting import (
     with_repeats,
 )
 from blockwright.profiler.gpu_validate import validate
-from blockwright.spec import Model, with_format
+from blockwright.spec import Format, Model, with_format
 from blockwright.strict import from_data, to_data
-
-DeviceName = Literal["cuda", "cpu"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +58,10 @@ class GpuOrder:
     parent: Model
     device: DeviceName
     plan: Plan
+    backend: GpuBackend = "torch"
+    """Who runs blocks and children."""
+    formats: tuple[Format, ...] = ()
+    """Of layers; none for bf16 in torch, fp16 in TensorRT."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,24 +86,29 @@ def profile_gpu(order: GpuOrder, output: Path) -> Profile:
     """Measures everything that a plan asks for, and writes the profile and the journal.
 
     Raises:
-        InputError: there is no GPU, nothing could be measured on it, what was begun was of another order, or somebody
-            is at work on the profile.
+        InputError: there is no GPU, or no TensorRT that builds for it where that was asked for; nothing could be
+            measured on it, what was begun was of another order, or somebody is at work on the profile.
     """
     found = identify(order.device)
+    work = output.with_name(f"{output.name}.work")
+    chosen = choose_runtimes(order.backend, order.formats, order.parent, order.device, work)
     check_is_ours(output, "profile", output.parent)
     with at_work(output.parent, "profile-gpu", output, ()):
-        return _profile_gpu(order, output, *found)
+        return _profile_gpu(order, output, chosen, found)
 
 
 def _profile_gpu(
-    order: GpuOrder, output: Path, identity: Device, conditions: Conditions, software: dict[str, str]
+    order: GpuOrder, output: Path, chosen: Chosen, found: tuple[Device, Conditions, dict[str, str]]
 ) -> Profile:
-    parent = with_format(order.parent, BF16)
+    identity, conditions, software = found
+    software = software | chosen.software
+    parent = with_format(order.parent, chosen.formats[0])
     device: TorchDevice = CudaDevice() if order.device == "cuda" else CpuDevice()
     work = output.with_name(f"{output.name}.work")
     work.mkdir(parents=True, exist_ok=True)
-    open_work(work, to_data({"plan": order.plan, "parent": parent, "device": identity.digest, "software": software}))
-    sitting = _sit(parent, device, order.plan, work)
+    asked = {"plan": order.plan, "parent": parent, "backend": chosen.backend, "formats": chosen.formats}
+    open_work(work, to_data(asked | {"device": identity.digest, "software": software}))
+    sitting = _sit(parent, device, chosen, order.plan, work)
     profile = Profile(
         schema_version=SCHEMA_VERSION,
         name=identity.name,
@@ -184,7 +194,7 @@ def journal(sitting: Sitting, profile: Profile) -> dict[str, Any]:
     }
 
 
-def _sit(parent: Model, device: TorchDevice, plan: Plan, work: Path) -> Sitting:
+def _sit(parent: Model, device: TorchDevice, chosen: Chosen, plan: Plan, work: Path) -> Sitting:
     started = from_data(str, _once(work / "started.json", _now), str(work / "started.json"))
     torch.manual_seed(0)
     reference = device.ready(reference_work(device, plan.reference_side))
@@ -192,19 +202,24 @@ def _sit(parent: Model, device: TorchDevice, plan: Plan, work: Path) -> Sitting:
     looking.time(reference)  # brings the clock to what is then the reference clock
     state = device.state()
     clock = GpuClock(device, plan.effort, None if state is None else state.sm_hz)
-    bench = Bench(parent=parent, clock=clock, device=device)
+    benches = [
+        Bench(parent=with_format(parent, runtime.weights), clock=clock, device=device, runtime=runtime)
+        for runtime in chosen.runtimes(device)
+    ]
     ceilings = _once(work / "ceilings.json", lambda: to_data(measure_ceilings(clock, device, plan.sizes)))
-    steps, (mixes, trials) = profile_steps(bench, plan), validation(bench, plan)
+    steps, (mixes, trials) = profile_steps(benches, plan), validation(benches, plan)
     todo = with_repeats([*steps, *trials])
-    say(f"{len(steps)} cases in at most about {estimate_s(plan, steps):.0f} s, then {len(todo) - len(steps)} to check")
+    beside = " beside what building them takes" if chosen.backend == "tensorrt" else ""
+    say(
+        f"{len(steps)} cases in at most about {estimate_s(plan, steps):.0f} s{beside}, "
+        f"then {len(todo) - len(steps)} to check"
+    )
     with progress("profile", len(todo)) as advance:
         done = run_steps(todo, work, lambda: looking.time(reference).median_s, advance, device.release)
     _check_some(done)
-    point = points_of(plan.load)[0]
-    power = _once(work / "power.json", lambda: to_data(measure_powers(bench, point, nvml_counter(), plan.is_quick)))
     return Sitting(
         ceilings=from_data(GpuCeilings, ceilings, str(work / "ceilings.json")),
-        power={name: from_data(Figure, data, name) for name, data in power.items()},
+        power=_power(benches[0], plan, work / "power.json"),
         done=done,
         rows=corrected_rows(done),
         num_steps=len(steps),
@@ -212,6 +227,17 @@ def _sit(parent: Model, device: TorchDevice, plan: Plan, work: Path) -> Sitting:
         mixes=mixes,
         started=started,
     )
+
+
+def _power(bench: Bench, plan: Plan, path: Path) -> dict[str, Figure]:
+    """Nothing where the parent itself does not run."""
+    point = points_of(plan.load)[0]
+    try:
+        found = _once(path, lambda: to_data(measure_powers(bench, point, nvml_counter(), plan.is_quick)))
+    except RuntimeError as error:
+        say(f"Power was not measured: {error}")
+        return {}
+    return {name: from_data(Figure, data, name) for name, data in found.items()}
 
 
 def _check_some(done: Sequence[Done]) -> None:

@@ -16,16 +16,8 @@ from blockwright.hw_profiles.profile import Point
 from blockwright.llama import llama
 from blockwright.profiler import gpu_clock, gpu_operators, gpu_plan
 from blockwright.profiler.energy import Nvml
-from blockwright.profiler.gpu_blocks import (
-    BF16,
-    Bench,
-    build_random,
-    copies_of,
-    measure_memory,
-    measure_part,
-    measure_whole,
-    step_of,
-)
+from blockwright.profiler.gpu_bench import Bench, copies_of, measure_part, measure_whole
+from blockwright.profiler.gpu_blocks import BF16, TorchRuntime, build_random, measure_memory, step_of
 from blockwright.profiler.gpu_ceilings import TINY, measure_ceilings
 from blockwright.profiler.gpu_clock import GpuClock, GpuEffort
 from blockwright.profiler.gpu_device import CpuDevice
@@ -64,7 +56,7 @@ def _model(layers: tuple[Block, ...] = MIXED) -> Model:
 
 def _bench(model: Model, device: CpuDevice | None = None, effort: GpuEffort = EFFORT) -> Bench:
     device = device or CpuDevice()
-    return Bench(parent=model, clock=GpuClock(device, effort, None), device=device)
+    return Bench(parent=model, clock=GpuClock(device, effort, None), device=device, runtime=TorchRuntime(device))
 
 
 def _cells_of(run: Callable[[], object]) -> Mapping[str, Any]:
@@ -224,7 +216,7 @@ def test_power_of_a_device_that_no_counter_counts_is_unknown() -> None:
 
 def test_sixty_variants_span_the_parents_own() -> None:
     parent = replace(_model(), layers=(Block(mixer=Attention(num_kv_heads=4), ffn=GatedFFN(width=14336)),))
-    mixers, ffns = variants(parent, 60)
+    mixers, ffns = variants(parent, 60, BF16)
     heads = [each.num_kv_heads for each in mixers if isinstance(each, Attention)]
     widths = [each.width for each in ffns if isinstance(each, GatedFFN)]
     assert heads == [4, 2, 1]
@@ -258,7 +250,7 @@ def test_a_sitting_takes_no_longer_than_was_said_before(monkeypatch: pytest.Monk
         monkeypatch.setattr(gpu_plan, guess, 0.0)
     device = Simulated()
     plan = replace(QUICK, effort=FULL.effort, operator_effort=FULL.operator_effort)
-    steps = profile_steps(_bench(_model(), device, plan.effort), plan)
+    steps = profile_steps([_bench(_model(), device, plan.effort)], plan)
     steps = [step for step in steps if not step.name.startswith("memory")]  # nothing is timed there
     for step in steps:
         step.measure()
@@ -268,5 +260,5 @@ def test_a_sitting_takes_no_longer_than_was_said_before(monkeypatch: pytest.Monk
 
 def test_the_cases_of_a_full_profile_have_names_of_their_own() -> None:
     parent = replace(_model(), layers=(Block(mixer=Attention(num_kv_heads=4), ffn=GatedFFN(width=14336)),) * 8)
-    steps = profile_steps(_bench(parent), FULL)
+    steps = profile_steps([_bench(parent)], FULL)
     assert len({step.name for step in steps}) == len(steps)

@@ -1,0 +1,244 @@
+"""Blocks in TensorRT: plans are really parsed and built, by TensorRT-RTX; what they compute runs in ONNX Runtime."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+from blockwright.compile.tensorrt_engine import PLAN_FILE
+from blockwright.compile.tensorrt_package import Package, find_package
+from blockwright.compile.tensorrt_stored import Stored, stored_for_tensorrt
+from blockwright.errors import InputError
+from blockwright.hw_profiles.profile import Point
+from blockwright.llama import llama
+from blockwright.model.child import build_child, load_weights
+from blockwright.profiler.bench import block_of
+from blockwright.profiler.gpu_bench import Bench, measure_part, measure_whole
+from blockwright.profiler.gpu_clock import GpuClock, GpuEffort
+from blockwright.profiler.gpu_device import CpuDevice
+from blockwright.profiler.gpu_plan import variants
+from blockwright.profiler.gpu_sitting import Step, run_steps
+from blockwright.profiler.gpu_tensorrt import InOnnxRuntime, InPlans, Kind, Network, TensorRtRuntime, tensors_of
+from blockwright.profiler.synthetic import RepeatedWeights, random_weights
+from blockwright.profiler.torch_blocks import hf_config
+from blockwright.spec import (
+    FFN,
+    FP32,
+    Attention,
+    Block,
+    GatedFFN,
+    LinearFFN,
+    LinearMixer,
+    Mixer,
+    Model,
+    NoOp,
+    Window,
+    parse_format,
+    variant_name,
+    with_format,
+)
+
+SLOTS = 64
+DECODE, PREFILL = Point(batch=2, new_tokens=1, slots=SLOTS), Point(batch=2, new_tokens=24, slots=SLOTS)
+VARIANTS: tuple[Mixer | FFN, ...] = (
+    Attention(num_kv_heads=4),
+    Attention(num_kv_heads=2),
+    Attention(num_kv_heads=1, reach=Window(num_tokens=16)),
+    LinearMixer(),
+    GatedFFN(width=384),
+    LinearFFN(),
+)
+MIXED = (
+    Block(mixer=NoOp(), ffn=GatedFFN(width=256)),
+    Block(mixer=Attention(num_kv_heads=2), ffn=NoOp()),
+    Block(mixer=LinearMixer(), ffn=LinearFFN()),
+    Block(mixer=Attention(num_kv_heads=1, reach=Window(num_tokens=16)), ffn=NoOp()),
+)
+PARENT = llama(MIXED, hidden_size=128, num_heads=4, head_dim=32, vocab_size=256, max_positions=SLOTS)
+
+
+def _stack(variant: Mixer | FFN, copies: int = 2) -> Model:
+    return replace(PARENT, layers=(block_of(variant),) * copies)
+
+
+def _opened(kind: Kind, model: Model, point: Point, folder: Path) -> tuple[Network, dict[str, torch.Tensor]]:
+    stored = Stored(model=with_format(model, FP32), activations="float32")
+    network = InOnnxRuntime(folder=folder).open(kind, stored, point)
+    return network, tensors_of(network, kind, model, point, torch.float32)
+
+
+def _in_torch(model: Model, tensors: dict[str, torch.Tensor], point: Point) -> torch.Tensor:
+    """The same layers in transformers, over what the caches hold before the new tokens: hidden states, BTD."""
+    weights = {name: torch.from_numpy(np.array(array)) for name, array in RepeatedWeights(model).items()}
+    child = load_weights(build_child(model, hf_config(model)), weights)
+    child.model.norm = nn.Identity()
+    num_before = 0 if point.new_tokens > 1 else point.slots - 1
+    cache = DynamicCache()
+    for index, block in enumerate(model.layers):
+        if isinstance(block.mixer, Attention) and num_before:
+            key, value = (tensors[f"past_{word}_{index}"][:, :, :num_before] for word in ("key", "value"))
+            cache.update(key, value, index)
+    positions_BT = torch.arange(num_before, num_before + point.new_tokens)[None]
+    with torch.inference_mode():
+        found = child.model(
+            inputs_embeds=tensors["hidden_in"], position_ids=positions_BT, past_key_values=cache, use_cache=True
+        )
+    return found.last_hidden_state
+
+
+@pytest.mark.parametrize("point", [DECODE, PREFILL], ids=["decode", "prefill"])
+@pytest.mark.parametrize("variant", VARIANTS, ids=variant_name)
+def test_a_stack_computes_what_torch_computes(variant: Mixer | FFN, point: Point, tmp_path: Path) -> None:
+    model = _stack(variant)
+    network, tensors = _opened("stack", model, point, tmp_path / "engine")
+    before = {name: tensor.clone() for name, tensor in tensors.items() if name.startswith("past_")}
+    expected = _in_torch(model, {name: tensor.clone() for name, tensor in tensors.items()}, point)
+    network.bind(0, tensors)()
+    torch.testing.assert_close(tensors["hidden_out"], expected, atol=1e-4, rtol=1e-4)
+    start = 0 if point.new_tokens > 1 else SLOTS - 1
+    for name, cache in before.items():
+        new = slice(start, start + point.new_tokens)
+        assert not torch.equal(tensors[name][:, :, new], cache[:, :, new]), "caches are updated where they lie"
+        tensors[name][:, :, new] = cache[:, :, new]
+        assert torch.equal(tensors[name], cache), "and nowhere else"
+
+
+def test_repeated_weights_have_the_names_and_shapes_of_random_ones() -> None:
+    model = replace(PARENT, has_tied_embeddings=False, has_qkv_bias=True, has_qk_norm=True)
+    repeated, random = RepeatedWeights(model, num_values=1000), random_weights(model)
+    assert list(repeated) == list(random) and len(repeated) == len(random)
+    assert all(repeated[name].shape == array.shape for name, array in random.items())
+    assert all(repeated[name].dtype == np.float32 for name in random)
+    gate, up = (repeated[f"model.layers.0.mlp.{name}_proj.weight"] for name in ("gate", "up"))
+    assert not np.array_equal(gate, up) and 0.015 < gate.std() < 0.025
+    assert 0.95 < repeated["model.norm.weight"].mean() < 1.05
+    assert repeated.get("model.layers.0.mlp.gate_proj.bias") is None
+
+
+@pytest.fixture(scope="module")
+def package() -> Package:
+    try:
+        return find_package(("tensorrt_rtx",))
+    except InputError as absent:
+        pytest.skip(f"TensorRT-RTX is needed (the extra tensorrt-rtx): {absent.got}")
+
+
+@pytest.fixture
+def plans(package: Package, tmp_path: Path) -> InPlans:
+    return InPlans(package=package, capabilities=("sm86", "sm89", "sm120"), folder=tmp_path / "engine")
+
+
+@pytest.mark.parametrize("text", ["fp16", "int4-g32"])
+@pytest.mark.parametrize("variant", VARIANTS, ids=variant_name)
+def test_every_stack_parses_and_builds(variant: Mixer | FFN, text: str, plans: InPlans, tmp_path: Path) -> None:
+    """Counts of attentions, caches and integer matrices are checked by the build; a difference would raise."""
+    stored = stored_for_tensorrt(_stack(variant, copies=4), parse_format(text))
+    plan = plans.build("stack", stored, DECODE, tmp_path)
+    assert plan.name == PLAN_FILE and plan.stat().st_size > 0
+
+
+@pytest.mark.parametrize("text", ["bf16", "int4-g128"])
+def test_whole_models_build_with_all_that_is_in_them(text: str, plans: InPlans, tmp_path: Path) -> None:
+    stored = stored_for_tensorrt(PARENT, parse_format(text))
+    assert plans.build("whole", stored, DECODE, tmp_path).stat().st_size > 0
+
+
+def test_a_network_that_does_not_build_fails_as_a_case_and_the_next_goes_on(plans: InPlans, tmp_path: Path) -> None:
+    """TensorRT-RTX has no int4 before sm80, and says so itself."""
+    runtime = TensorRtRuntime(parse_format("int4"), replace(plans, capabilities=("sm75",)))
+    model = with_format(_stack(VARIANTS[0]), runtime.weights)
+
+    def measure() -> list:
+        runtime.open_stack(model, [DECODE])
+        return []
+
+    steps = [Step(name="attention", measure=measure), Step(name="after it", measure=list)]
+    released: list[str] = []
+    first, second = run_steps(steps, tmp_path / "work", lambda: 1.0, lambda _: None, lambda: released.append("all"))
+    assert first.error is not None and "Cannot compile for target(s) sm75" in first.error
+    assert (second.error, released) == (None, ["all"])
+    assert not (tmp_path / "engine").exists(), "nothing is left of it"
+
+
+def test_what_a_kill_left_is_not_taken_for_a_plan(tmp_path: Path) -> None:
+    folder = tmp_path / "engine"
+    folder.mkdir()
+    (folder / PLAN_FILE).write_text("half a plan")
+    _opened("stack", _stack(VARIANTS[0]), DECODE, folder)
+    assert not folder.exists()
+
+
+class _Simulated(CpuDevice):
+    """Runs what it is given once, and says what it would take: a second for each layer and ten beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elapsed_s, self.depths = 0.0, list[int]()
+
+    def eager(self, run: Callable[[], object]) -> Callable[[], float]:
+        run()
+        layers = 10.0 + self.depths.pop(0)
+
+        def sample() -> float:
+            self.elapsed_s += layers
+            return layers
+
+        return sample
+
+    def now_s(self) -> float:
+        return self.elapsed_s
+
+
+def _bench(device: CpuDevice, tmp_path: Path, text: str = "fp16") -> Bench:
+    weights, effort = parse_format(text), GpuEffort(min_samples=3, limit_s=1e-3, warm_up_s=0.0, warm_up_calls=1)
+    return Bench(
+        parent=with_format(PARENT, weights),
+        clock=GpuClock(device, effort, None),
+        device=device,
+        runtime=TensorRtRuntime(weights, InOnnxRuntime(folder=tmp_path / "engine")),
+    )
+
+
+@pytest.mark.parametrize("text", ["fp16", "int4-g32"])
+def test_a_part_is_a_row_of_tensorrt_at_each_point_by_the_slope_of_its_stacks(text: str, tmp_path: Path) -> None:
+    device = _Simulated()
+    device.cache_bytes, device.depths = 1, [4, 8, 4, 8]
+    bench = _bench(device, tmp_path, text)
+    variant = GatedFFN(width=96, weights=bench.runtime.weights)
+    rows = [row for row, _ in measure_part(bench, variant, [DECODE, PREFILL])]
+    assert [(row.backend, row.format, row.variant, row.point, row.time_s) for row in rows] == [
+        ("tensorrt", text, "ffn-96", DECODE, 1.0),
+        ("tensorrt", text, "ffn-96", PREFILL, 1.0),
+    ]
+
+
+def test_whole_children_choose_the_next_token(tmp_path: Path) -> None:
+    chosen: list[object] = []
+
+    class Kept(CpuDevice):
+        def eager(self, run: Callable[[], object]) -> Callable[[], float]:
+            chosen.append(run())
+            return super().eager(run)
+
+    bench = _bench(Kept(), tmp_path)
+    ((row, _),) = measure_whole(bench, bench.parent, [PREFILL], is_anchor=True)
+    assert (row.backend, row.format, row.layers[1]) == ("tensorrt", "fp16", ("attention-kv2", "none"))
+    (ids_B,) = chosen
+    assert isinstance(ids_B, torch.Tensor) and ids_B.shape == (2,) and ids_B.dtype == torch.int64
+
+
+def test_widths_are_whole_numbers_of_groups() -> None:
+    wide = replace(PARENT, layers=(Block(mixer=Attention(num_kv_heads=2), ffn=GatedFFN(width=4096)),))
+    for text in ("fp16", "int4-g128"):
+        weights = parse_format(text)
+        _, ffns = variants(with_format(wide, weights), 20, weights)
+        widths = [each.width for each in ffns if isinstance(each, GatedFFN)]
+        assert len(widths) > 10 and all(width % (weights.group_size or 1) == 0 for width in widths)
+        for each in ffns:
+            if not isinstance(each, NoOp):
+                stored_for_tensorrt(replace(wide, layers=(block_of(each),)), None)
