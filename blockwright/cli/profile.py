@@ -6,17 +6,20 @@ choose (--space), at every load, whole models to fit and check the sums, and mem
 is measured again until they are known to --precision. Each row carries its spread and origin.
 
 With --device cuda the same of the first NVIDIA GPU, by torch in bf16 and at one load (default: 8x512+512): ceilings,
-operators, blocks, whole models, memory and power; without a parent, blocks of a Llama of 8 billion parameters.
+operators, blocks, whole models, memory and power; without a parent, blocks of a Llama of 8 billion parameters. With
+--backend tensorrt beside it, blocks and whole models are plans of the installed TensorRT, in fp16 or each --format.
 
   blockwright profile
   blockwright profile --for path/to/parent --out profile
   blockwright profile --for path/to/parent --space space.yaml --out profile
   blockwright profile --device cuda --for path/to/parent --load chat=8x512+512
+  blockwright profile --device cuda --backend tensorrt --format fp16 --format int4 --for path/to/parent
 """
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from blockwright.cli import profile_import, profile_pack, profile_show, profile_validate
 from blockwright.cli.flags import Command, add_command, add_loads, read_loads
@@ -26,7 +29,7 @@ from blockwright.errors import InputError
 _ACTIONS: tuple[Command, ...] = (profile_pack, profile_import, profile_show, profile_validate)
 _OF_A_PARENT = ("space", "load", "format", "backend", "precision", "time_limit")
 """Flags that mean nothing without one; None where they were not given."""
-_OF_A_PROCESSOR = ("space", "format", "backend", "threads", "seconds", "precision", "time_limit")
+_OF_A_PROCESSOR = ("space", "threads", "seconds", "precision", "time_limit")
 """Flags that mean nothing on a GPU."""
 _THREADS, _SECONDS, _PRECISION_PERCENT, _TIME_LIMIT_S = 1, 0.25, 1.0, 600.0
 
@@ -42,9 +45,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_space(parser)
     add_loads(parser)
-    parser.add_argument("--format", action="append", help="weight format; repeatable (default: fp32)")
     parser.add_argument(
-        "--backend", action="append", choices=("onnxruntime", "torch"), help="repeatable (default: onnxruntime)"
+        "--format",
+        action="append",
+        help="weight format; repeatable (default: fp32; on a GPU torch's bf16, TensorRT's fp16)",
+    )
+    parser.add_argument(
+        "--backend",
+        action="append",
+        choices=("onnxruntime", "torch", "tensorrt"),
+        help="onnxruntime or torch, repeatable (default: onnxruntime); on a GPU torch or tensorrt (default: torch)",
     )
     parser.add_argument("--threads", type=int, help=f"threads of the runtime (default: {_THREADS})")
     parser.add_argument("--seconds", type=float, help=f"to measure each thing for (default: {_SECONDS:g})")
@@ -68,7 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
         wanted = "a parent, where one of its flags is given"
         _refuse(arguments, _OF_A_PARENT, "without --for", wanted, "Name the parent with --for, or leave the flag out.")
     if arguments.device == "cuda":
-        wanted = "what is measured of a GPU: torch in bf16, at one load"
+        wanted = "what is measured of a GPU: the same of every parent, at one load"
         _refuse(arguments, _OF_A_PROCESSOR, "with --device cuda", wanted, "Leave the flag out.")
         _profile_gpu(arguments)
     else:
@@ -76,12 +86,26 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _profile_gpu(arguments: argparse.Namespace) -> None:
+    from blockwright.compile.tensorrt_stored import BF16, FORMATS
     from blockwright.llama import LLAMA_8B
     from blockwright.model.parent import open_parent
     from blockwright.pipeline.gpu_profile import GpuOrder, default_folder, profile_gpu
+    from blockwright.pipeline.gpu_runtimes import GpuBackend
+    from blockwright.pipeline.recipe import check_formats
     from blockwright.pipeline.tables import print_profile
     from blockwright.profiler.gpu_plan import FULL, at_load
+    from blockwright.spec import parse_format
 
+    backends: list[GpuBackend] = arguments.backend or ["torch"]
+    if len(backends) > 1 or backends[0] not in get_args(GpuBackend):
+        got, remedy = (
+            f"{' and '.join(backends)} with --device cuda",
+            "Measure one at a time, each into a folder of its own.",
+        )
+        raise InputError("--backend", got=got, expected="torch or tensorrt", remedy=remedy)
+    if arguments.format is not None:
+        check_formats("--format", arguments.format, (BF16.name,) if backends == ["torch"] else FORMATS)
+    formats = tuple(parse_format(text) for text in arguments.format or [])
     loads = list(read_loads(arguments.load).values()) if arguments.load else [FULL.load]
     if len(loads) > 1:
         got, remedy = f"{len(loads)} of them", "Measure one at a time, each into a folder of its own."
@@ -89,7 +113,8 @@ def _profile_gpu(arguments: argparse.Namespace) -> None:
     plan = at_load(FULL, loads[0])
     folder = arguments.out or (default_folder() if arguments.parent is None else Path("profile"))
     parent = LLAMA_8B if arguments.parent is None else open_parent(arguments.parent).spec
-    print_profile(profile_gpu(GpuOrder(parent=parent, device="cuda", plan=plan), folder))
+    order = GpuOrder(parent=parent, device="cuda", plan=plan, backend=backends[0], formats=formats)
+    print_profile(profile_gpu(order, folder))
 
 
 def _profile_processor(arguments: argparse.Namespace) -> None:
@@ -102,10 +127,17 @@ def _profile_processor(arguments: argparse.Namespace) -> None:
     from blockwright.pipeline.tables import print_profile
 
     loads = read_loads(arguments.load)
-    formats = tuple(arguments.format or ["fp32"])
-    check_formats("--format", formats)
     backends: tuple[Backend, ...] = tuple(arguments.backend or ["onnxruntime"])
     check_distinct("--backend", backends)
+    if "tensorrt" in backends:
+        raise InputError(
+            "--backend",
+            got="tensorrt without --device cuda",
+            expected="onnxruntime or torch, on a processor",
+            remedy="Add --device cuda where there is an NVIDIA GPU.",
+        )
+    formats = tuple(arguments.format or ["fp32"])
+    check_formats("--format", formats)
     threads = _THREADS if arguments.threads is None else arguments.threads
     seconds = _SECONDS if arguments.seconds is None else arguments.seconds
     check_at_least("--threads", threads, 1)

@@ -50,7 +50,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--budget", action="append", required=True, help="such as 'memory@chat <= 12MB'; repeatable")
     add_search_loads(parser)
-    parser.add_argument("--format", action="append", help="that layers may be stored in; repeatable (default: fp32)")
+    parser.add_argument(
+        "--format", action="append", help="that layers may be stored in; repeatable (default: fp32; TensorRT's fp16)"
+    )
     parser.add_argument("--metric", default="kl", help="which scores to go by (default: kl)")
     add_rules(parser)
     add_solving(parser, ALL_BACKENDS)
@@ -99,14 +101,17 @@ def _add_more_answers(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
+    from blockwright.compile.tensorrt_stored import FORMATS
     from blockwright.pipeline.recipe import check_above_zero, check_at_least, check_formats
     from blockwright.pipeline.search import SearchOrder, search_plan
     from blockwright.pipeline.tables import print_plan
     from blockwright.pipeline.tried import LEAST_PROCESSES, TryOrder, search_tried
+    from blockwright.servable import BUILDABLE
     from blockwright.spec import parse_format
 
-    formats = arguments.format or ["fp32"]
-    check_formats("--format", formats)
+    is_tensorrt = arguments.backend == "tensorrt"
+    formats = arguments.format or ["fp16" if is_tensorrt else "fp32"]
+    check_formats("--format", formats, tuple(dict.fromkeys([*FORMATS, *BUILDABLE])) if is_tensorrt else BUILDABLE)
     check_above_zero("--time-limit", arguments.time_limit)
     check_finite(arguments, ("tolerance", "most_score"))
     for field, least in (("frontier", 0), ("pool", 1), ("differ", 1), ("tolerance", 0), ("trials", 0)):

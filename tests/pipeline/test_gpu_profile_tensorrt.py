@@ -1,0 +1,265 @@
+"""A whole profile of TensorRT's blocks, with ONNX Runtime in its place on the CPU; and what is refused before that."""
+
+import json
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from blockwright.cli.main import BAD_INPUT, main
+from blockwright.cost import Load
+from blockwright.errors import InputError
+from blockwright.hw_profiles.folder import read_profile
+from blockwright.pipeline import gpu_profile, gpu_runtimes
+from blockwright.pipeline.gpu_profile import GpuOrder, profile_gpu
+from blockwright.profiler.cost_model import known_quantities, predict
+from blockwright.profiler.gpu_device import CpuDevice
+from blockwright.profiler.gpu_plan import QUICK
+from blockwright.profiler.gpu_tensorrt import InOnnxRuntime, Network
+from blockwright.search.plan import read_plan
+from blockwright.search.scores import ScoreTable, write_scores
+from blockwright.spec import Attention, Format, GatedFFN, LinearMixer, Model, NoOp, Variant, parse_format, with_format
+
+LOAD = Load(batch=1, prompt_tokens=8, new_tokens=8)
+PLAN = replace(QUICK, num_variants=7, num_validated=2, load=LOAD)
+FP16, INT4 = parse_format("fp16"), parse_format("int4-g32")
+DEMO = Path(__file__).parents[2] / "recipes" / "demo-parent"
+
+
+class Simulated(CpuDevice):
+    """A clock of its own, which plans move on by what their blocks are made up to take, all else by a millisecond."""
+
+    elapsed_s = 0.0
+    noise = random.Random(0)
+
+    def eager(self, run: Callable[[], object]) -> Callable[[], float]:
+        def sample() -> float:
+            before = Simulated.elapsed_s
+            run()
+            if Simulated.elapsed_s == before:
+                Simulated.elapsed_s += 1e-3
+            return Simulated.elapsed_s - before
+
+        return sample
+
+    def now_s(self) -> float:
+        return Simulated.elapsed_s
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A network that takes the time it is made up to take."""
+
+    network: Network
+    model: Model
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        return self.network.inputs
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    def bind(self, profile: int, tensors: Mapping[str, torch.Tensor]) -> Callable[[], None]:
+        enqueue = self.network.bind(profile, tensors)
+
+        def run() -> None:
+            enqueue()
+            Simulated.elapsed_s += _time_of(self.model, profile == 0) * Simulated.noise.uniform(0.9999, 1.0001)
+
+        return run
+
+
+def _time_of(model: Model, is_prompt: bool) -> float:
+    parts = [part for block in model.layers for part in (block.mixer, block.ffn) if not isinstance(part, NoOp)]
+    return 0.02 + (2 if is_prompt else 1) * sum(map(_time_of_part, parts))
+
+
+def _time_of_part(part: Variant) -> float:
+    match part:
+        case Attention(num_kv_heads=num_kv_heads):
+            time_s = 0.01 * (1 + num_kv_heads)
+        case GatedFFN(width=width):
+            time_s = 0.01 + 1e-4 * width
+        case _:
+            time_s = 0.005
+    return time_s * (0.6 if part.weights.name == "int4" else 1.0)  # type: ignore[union-attr]
+
+
+def _order(parent: Model, *formats: Format) -> GpuOrder:
+    return GpuOrder(parent=parent, device="cpu", plan=PLAN, backend="tensorrt", formats=formats)
+
+
+def _simulate(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = InOnnxRuntime.open
+    monkeypatch.setattr(
+        InOnnxRuntime, "open", lambda self, kind, stored, point: Timed(real(self, kind, stored, point), stored.model)
+    )
+    monkeypatch.setattr(gpu_profile, "CpuDevice", Simulated)
+
+
+@pytest.fixture(scope="module")
+def profiled(made_up_parent: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A profile in two formats, by a simulated clock."""
+    folder = tmp_path_factory.mktemp("profiled") / "device"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _simulate(monkeypatch)
+        profile_gpu(_order(made_up_parent, FP16, INT4), folder)
+    return folder
+
+
+def test_rows_are_of_tensorrt_in_each_format(profiled: Path) -> None:
+    profile = read_profile(profiled)
+    assert {row.backend for row in (*profile.times, *profile.wholes)} == {"tensorrt"}
+    for text in ("fp16", "int4-g32"):
+        parts = {(row.part, row.variant) for row in profile.times if row.format == text}
+        assert {("mixer", "linear"), ("ffn", "linear"), ("mixer", "attention-kv4")} <= parts
+        wholes = [row for row in profile.wholes if row.format == text]
+        assert sum(row.is_anchor for row in wholes) == 2 * 3 and len(wholes) == 2 * 12
+    assert (profile.operators, profile.memory, profile.coverage.status) == ((), (), "complete")
+    assert profile.software["tensorrt"] == "none: ONNX Runtime in its place"
+    assert {(row.quantity, row.format, row.num_held_out) for row in profile.accuracy} == {
+        (quantity, text, 2) for quantity in ("time_per_token", "time_to_first_token") for text in ("fp16", "int4-g32")
+    }
+    assert not profiled.with_name("device.work").exists()
+    names = [case["name"] for case in json.loads(profiled.with_name("device.journal.json").read_text())["cases"]]
+    assert len(set(names)) == len(names) and all("tensorrt" in name or "validation" in name for name in names)
+
+
+@pytest.mark.parametrize("weights", [FP16, INT4])
+def test_children_are_foretold_from_blocks_in_tensorrt(weights: Format, profiled: Path, made_up_parent: Model) -> None:
+    profile = read_profile(profiled)
+    quantities = known_quantities(profile, "tensorrt")
+    assert "memory" not in quantities and {"time_per_token", "time_to_first_token", "disk"} <= set(quantities)
+    layers = (replace(made_up_parent.layers[0], mixer=LinearMixer()), *made_up_parent.layers[1:])
+    for each in (made_up_parent, replace(made_up_parent, layers=layers)):
+        model = with_format(each, weights)
+        costs = predict(profile, model, LOAD, "tensorrt")
+        for quantity, is_prompt in (("time_per_token", False), ("time_to_first_token", True)):
+            assert costs[quantity].value == pytest.approx(_time_of(model, is_prompt), rel=5e-3)  # type: ignore[index]
+
+
+def test_a_format_or_shape_that_was_not_measured_is_told(profiled: Path, made_up_parent: Model) -> None:
+    profile = read_profile(profiled)
+    with pytest.raises(InputError, match="bf16 on tensorrt"):
+        predict(profile, with_format(made_up_parent, parse_format("bf16")), LOAD, "tensorrt")
+    with pytest.raises(InputError, match="blocks of another shape"):
+        predict(profile, with_format(replace(made_up_parent, hidden_size=128), FP16), LOAD, "tensorrt")
+
+
+def test_the_search_and_predict_commands_use_it(
+    profiled: Path, make_table: Callable[..., ScoreTable], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_scores(make_table(), tmp_path / "scores.parquet")
+    words = ["--profile", str(profiled), "--load", "chat=1x8+8", "--backend", "tensorrt"]
+    budget = ["--scores", str(tmp_path / "scores.parquet"), "--budget", "parameters@chat <= 80%", "--frontier", "0"]
+    out = tmp_path / "plan.json"
+    assert main(["search", *words, *budget, "--out", str(out)]) == 0, capsys.readouterr().err
+    plan = read_plan(out)
+    assert (plan.backend, plan.format) == ("tensorrt", "fp16")
+    capsys.readouterr()
+    assert main(["predict", str(out), "--profile", str(profiled), "--json"]) == 0
+    told = {record["quantity"] for record in json.loads(capsys.readouterr().out)}
+    assert {"time_per_token", "time_to_first_token", "request_latency"} <= told and "memory" not in told
+
+
+def test_a_profile_that_was_killed_goes_on_and_opens_nothing_twice(
+    made_up_parent: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Model] = []
+    real = InOnnxRuntime.open
+
+    def count(self: InOnnxRuntime, kind: object, stored: object, point: object) -> object:
+        opened.append(stored.model)  # type: ignore[attr-defined]
+        if len(opened) == 11:
+            raise KeyboardInterrupt
+        return real(self, kind, stored, point)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(InOnnxRuntime, "open", count)
+    with pytest.raises(KeyboardInterrupt):
+        profile_gpu(_order(made_up_parent, FP16), tmp_path / "device")
+    work = tmp_path / "device.work"
+    kept = len(list(work.glob("step-*.json")))
+    assert kept > 3 and not (work / "engine").exists()
+    with pytest.raises(InputError, match="another order"):
+        profile_gpu(_order(made_up_parent, INT4), tmp_path / "device")
+    with pytest.raises(InputError, match="another order"):
+        profile_gpu(replace(_order(made_up_parent), backend="torch"), tmp_path / "device")
+    before = len(opened)
+    assert profile_gpu(_order(made_up_parent, FP16), tmp_path / "device").coverage.status == "complete"
+    rest = len(opened) - before
+    profile_gpu(_order(made_up_parent, FP16), tmp_path / "again")
+    assert rest < len(opened) - before - rest == rest + 10, "ten were opened before the kill, one of them in vain"
+
+
+def test_what_does_not_build_is_listed_and_the_rest_is_measured(
+    made_up_parent: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = InOnnxRuntime.open
+
+    def refuse(self: InOnnxRuntime, kind: object, stored: object, point: object) -> object:
+        parts = [part for block in stored.model.layers for part in (block.mixer, block.ffn)]  # type: ignore[attr-defined]
+        if kind == "stack" and any(isinstance(part, Attention) for part in parts):
+            raise InputError("build", got="no kernel\nfor it", expected="a plan", remedy="None.")
+        return real(self, kind, stored, point)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(InOnnxRuntime, "open", refuse)
+    profile = profile_gpu(_order(made_up_parent, FP16), tmp_path / "device")
+    assert profile.coverage.status == "partial"
+    failed = [why.removeprefix("again: ") for why in profile.coverage.failures]
+    assert failed and all(why.startswith("tensorrt fp16 mixer attention-kv") for why in failed)
+    assert all("build: got no kernel" in why for why in failed)
+    assert {row.part for row in profile.times if row.variant != "linear"} == {"ffn"}
+
+
+@pytest.fixture
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A GPU that the driver and torch know, so far as is asked before anything is measured."""
+    identity = gpu_profile.identify("cpu")
+    monkeypatch.setattr(gpu_profile, "identify", lambda _: identity)
+    monkeypatch.setattr(gpu_runtimes, "gpu_capability", lambda: "sm90")
+    yield
+
+
+def _command(out: Path, *words: str) -> list[str]:
+    return ["profile", "--device", "cuda", "--for", str(DEMO), "--backend", "tensorrt", *words, "--out", str(out)]
+
+
+def test_without_tensorrt_nothing_is_begun(
+    a_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    assert main(_command(tmp_path / "device")) == BAD_INPUT
+    told = " ".join(capsys.readouterr().err.split())
+    assert "no TensorRT" in told and "blockwright[tensorrt]" in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_gpu_that_the_installed_tensorrt_does_not_build_for_is_refused(
+    a_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert main(_command(tmp_path / "device", "--format", "int4")) == BAD_INPUT
+    told = " ".join(capsys.readouterr().err.split())
+    assert "sm90" in told and "TensorRT-RTX" in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_groups_that_no_block_is_made_of_are_refused(a_gpu: None, made_up_parent: Model, tmp_path: Path) -> None:
+    odd = replace(made_up_parent, layers=tuple(replace(b, ffn=GatedFFN(width=100)) for b in made_up_parent.layers))
+    with pytest.raises(InputError, match="no whole number of groups"):
+        profile_gpu(_order(odd, INT4), tmp_path / "device")
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensorrt_is_measured_on_a_gpu_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["profile", "--for", str(DEMO), "--backend", "tensorrt", "--out", str(tmp_path / "device")]
+    assert main(words) == BAD_INPUT
+    assert "--device cuda" in capsys.readouterr().err
