@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -23,24 +23,22 @@ import numpy as np
 import torch
 
 from blockwright.compile.decoder import decoder_graph, stack_graph
+from blockwright.compile.device_places import Places, make_cache
 from blockwright.compile.engine import DATA_FILE, GRAPH_FILE, SessionSettings, write_graph
-from blockwright.compile.flavour import Flavour
-from blockwright.compile.graph import Activations
-from blockwright.compile.places import places, reach_by_mask
 from blockwright.compile.session import make_session
 from blockwright.compile.tensorrt_build import BuildRequest, build_apart
 from blockwright.compile.tensorrt_checks import check_plan_size, expected_of, int4_bytes
-from blockwright.compile.tensorrt_engine import PLAN_FILE, TIMING_FILE, takes_one_token, token_ranges
+from blockwright.compile.tensorrt_engine import PLAN_FILE, TIMING_FILE, flavour_of, takes_one_token, token_ranges
 from blockwright.compile.tensorrt_executor import GpuExecutor
 from blockwright.compile.tensorrt_package import Package
 from blockwright.compile.tensorrt_stored import Stored, stored_for_tensorrt
+from blockwright.compile.tensorrt_writing import DTYPES
 from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Backend, Point
 from blockwright.profiler.gpu_bench import Opened
 from blockwright.profiler.synthetic import RepeatedWeights
-from blockwright.spec import Attention, Format, Model
+from blockwright.spec import Format, Model
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 Kind = Literal["stack", "whole"]
 _GRAPHS = {"stack": stack_graph, "whole": decoder_graph}
 
@@ -57,8 +55,8 @@ class Network(Protocol):
 class Opener(Protocol):
     """Makes a network of a model and opens it."""
 
-    def activations_of(self, stored: Stored) -> Activations:
-        """What its networks compute in."""
+    def stored(self, model: Model) -> Stored:
+        """The model as its networks have it. Raises an InputError where they cannot."""
         ...
 
     def open(self, kind: Kind, stored: Stored, point: Point) -> Network:
@@ -76,8 +74,8 @@ class InPlans:
     folder: Path
     """What is built goes here for as long as it takes to open it; beside it stays the timing cache."""
 
-    def activations_of(self, stored: Stored) -> Activations:
-        return stored.activations
+    def stored(self, model: Model) -> Stored:
+        return stored_for_tensorrt(model, None)
 
     def open(self, kind: Kind, stored: Stored, point: Point) -> Network:
         with _emptied(self.folder) as folder:
@@ -89,7 +87,7 @@ class InPlans:
         Raises:
             InputError: TensorRT refuses it, cannot build it, multiplies its integers out, or was killed.
         """
-        weight_bytes = _write(kind, stored, stored.activations, point, folder)
+        weight_bytes = _write(kind, stored, point, folder)
         request = BuildRequest(
             package=self.package.name,
             graph=str(folder / GRAPH_FILE),
@@ -113,12 +111,12 @@ class InOnnxRuntime:
     folder: Path
     """As `InPlans`."""
 
-    def activations_of(self, stored: Stored) -> Activations:
-        return "float32"
+    def stored(self, model: Model) -> Stored:
+        return replace(stored_for_tensorrt(model, None), activations="float32")
 
     def open(self, kind: Kind, stored: Stored, point: Point) -> Network:
         with _emptied(self.folder) as folder:
-            _write(kind, stored, "float32", point, folder)
+            _write(kind, stored, point, folder)
             return _OnCpu(folder / GRAPH_FILE)
 
 
@@ -169,19 +167,26 @@ class TensorRtRuntime:
         first = points[0]
         assert all((each.batch, each.slots) == (first.batch, first.slots) for each in points), "a plan has one of each"
         with _as_runtime_error():
-            stored = stored_for_tensorrt(model, None)
+            stored = self._opener.stored(model)
             network = self._opener.open(kind, stored, first)
-        dtype = _DTYPES[self._opener.activations_of(stored)]
+        dtype = DTYPES[stored.activations]
         return lambda point: _run_of(network, kind, stored.model, point, dtype)
 
 
 def _run_of(network: Network, kind: Kind, model: Model, point: Point, dtype: torch.dtype) -> Callable[[], object]:
-    """A run over tensors of its own."""
-    tensors = tensors_of(network, kind, model, point, dtype)
+    """A run over tensors of its own: one token over a full cache, or a prompt into an empty one.
+
+    That of a whole model is an engine's step: where its tokens stand is written by the device each time.
+    """
+    places, tensors = prepare(network, kind, model, point, dtype)
+    starts_B = _starts(point, network.device)
+    places.write(starts_B)
     with _as_runtime_error():
         enqueue = network.bind(_profile_of(point), tensors)
 
     def run() -> object:
+        if kind == "whole":
+            places.write(starts_B)
         with _as_runtime_error():
             enqueue()
         return tensors["logits"].argmax(-1) if kind == "whole" else None
@@ -189,34 +194,32 @@ def _run_of(network: Network, kind: Kind, model: Model, point: Point, dtype: tor
     return run
 
 
-def tensors_of(network: Network, kind: Kind, model: Model, point: Point, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """All inputs and outputs: one token over a cache of all slots but one, or a prompt into an empty cache."""
+def prepare(
+    network: Network, kind: Kind, model: Model, point: Point, dtype: torch.dtype
+) -> tuple[Places, dict[str, torch.Tensor]]:
+    """All inputs and outputs, with random caches, hidden states and tokens, and what writes where these stand."""
     batch, num_tokens, device = point.batch, point.new_tokens, network.device
-    starts_B = np.full(batch, 0 if num_tokens > 1 else point.slots - 1)
-    known = places(reach_by_mask(model), starts_B, num_tokens, np.arange(point.slots))
-    tensors = {
-        name: torch.from_numpy(np.ascontiguousarray(make())).to(device)
-        for name, make in known.items()
-        if name in network.inputs
-    }
-    for index, block in enumerate(model.layers):
-        if isinstance(block.mixer, Attention):
-            shape_BHSD = (batch, block.mixer.num_kv_heads, point.slots, model.head_dim)
-            for word in ("key", "value"):
-                tensors[f"past_{word}_{index}"] = torch.randn(shape_BHSD, dtype=dtype, device=device)
+    places = Places(model, (batch, num_tokens, point.slots), network.inputs, device)
+    tensors = places.inputs | make_cache(model, batch, point.slots, dtype, device)
+    for name, tensor in tensors.items():
+        if name.startswith("past_"):
+            tensor.normal_()
     if kind == "stack":
         hidden_BTD = torch.randn((batch, num_tokens, model.hidden_size), dtype=dtype, device=device)
-        return tensors | {"hidden_in": hidden_BTD, "hidden_out": torch.empty_like(hidden_BTD)}
-    return tensors | {
-        "ids": torch.randint(0, model.vocab_size, (batch, num_tokens), device=device),
-        "last": torch.full((batch,), num_tokens - 1, device=device),
-        "logits": torch.empty((batch, model.vocab_size), device=device),
-    }
+        return places, tensors | {"hidden_in": hidden_BTD, "hidden_out": torch.empty_like(hidden_BTD)}
+    tensors["ids"].random_(model.vocab_size)
+    tensors["last"].fill_(num_tokens - 1)
+    return places, tensors | {"logits": torch.empty((batch, model.vocab_size), device=device)}
 
 
-def _write(kind: Kind, stored: Stored, activations: Activations, point: Point, folder: Path) -> int:
+def _starts(point: Point, device: torch.device) -> torch.Tensor:
+    start = 0 if point.new_tokens > 1 else point.slots - 1
+    return torch.full((point.batch,), start, device=device)
+
+
+def _write(kind: Kind, stored: Stored, point: Point, folder: Path) -> int:
     """Writes a network's graph, and gives the bytes of its weights."""
-    flavour = Flavour(name="standard", activations=activations, slots=point.slots)
+    flavour = flavour_of("fused", stored, point.slots)
     files = write_graph(stored.model, RepeatedWeights(stored.model), point.slots, flavour, folder, _GRAPHS[kind])
     return files[DATA_FILE].size_bytes
 

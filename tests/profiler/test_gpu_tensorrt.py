@@ -23,7 +23,7 @@ from blockwright.profiler.gpu_clock import GpuClock, GpuEffort
 from blockwright.profiler.gpu_device import CpuDevice
 from blockwright.profiler.gpu_plan import variants
 from blockwright.profiler.gpu_sitting import Step, run_steps
-from blockwright.profiler.gpu_tensorrt import InOnnxRuntime, InPlans, Kind, Network, TensorRtRuntime, tensors_of
+from blockwright.profiler.gpu_tensorrt import InOnnxRuntime, InPlans, Kind, Network, TensorRtRuntime, prepare
 from blockwright.profiler.synthetic import RepeatedWeights, random_weights
 from blockwright.profiler.torch_blocks import hf_config
 from blockwright.spec import (
@@ -45,6 +45,8 @@ from blockwright.spec import (
 
 SLOTS = 64
 DECODE, PREFILL = Point(batch=2, new_tokens=1, slots=SLOTS), Point(batch=2, new_tokens=24, slots=SLOTS)
+LONG = Point(batch=1, new_tokens=1, slots=1152)
+"""Where a window's tokens go round in fewer slots."""
 VARIANTS: tuple[Mixer | FFN, ...] = (
     Attention(num_kv_heads=4),
     Attention(num_kv_heads=2),
@@ -59,7 +61,7 @@ MIXED = (
     Block(mixer=LinearMixer(), ffn=LinearFFN()),
     Block(mixer=Attention(num_kv_heads=1, reach=Window(num_tokens=16)), ffn=NoOp()),
 )
-PARENT = llama(MIXED, hidden_size=128, num_heads=4, head_dim=32, vocab_size=256, max_positions=SLOTS)
+PARENT = llama(MIXED, hidden_size=128, num_heads=4, head_dim=32, vocab_size=256, max_positions=1152)
 
 
 def _stack(variant: Mixer | FFN, copies: int = 2) -> Model:
@@ -69,7 +71,13 @@ def _stack(variant: Mixer | FFN, copies: int = 2) -> Model:
 def _opened(kind: Kind, model: Model, point: Point, folder: Path) -> tuple[Network, dict[str, torch.Tensor]]:
     stored = Stored(model=with_format(model, FP32), activations="float32")
     network = InOnnxRuntime(folder=folder).open(kind, stored, point)
-    return network, tensors_of(network, kind, model, point, torch.float32)
+    places, tensors = prepare(network, kind, model, point, torch.float32)
+    places.write(torch.full((point.batch,), _start(point)))
+    return network, tensors
+
+
+def _start(point: Point) -> int:
+    return 0 if point.new_tokens > 1 else point.slots - 1
 
 
 def _in_torch(model: Model, tensors: dict[str, torch.Tensor], point: Point) -> torch.Tensor:
@@ -77,11 +85,12 @@ def _in_torch(model: Model, tensors: dict[str, torch.Tensor], point: Point) -> t
     weights = {name: torch.from_numpy(np.array(array)) for name, array in RepeatedWeights(model).items()}
     child = load_weights(build_child(model, hf_config(model)), weights)
     child.model.norm = nn.Identity()
-    num_before = 0 if point.new_tokens > 1 else point.slots - 1
+    num_before = _start(point)
     cache = DynamicCache()
     for index, block in enumerate(model.layers):
         if isinstance(block.mixer, Attention) and num_before:
-            key, value = (tensors[f"past_{word}_{index}"][:, :, :num_before] for word in ("key", "value"))
+            kept = (tensors[f"past_{word}_{index}"] for word in ("key", "value"))
+            key, value = (each[:, :, torch.arange(num_before) % each.shape[2]] for each in kept)
             cache.update(key, value, index)
     positions_BT = torch.arange(num_before, num_before + point.new_tokens)[None]
     with torch.inference_mode():
@@ -91,7 +100,7 @@ def _in_torch(model: Model, tensors: dict[str, torch.Tensor], point: Point) -> t
     return found.last_hidden_state
 
 
-@pytest.mark.parametrize("point", [DECODE, PREFILL], ids=["decode", "prefill"])
+@pytest.mark.parametrize("point", [DECODE, PREFILL, LONG], ids=["decode", "prefill", "behind many"])
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_name)
 def test_a_stack_computes_what_torch_computes(variant: Mixer | FFN, point: Point, tmp_path: Path) -> None:
     model = _stack(variant)
@@ -100,8 +109,8 @@ def test_a_stack_computes_what_torch_computes(variant: Mixer | FFN, point: Point
     expected = _in_torch(model, {name: tensor.clone() for name, tensor in tensors.items()}, point)
     network.bind(0, tensors)()
     torch.testing.assert_close(tensors["hidden_out"], expected, atol=1e-4, rtol=1e-4)
-    start = 0 if point.new_tokens > 1 else SLOTS - 1
     for name, cache in before.items():
+        start = _start(point) % cache.shape[2]
         new = slice(start, start + point.new_tokens)
         assert not torch.equal(tensors[name][:, :, new], cache[:, :, new]), "caches are updated where they lie"
         tensors[name][:, :, new] = cache[:, :, new]
