@@ -14,6 +14,7 @@ from blockwright.cli.main import BAD_INPUT, main
 from blockwright.cost import Load
 from blockwright.errors import InputError
 from blockwright.hw_profiles.folder import read_profile
+from blockwright.llama import LLAMA_8B
 from blockwright.pipeline import gpu_profile, gpu_runtimes
 from blockwright.pipeline.gpu_profile import GpuOrder, profile_gpu
 from blockwright.profiler.cost_model import known_quantities, predict
@@ -23,6 +24,7 @@ from blockwright.profiler.gpu_tensorrt import InOnnxRuntime, Network
 from blockwright.search.plan import read_plan
 from blockwright.search.scores import ScoreTable, write_scores
 from blockwright.spec import Attention, Format, GatedFFN, LinearMixer, Model, NoOp, Variant, parse_format, with_format
+from forked import fork_script
 
 LOAD = Load(batch=1, prompt_tokens=8, new_tokens=8)
 PLAN = replace(QUICK, num_variants=7, num_validated=2, load=LOAD)
@@ -263,3 +265,18 @@ def test_tensorrt_is_measured_on_a_gpu_only(tmp_path: Path, capsys: pytest.Captu
     words = ["profile", "--for", str(DEMO), "--backend", "tensorrt", "--out", str(tmp_path / "device")]
     assert main(words) == BAD_INPUT
     assert "--device cuda" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_script_tries_it_out_without_a_gpu(tmp_path: Path) -> None:
+    out, script = tmp_path / "device", DEMO.parents[1] / "benchmarks" / "gpu" / "profile_gpu.py"
+    words = ("--parent", str(DEMO), "--device", "cpu", "--quick", "--backend", "tensorrt", "--format", "int4")
+    code, told = fork_script(script, "--out", out, *words).wait()
+    assert code == 0, told
+    assert {(row.backend, row.format) for row in read_profile(out).times} == {("tensorrt", "int4-g32")}
+
+
+def test_torch_is_refused_a_format_that_it_is_not_measured_in(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--backend tensorrt"):
+        profile_gpu(replace(_order(LLAMA_8B, FP16), backend="torch"), tmp_path / "device")
+    assert not list(tmp_path.iterdir())
