@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,30 +98,12 @@ class Bench:
 
     def _times(self, contestants: dict[str, list[Run]]) -> dict[str, list[float]]:
         """Seconds of each contestant's runs on the average, round by round."""
-        replays = {name: self._captured(runs) for name, runs in contestants.items()}
+        replays = {name: captured(partial(_all, runs), self.has_gpu) for name, runs in contestants.items()}
         times: dict[str, list[float]] = {name: [] for name in contestants}
         for _ in range(self.plan.rounds + 1):
             for name, replay in replays.items():
                 times[name].append(self._time(replay) / len(contestants[name]))
         return {name: each[1:] for name, each in times.items()}  # the first warms up
-
-    def _captured(self, runs: list[Run]) -> Run:
-        """All runs as one, in a CUDA graph where there is a GPU."""
-
-        def all_runs() -> None:
-            for run in runs:
-                run()
-
-        if not self.has_gpu:
-            return all_runs
-        torch.cuda.synchronize()
-        with torch.cuda.stream(torch.cuda.Stream()):  # compiles, and lets cuBLAS choose, which a capture must not
-            all_runs()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            all_runs()
-        return graph.replay
 
     def _time(self, replay: Run) -> float:
         if not self.has_gpu:
@@ -135,3 +118,22 @@ class Bench:
         ended.record()
         torch.cuda.synchronize()
         return began.elapsed_time(ended) * 1e-3 / 10
+
+
+def captured(run: Run, has_gpu: bool) -> Run:
+    """The run as a CUDA graph, where there is a GPU; it is run once on the way."""
+    if not has_gpu:
+        return run
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):  # compiles, and lets cuBLAS choose, which a capture must not
+        run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def _all(runs: list[Run]) -> None:
+    for run in runs:
+        run()

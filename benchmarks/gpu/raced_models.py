@@ -2,15 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-import torch
-from transformers import PreTrainedModel
-
-from blockwright.compile.blocked import rounded
 from blockwright.count import ffn_weight_bytes, kv_bytes_per_slot, matrix_bytes, mixer_weight_bytes
 from blockwright.llama import llama
-from blockwright.model.child import build_child, load_weights
-from blockwright.profiler.torch_blocks import hf_config
 from blockwright.spec import Attention, Block, GatedFFN, Model, NoOp
 
 WARM_TOKENS = 4
@@ -92,20 +85,3 @@ def bytes_per_token(model: Model, context: int, bytes_per_value: int = 4) -> int
     layers = sum(mixer_weight_bytes(model, b.mixer) + ffn_weight_bytes(model, b.ffn) for b in model.layers)
     cache = sum(kv_bytes_per_slot(model, block.mixer, bytes_per_value) for block in model.layers)
     return layers + matrix_bytes(model.hidden_size, model.vocab_size, model.embedding_weights) + context * cache
-
-
-def reference_of(model: Model, weights: dict[str, np.ndarray]) -> PreTrainedModel:
-    """The model in torch, in fp16, with the matrices of its layers rounded to their format."""
-    given: dict[str, torch.Tensor] = {}
-    for name, array in weights.items():
-        if name.startswith("model.layers.") and array.ndim == 2:
-            block = model.layers[int(name.split(".")[2])]
-            part = block.ffn if ".mlp." in name else block.mixer
-            assert not isinstance(part, NoOp), "it has no matrices"
-            array = rounded(array.T, part.weights).T
-        given[name] = torch.from_numpy(np.ascontiguousarray(array))
-    child = load_weights(build_child(model, hf_config(model)), given)
-    for parameter in child.parameters():  # buffers stay: angles of rotations are none in fp16
-        parameter.data = parameter.data.half()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return child.eval().to(device)  # pyright: ignore[reportArgumentType]

@@ -13,7 +13,6 @@ and .md.
 
 import argparse
 import json
-import signal
 import subprocess
 import sys
 import tempfile
@@ -28,9 +27,11 @@ import numpy as np
 import torch
 from onnxruntime_cuda import Opened, races
 from provenance import RESULTS, origin, write_results
-from raced_models import FULL, SMALL, Plan, child_of, parent_of, reference_of
+from race_processes import told
+from raced_models import FULL, SMALL, Plan, child_of, parent_of
 from safetensors.numpy import save_file
 from tensorrt_gpu_page import as_text
+from torch_reference import reference_of
 from transformers import PreTrainedModel
 
 from blockwright.compile.engine import ENGINE_FILE
@@ -121,16 +122,6 @@ def try_case(case: Case) -> dict[str, Any]:
         return asdict(case) | told(read_json(answer) if answer.exists() else {}, done.returncode, done.stderr)
 
 
-def told(answer: dict[str, Any], returncode: int, said: str) -> dict[str, Any]:
-    """What a case found, with `why` it went no further, None where it came to its end."""
-    why = answer.get("why")
-    if why is None and returncode:
-        how = f"signal {signal.Signals(-returncode).name}" if returncode < 0 else f"exit code {returncode}"
-        last = (said.strip().splitlines() or ["nothing said"])[-1]
-        why = f"the process ended with {how}: {last}"
-    return answer | {"why": why}
-
-
 def run_case(case: Case, answer: Path) -> None:
     """Builds, opens, compares, times; what is known is written after each, for the next may end the process."""
     found: dict[str, Any] = {}
@@ -161,7 +152,9 @@ def run_case(case: Case, answer: Path) -> None:
         tell(why=str(error))
 
 
-def build(model: Model, weights: dict[str, np.ndarray], case: Case, folder: Path) -> dict[str, Any]:
+def build(
+    model: Model, weights: dict[str, np.ndarray], case: Case, folder: Path, most_sequences: int = 2
+) -> dict[str, Any]:
     """Builds an engine of a model.
 
     Raises:
@@ -176,7 +169,7 @@ def build(model: Model, weights: dict[str, np.ndarray], case: Case, folder: Path
     order = TensorRtOrder(
         stored=stored_for_tensorrt(model, parse_format(case.format)),
         num_positions=model.max_positions,
-        most_sequences=2,
+        most_sequences=most_sequences,
         package=package,
         capabilities=(named(package, case.capability),),
         built_from="random weights",

@@ -1,0 +1,116 @@
+"""benchmarks/gpu/race.py as far as it goes without a GPU."""
+
+import importlib
+import json
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from blockwright.compile.tensorrt_package import find_package
+from blockwright.errors import InputError
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks/gpu/race.py"
+PLAYERS = ("torch.compile, int4-g32", "ONNX Runtime contrib, fp16")
+
+
+def _has_rtx() -> bool:
+    try:
+        find_package(("tensorrt_rtx",))
+    except InputError:
+        return False
+    return True
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    return importlib.import_module
+
+
+@pytest.mark.slow
+def test_the_script_races_on_the_cpu_and_claims_nothing_of_a_gpu(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="Triton is needed (the extra triton)")
+    words = ["--device", "cpu", "--small", "--only", ";".join(PLAYERS), "--without-kernels", "--out", str(tmp_path)]
+    done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (page,), (file,) = (list(tmp_path.glob(f"race_cpu_*.{kind}")) for kind in ("md", "json"))
+    results = json.loads(file.read_text())
+    assert "says nothing of a GPU" in page.read_text() and results["accelerator"] is None
+    why = {row["name"]: row["why"] for row in results["contestants"]}
+    assert {name for name, said in why.items() if said is None} == {"torch eager, fp16", *PLAYERS}
+    assert why["torch.compile, fp16"] == "it was not asked for" and "tensorrt_rtx, int4-g32" in why
+    for row in results["contestants"]:
+        if row["name"] in PLAYERS:
+            assert 0 < max(row["came"]["compared"]["differences"].values()) < 2e-2
+            assert f"| {row['name']} | opened, tried, compared |" in page.read_text()
+    assert len(results["rounds"]) == 2
+    for each in results["rounds"]:
+        assert each["copy_bytes_per_s"] > 0
+        timed = {(row["contestant"], row["model"], row["what"], row["tokens"]) for row in each["times"]}
+        assert len(timed) == len(each["times"]) == 3 * 2 * 3 and all(row["time_s"] > 0 for row in each["times"])
+    first, second = ([row["contestant"] for row in each["times"][:3]] for each in results["rounds"])
+    assert sorted(first) == sorted(second) and first != second, "the one who begins changes"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+def test_without_a_gpu_the_script_says_what_to_do(module: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["race.py", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="--device cpu --small tries the script out"):
+        module("race").main()
+    assert not (tmp_path / "out").exists()
+
+
+def _entry(module: Any, **changes: Any) -> Any:
+    players = module("race_players")
+    given: dict[str, Any] = {"runtime": "copy", "variant": "", "format": "fp16", "device": "cpu", "capability": None}
+    return players.Entry(**given | {"is_small": True, "batches": (1,)} | changes)
+
+
+def test_who_refuses_who_dies_and_who_takes_too_long_are_told_apart(module: Any, tmp_path: Path) -> None:
+    processes = module("race_processes")
+    entries = {
+        "refuses": _entry(module, runtime="ONNX Runtime", variant="ONNX Runtime standard", device="cuda"),
+        "dies": _entry(module, runtime="nobody"),
+        "sleeps": _entry(module),
+    }
+    started = {name: processes.Contestant(entry, tmp_path / name) for name, entry in entries.items()}
+    for each in started.values():
+        each.set_up(time.monotonic() + 60)
+    assert started["sleeps"].why is None and started["sleeps"].ask({}, 60)["bytes_per_s"] > 0
+    assert started["sleeps"].ask({}, 0.0) == {"why": "it took longer than there was time for"}
+    for each in started.values():
+        each.end()
+    assert started["dies"].why == "the process ended with exit code 1: KeyError: 'nobody'"
+    assert "cuda" in started["refuses"].why.lower() and "refused" in started["refuses"].came
+    assert started["dies"].ask({}, 1.0) == {"why": started["dies"].why}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not _has_rtx(), reason="TensorRT-RTX is needed (the extra tensorrt-rtx)")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here a GPU opens the plan")
+def test_plans_of_both_models_are_built_before_they_are_refused(module: Any) -> None:
+    engines = module("race_engines")
+    entry = _entry(module, runtime="TensorRT", variant="tensorrt_rtx", format="int4-g32", capability="sm86")
+    with pytest.raises(InputError, match="GPU: got none that torch sees"):
+        engines.TensorRt(entry)
+
+
+def test_ratios_are_of_the_same_round_and_missing_times_are_none(module: Any) -> None:
+    page = module("race_page")
+    assert page._ratio([2.0, None, 9.0], [1.0, 5.0, 3.0]) == "2.50 (2.00 to 3.00)"
+    assert page._ratio([None], [1.0]) == "–" == page._median([None])
+    assert page._median([None, 0.001, 0.003]) == "2.00"
+
+
+def test_what_kernels_find_counts_only_if_they_are_done_in_time(module: Any, tmp_path: Path) -> None:
+    asked = Namespace(small=True, device="cpu")
+    said = module("race").kernels(asked, tmp_path, 0.0)
+    assert said == {"why": "they were not done in the 0 s that were left"}
+    assert module("race_page")._kernels(said)[-1] == f"Not measured: {said['why']}"
+    assert module("race_page")._kernels(None) == []
