@@ -2,15 +2,16 @@
 
 A utilisation above 1 is what a confusion of units or of variants looks like. Only what is certain is held against a
 row: its products at the device's rate; its weights at the speed of the cache where that was measured; and what of them
-no cache has room for at the speed of memory. Of times that were read in, formats are another runtime's own: they are
-held against the fastest rate of any.
+no cache has room for at the speed of memory. Of TensorRT's products, which it may sum up in fewer bits than torch did
+when the rate was measured, and of times that were read in, whose formats are another runtime's own, all are held
+against the fastest rate of any.
 """
 
 from dataclasses import dataclass, replace
 
 from blockwright.errors import InputError
 from blockwright.hw_profiles.ceilings import Ceilings
-from blockwright.hw_profiles.profile import OperatorRow, Profile, TimeRow, WholeRow, is_imported, parent_of
+from blockwright.hw_profiles.profile import IMPORTED, OperatorRow, Profile, TimeRow, WholeRow, is_imported, parent_of
 from blockwright.hw_profiles.variants import parse_variant
 from blockwright.profiler.operators import (
     Attend,
@@ -83,7 +84,12 @@ def least_time_of(profile: Profile, row: Timed) -> float:
     """What the work of a row takes on a profile's device at the very least."""
     if isinstance(row, WholeRow) and is_imported(profile, row.backend):
         return _least_imported_s(profile, row)
-    return least_time_s(operators_of(profile, row), profile.ceilings)
+    operators, ceilings = operators_of(profile, row), profile.ceilings
+    if row.backend in IMPORTED:
+        fastest = max(ceilings.flop_per_s.values(), key=lambda rate: rate.high)
+        names = {each.weights for each in operators if isinstance(each, Matmul)}
+        ceilings = replace(ceilings, flop_per_s=ceilings.flop_per_s | dict.fromkeys(names, fastest))
+    return least_time_s(operators, ceilings)
 
 
 def model_of(profile: Profile, row: WholeRow) -> Model:

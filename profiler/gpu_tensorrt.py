@@ -34,10 +34,11 @@ from blockwright.compile.tensorrt_package import Package
 from blockwright.compile.tensorrt_stored import Stored, stored_for_tensorrt
 from blockwright.compile.tensorrt_writing import DTYPES
 from blockwright.errors import InputError
+from blockwright.hw_profiles.ceilings import Ceilings
 from blockwright.hw_profiles.profile import Backend, Point
 from blockwright.profiler.gpu_bench import Opened
 from blockwright.profiler.synthetic import RepeatedWeights
-from blockwright.spec import Format, Model
+from blockwright.spec import FP16, Format, Model
 
 Kind = Literal["stack", "whole"]
 _GRAPHS = {"stack": stack_graph, "whole": decoder_graph}
@@ -210,6 +211,16 @@ def prepare(
     tensors["ids"].random_(model.vocab_size)
     tensors["last"].fill_(num_tokens - 1)
     return places, tensors | {"logits": torch.empty((batch, model.vocab_size), device=device)}
+
+
+def with_integer_rates(ceilings: Ceilings, formats: Sequence[Format]) -> Ceilings:
+    """With rates of products with int4 weights, which TensorRT multiplies in fp16: times between widths go by these."""
+    halves = ceilings.flop_per_s.get(FP16.name)
+    if halves is None:
+        return ceilings
+    integers = replace(halves, origin="transferred", source=f"as of fp16, in which int4 is multiplied: {halves.source}")
+    added = {str(weights): integers for weights in formats if weights.group_size is not None}
+    return replace(ceilings, flop_per_s=ceilings.flop_per_s | added)
 
 
 def _starts(point: Point, device: torch.device) -> torch.Tensor:

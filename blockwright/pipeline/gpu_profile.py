@@ -46,6 +46,7 @@ from blockwright.profiler.gpu_sitting import (
     run_steps,
     with_repeats,
 )
+from blockwright.profiler.gpu_tensorrt import with_integer_rates
 from blockwright.profiler.gpu_validate import validate
 from blockwright.spec import Format, Model, with_format
 from blockwright.strict import from_data, to_data
@@ -109,6 +110,7 @@ def _profile_gpu(
     asked = {"plan": order.plan, "parent": parent, "backend": chosen.backend, "formats": chosen.formats}
     open_work(work, to_data(asked | {"device": identity.digest, "software": software}))
     sitting = _sit(parent, device, chosen, order.plan, work)
+    ceilings = with_integer_rates(replace(sitting.ceilings.ceilings, **sitting.power), chosen.formats)
     profile = Profile(
         schema_version=SCHEMA_VERSION,
         name=identity.name,
@@ -118,7 +120,7 @@ def _profile_gpu(
         num_threads=1,
         created=_now(),
         model=parent,
-        ceilings=replace(sitting.ceilings.ceilings, **sitting.power),
+        ceilings=ceilings,
         method=Method(clock="device", warm_up=WARM_UP, outlier_rule=OUTLIER_RULE, seconds=order.plan.effort.limit_s),
         coverage=coverage_of(sitting),
     )

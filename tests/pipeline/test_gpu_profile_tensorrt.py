@@ -138,12 +138,24 @@ def test_children_are_foretold_from_blocks_in_tensorrt(weights: Format, profiled
     profile = read_profile(profiled)
     quantities = known_quantities(profile, "tensorrt")
     assert "memory" not in quantities and {"time_per_token", "time_to_first_token", "disk"} <= set(quantities)
-    layers = (replace(made_up_parent.layers[0], mixer=LinearMixer()), *made_up_parent.layers[1:])
-    for each in (made_up_parent, replace(made_up_parent, layers=layers)):
+    first, *rest = made_up_parent.layers
+    linear = replace(made_up_parent, layers=(replace(first, mixer=LinearMixer()), *rest))
+    for each in (made_up_parent, linear):
         model = with_format(each, weights)
         costs = predict(profile, model, LOAD, "tensorrt")
         for quantity, is_prompt in (("time_per_token", False), ("time_to_first_token", True)):
             assert costs[quantity].value == pytest.approx(_time_of(model, is_prompt), rel=5e-3)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("weights", [FP16, INT4])
+def test_a_width_between_measured_ones_is_told(weights: Format, profiled: Path, made_up_parent: Model) -> None:
+    profile = read_profile(profiled)
+    widths = {row.variant for row in profile.times if row.part == "ffn"}
+    ffn = GatedFFN(width=96)
+    assert f"ffn-{ffn.width}" not in widths and len(widths) > 2
+    model = replace(made_up_parent, layers=tuple(replace(b, ffn=ffn) for b in made_up_parent.layers))
+    found = predict(profile, with_format(model, weights), LOAD, "tensorrt")["time_per_token"]
+    assert found.low < _time_of(with_format(model, weights), is_prompt=False) < found.high
 
 
 def test_a_format_or_shape_that_was_not_measured_is_told(profiled: Path, made_up_parent: Model) -> None:

@@ -115,6 +115,18 @@ def test_the_least_time_of_an_ffn_is_its_three_products_at_the_devices_rate() ->
     assert least_time_of(MADE_UP, PREFILL) == pytest.approx(FFN_FLOP / FLOP_PER_S)
 
 
+@pytest.mark.parametrize("weights", ["fp16", "int4-g32"])
+def test_tensorrts_products_are_held_against_the_fastest_rate_of_any(weights: str) -> None:
+    """It may sum fp16 up in fp16, which torch's products, the rates, do not."""
+    rates = {"fp16": _figure(FLOP_PER_S), "fp8": _figure(2 * FLOP_PER_S)}
+    part, whole = (replace(row, backend="tensorrt", format=weights) for row in (PREFILL, WHOLE))
+    profile = replace(MADE_UP, ceilings=replace(CEILINGS, flop_per_s=rates), times=(part,), wholes=(whole,))
+    assert least_time_of(profile, part) == pytest.approx(FFN_FLOP / FLOP_PER_S / 2)
+    assert least_time_of(profile, whole) == pytest.approx((HEAD_FLOP + 2 * LAYER_FLOP) / FLOP_PER_S / 2)
+    own = replace(part, backend="torch", format="fp16")
+    assert least_time_of(replace(profile, times=(own,)), own) == pytest.approx(FFN_FLOP / FLOP_PER_S)
+
+
 def test_a_whole_model_takes_at_least_what_its_layers_and_its_head_take() -> None:
     by_hand = (HEAD_FLOP + 2 * LAYER_FLOP) / FLOP_PER_S
     assert least_time_of(MADE_UP, WHOLE) == pytest.approx(by_hand)
