@@ -141,7 +141,7 @@ def test_plain_transformers_loads_every_format_where_blockwright_is_not(
     found: dict[str, np.ndarray] = dict(zip((*formats, "exact int4", "exact int8"), others, strict=True))
     spread = own.std()
     assert np.array_equal(found["fp32"], own)
-    for name, most in (("fp16", 0.02), ("bf16", 0.1)):
+    for name, most in (("fp16", 0.02), ("bf16", 0.16)):
         assert 0 < np.abs(found[name] - own).max() / spread < most
     for name in ("int4", "int8"):
         near, far = (np.abs(found[name] - other).max() / spread for other in (found[f"exact {name}"], own))
