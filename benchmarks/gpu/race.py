@@ -8,9 +8,8 @@ others, and a prompt of 512. Each contestant sits in a process of its own and me
 all of them in turn, beside the rate of a copy in the same round. One that fails is listed with its own words and how
 far it came, and the others go on. Last come the cases of `kernels_gpu.py`.
 
-Needs torch with CUDA, transformers and onnxruntime; what else is installed plays along. 12 GB of the GPU's memory.
-Results are written after each round; `--minutes` bounds it all. `--device cpu --small` tries it out without a GPU.
-Writes race_<device>_<date>.json and .md.
+Needs torch with CUDA, transformers and onnxruntime; what else is installed plays along. `--minutes` bounds it all;
+`--device cpu --small` tries it out without a GPU. Writes race_<device>_<date>.json and .md, after each round.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import select
 import subprocess
 import sys
 import time
@@ -99,6 +100,15 @@ def test_plans_of_both_models_are_built_before_they_are_refused(module: Any) -> 
     entry = _entry(module, runtime="TensorRT", variant="tensorrt_rtx", format="int4-g32", capability="sm86")
     with pytest.raises(InputError, match="GPU: got none that torch sees"):
         engines.TensorRt(entry)
+
+
+def test_what_was_said_in_time_counts_however_late_it_is_read(module: Any, tmp_path: Path) -> None:
+    processes = module("race_processes")
+    copy = processes.Contestant(_entry(module), tmp_path / "copy")
+    assert select.select([copy._process.stdout], [], [], 60)[0]
+    copy.set_up(time.monotonic() - 1)
+    copy.end()
+    assert copy.why is None and "ready" in copy.came
 
 
 def test_ratios_are_of_the_same_round_and_missing_times_are_none(module: Any) -> None:
