@@ -9,6 +9,7 @@ Shapes: B batch, T new tokens, S slots, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -37,8 +38,9 @@ class TensorRtSequences:
         self._length_B = torch.zeros(batch, dtype=torch.int64, device=executor.device)
         self._logits_BV = torch.zeros((batch, engine.model.vocab_size), device=executor.device)
         self._step = self._bound(_DECODE, slice(0, batch), 1)
-        self._append: Callable[[], None] = self._append_once
-        self._is_recorded = False
+        self._append = _Replayed(executor, self._append_once)
+        self._writers: dict[Sampling, _Writer] = {}
+        """By rule, the seed aside: what is recorded serves the next texts too."""
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
         """Reads the prompts, shorter ones padded on the right, and returns the logits after each, logits_BV."""
@@ -52,10 +54,7 @@ class TensorRtSequences:
             self._append()
             return self._executor.fetch(self._logits_BV)
 
-        logits_BV = self._there(append)()
-        if not self._is_recorded:
-            self._append, self._is_recorded = self._there(lambda: self._executor.recorded(self._append_once)), True
-        return logits_BV
+        return self._there(append)()
 
     def write(self, prompts: Sequence[Sequence[int]], num_tokens: int, sampling: Sampling) -> Iterator[np.ndarray]:
         """Continues the prompts by `num_tokens`, drawn on the device.
@@ -63,35 +62,40 @@ class TensorRtSequences:
         Yields:
             The next token of every sequence, ids_B.
         """
+        rule = replace(sampling, seed=0)
+        if rule not in self._writers:
+            self._writers[rule] = self._there(lambda: self._writer(rule))
+        writer = self._writers[rule]
 
-        def begin() -> tuple[Drawer, Callable[[], np.ndarray]]:
+        def begun() -> Callable[[], np.ndarray]:
             self._read(prompts)
-            drawer = Drawer(prompts, num_tokens, sampling, self._logits_BV)
-            drawer.draw(self._logits_BV)
-            return drawer, self._executor.fetch(drawer.ids_B)
+            writer.drawer.begin(prompts, num_tokens, sampling.seed)
+            writer.drawer.draw(self._logits_BV)
+            return self._executor.fetch(writer.drawer.ids_B)
 
-        drawer, drawn = self._there(begin)
+        def gone_on() -> Callable[[], np.ndarray]:
+            writer.go_on()
+            return self._executor.fetch(writer.drawer.ids_B)
 
-        def one_more() -> None:
-            self._step.inputs["ids"][:, 0].copy_(drawer.ids_B)
-            self._append_once()
-            drawer.draw(self._logits_BV)
-
-        def launched(work: Callable[[], None]) -> Callable[[], np.ndarray]:
-            work()
-            return self._executor.fetch(drawer.ids_B)
-
-        work = one_more
-        for index in range(1, num_tokens):
-            if index == 2:  # what is recorded must have been run before
-                work = self._there(lambda: self._executor.recorded(one_more))
-            following = self._there(lambda work=work: launched(work))
+        drawn = self._there(begun)
+        for _ in range(1, num_tokens):
+            following = self._there(gone_on)
             yield drawn()
             drawn = following
         yield drawn()
 
     def _there(self, work: Callable[[], R]) -> R:
         return self._executor.on_stream(work)
+
+    def _writer(self, rule: Sampling) -> "_Writer":
+        drawer = Drawer(rule, self._slots, self._logits_BV)
+
+        def append_and_draw() -> None:
+            self._step.inputs["ids"][:, 0].copy_(drawer.ids_B)
+            self._append_once()
+            drawer.draw(self._logits_BV)
+
+        return _Writer(drawer=drawer, go_on=_Replayed(self._executor, append_and_draw))
 
     def _append_once(self) -> None:
         self._step.at(self._length_B)
@@ -138,6 +142,33 @@ class TensorRtSequences:
             self._executor.device,
         )
         return _Run(self._executor, profile, places, cache, logits_BV if profile == _DECODE else logits_BV.clone())
+
+
+class _Replayed:
+    """Work that is run once, as it is, and from then on is a replay of what is recorded."""
+
+    def __init__(self, executor: Executor, work: Callable[[], None]) -> None:
+        self._executor, self._work = executor, work
+        self._replay: Callable[[], None] | None = None
+        self._was_run = False
+
+    def __call__(self) -> None:
+        """To be called on the executor's stream."""
+        if not self._was_run:
+            self._was_run = True
+            self._work()
+            return
+        if self._replay is None:
+            self._replay = self._executor.recorded(self._work)
+        self._replay()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Writer:
+    """Draws by a rule, and appends what it drew last."""
+
+    drawer: Drawer
+    go_on: _Replayed
 
 
 class _Run:

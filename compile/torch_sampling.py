@@ -49,30 +49,36 @@ def penalised_on(logits_BV: torch.Tensor, is_seen_BV: torch.Tensor, sampling: Sa
 
 
 class Drawer:
-    """Draws tokens one after another and keeps them, all on the device."""
+    """Draws tokens by one rule and remembers them, all on the device and at addresses that stay."""
 
-    def __init__(
-        self, prompts: Sequence[Sequence[int]], num_tokens: int, sampling: Sampling, like: torch.Tensor
-    ) -> None:
-        """`like` is of the logits' shape, on the device."""
-        chances_NB = np.random.default_rng(sampling.seed).random((num_tokens, len(prompts)))
-        self._sampling, self._chances_NB = sampling, torch.from_numpy(chances_NB).to(like.device)
-        self._count_1 = torch.zeros(1, dtype=torch.int64, device=like.device)
-        self._is_seen_BV: torch.Tensor | None = None
-        if sampling.repetition_penalty != 1:
-            is_seen_BV = torch.zeros(like.shape, dtype=torch.bool)
+    def __init__(self, rule: Sampling, most_tokens: int, like: torch.Tensor) -> None:
+        """`like` is of the logits' shape, on the device; the rule's seed is not read."""
+        batch, device = len(like), like.device
+        self._rule = rule
+        self._chances_NB = torch.zeros((most_tokens, batch), dtype=torch.float64, device=device)
+        self._count_1 = torch.zeros(1, dtype=torch.int64, device=device)
+        is_asked = rule.repetition_penalty != 1
+        self._is_seen_BV = torch.zeros(like.shape, dtype=torch.bool, device=device) if is_asked else None
+        self.ids_B = torch.zeros(batch, dtype=torch.int64, device=device)
+        """What was drawn last."""
+
+    def begin(self, prompts: Sequence[Sequence[int]], num_tokens: int, seed: int) -> None:
+        """Begins with new texts, of which so many tokens will be drawn."""
+        chances_NB = np.random.default_rng(seed).random((num_tokens, len(prompts)))
+        self._chances_NB[:num_tokens].copy_(torch.from_numpy(chances_NB))
+        self._count_1.zero_()
+        if self._is_seen_BV is not None:
+            is_seen_BV = torch.zeros(self._is_seen_BV.shape, dtype=torch.bool)
             for row, prompt in zip(is_seen_BV, prompts, strict=True):
                 row[list(prompt)] = True
-            self._is_seen_BV = is_seen_BV.to(like.device)
-        self.ids_B = torch.zeros(len(prompts), dtype=torch.int64, device=like.device)
-        """What was drawn last."""
+            self._is_seen_BV.copy_(is_seen_BV)
 
     def draw(self, logits_BV: torch.Tensor) -> None:
         """Draws the next token of every sequence into `ids_B`."""
         uniform_B = self._chances_NB.index_select(0, self._count_1)[0]
         if self._is_seen_BV is not None:
-            logits_BV = penalised_on(logits_BV, self._is_seen_BV, self._sampling)
-        self.ids_B.copy_(choose_on(logits_BV, self._sampling, uniform_B))
+            logits_BV = penalised_on(logits_BV, self._is_seen_BV, self._rule)
+        self.ids_B.copy_(choose_on(logits_BV, self._rule, uniform_B))
         if self._is_seen_BV is not None:
             self._is_seen_BV.scatter_(1, self.ids_B[:, None], True)
         self._count_1 += 1

@@ -132,6 +132,20 @@ def test_what_is_drawn_on_the_device_is_what_the_host_would_draw(name: str, samp
     assert (on_the_device == on_the_host).all()
 
 
+def test_what_was_recorded_serves_the_next_text_too(opened: Opened) -> None:
+    decoder, executor, _ = opened("heterogeneous")
+    sampling, prompts = Sampling(temperature=0.9, repetition_penalty=1.2), [[3, 1, 4], [1, 5]]
+    anew = [
+        [ids_B.tolist() for ids_B in decoder.start(2, 40).write(prompts, 6, replace(sampling, seed=seed))]
+        for seed in (1, 2)
+    ]
+    executor.num_replays, sequences = 0, decoder.start(2, 40)
+    for seed, expected in zip((1, 2), anew, strict=True):
+        found = [ids_B.tolist() for ids_B in sequences.write(prompts, 6, replace(sampling, seed=seed))]
+        assert found == expected
+    assert executor.num_replays == 3 + 5
+
+
 def test_sequences_may_be_written_in_turn(opened: Opened) -> None:
     decoder, _, _ = opened("heterogeneous")
     alone = [[int(ids_B[0]) for ids_B in generate_ids(decoder, [prompt], 8, Sampling())] for prompt in ([3, 1], [7])]

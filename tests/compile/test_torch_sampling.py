@@ -52,13 +52,16 @@ def test_tokens_of_the_text_lose_the_same(penalty: float) -> None:
 
 
 def test_one_token_after_another_takes_chances_in_order_and_remembers_what_was_drawn() -> None:
-    sampling = Sampling(temperature=1.0, repetition_penalty=2.5, seed=11)
-    prompts = [[row, row + 1] for row in range(BATCH)]
-    drawer, generator = Drawer(prompts, 5, sampling, torch.zeros(BATCH, VOCAB)), np.random.default_rng(11)
-    is_seen_BV = np.zeros((BATCH, VOCAB), dtype=bool)
-    is_seen_BV[np.arange(BATCH)[:, None], np.array(prompts)] = True
-    for seed in range(5):
-        expected = choose(penalised(_logits(seed), is_seen_BV, sampling), sampling, generator)
-        is_seen_BV[np.arange(BATCH), expected] = True
-        drawer.draw(torch.from_numpy(_logits(seed)))
-        assert drawer.ids_B.tolist() == expected.tolist()
+    drawer = Drawer(Sampling(temperature=1.0, repetition_penalty=2.5), 9, torch.zeros(BATCH, VOCAB))
+    for text_seed in (11, 12):  # the second text begins anew
+        sampling = Sampling(temperature=1.0, repetition_penalty=2.5, seed=text_seed)
+        prompts = [[row, row + text_seed] for row in range(BATCH)]
+        drawer.begin(prompts, 5, sampling.seed)
+        generator = np.random.default_rng(text_seed)
+        is_seen_BV = np.zeros((BATCH, VOCAB), dtype=bool)
+        is_seen_BV[np.arange(BATCH)[:, None], np.array(prompts)] = True
+        for seed in range(5):
+            expected = choose(penalised(_logits(seed), is_seen_BV, sampling), sampling, generator)
+            is_seen_BV[np.arange(BATCH), expected] = True
+            drawer.draw(torch.from_numpy(_logits(seed)))
+            assert drawer.ids_B.tolist() == expected.tolist()
