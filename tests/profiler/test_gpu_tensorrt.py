@@ -28,6 +28,7 @@ from blockwright.profiler.synthetic import RepeatedWeights, random_weights
 from blockwright.profiler.torch_blocks import hf_config
 from blockwright.spec import (
     FFN,
+    FP16,
     FP32,
     Attention,
     Block,
@@ -174,6 +175,22 @@ def test_a_network_that_does_not_build_fails_as_a_case_and_the_next_goes_on(plan
     assert not (tmp_path / "engine").exists(), "nothing is left of it"
 
 
+def test_a_build_that_the_system_ends_for_want_of_memory_fails_as_a_case(
+    plans: InPlans, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shot = tmp_path / "python"
+    shot.write_text("#!/bin/sh\nkill -KILL $$\n")
+    shot.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(shot))
+    runtime = TensorRtRuntime(parse_format("fp16"), plans)
+    step = Step(
+        name="ffn", measure=lambda: measure_part(_bench_of(runtime), GatedFFN(width=96, weights=FP16), [DECODE])
+    )
+    (done,) = run_steps([step], tmp_path / "work", lambda: 1.0, lambda _: None, lambda: None)
+    assert done.error is not None and "SIGKILL" in done.error and "Give it more memory" in done.error
+    assert not (tmp_path / "engine").exists()
+
+
 def test_what_a_kill_left_is_not_taken_for_a_plan(tmp_path: Path) -> None:
     folder = tmp_path / "engine"
     folder.mkdir()
@@ -204,13 +221,13 @@ class _Simulated(CpuDevice):
 
 
 def _bench(device: CpuDevice, tmp_path: Path, text: str = "fp16") -> Bench:
-    weights, effort = parse_format(text), GpuEffort(min_samples=3, limit_s=1e-3, warm_up_s=0.0, warm_up_calls=1)
-    return Bench(
-        parent=with_format(PARENT, weights),
-        clock=GpuClock(device, effort, None),
-        device=device,
-        runtime=TensorRtRuntime(weights, InOnnxRuntime(folder=tmp_path / "engine")),
-    )
+    return _bench_of(TensorRtRuntime(parse_format(text), InOnnxRuntime(folder=tmp_path / "engine")), device)
+
+
+def _bench_of(runtime: TensorRtRuntime, device: CpuDevice | None = None) -> Bench:
+    device, effort = device or CpuDevice(), GpuEffort(min_samples=3, limit_s=1e-3, warm_up_s=0.0, warm_up_calls=1)
+    parent = with_format(PARENT, runtime.weights)
+    return Bench(parent=parent, clock=GpuClock(device, effort, None), device=device, runtime=runtime)
 
 
 @pytest.mark.parametrize("text", ["fp16", "int4-g32"])
