@@ -1,5 +1,6 @@
 """Opens a TensorRT engine where it can run, and says why it cannot elsewhere; `tensorrt_writing` runs it."""
 
+import gc
 from pathlib import Path
 
 import torch
@@ -52,7 +53,11 @@ class TensorRtDecoder:
                 remedy = "Ask for less" + (f", or compile with a larger {larger}." if larger else ".")
                 raise InputError(field, got=got, expected=f"at most {most}", remedy=remedy)
         try:
-            return self._executor.on_stream(lambda: TensorRtSequences(engine, self._executor, batch))
+            return self._make(batch)
+        except torch.OutOfMemoryError:
+            gc.collect()  # sequences that are done refer to themselves, and hold their caches until they are found
+        try:
+            return self._make(batch)
         except torch.OutOfMemoryError as error:
             raise InputError(
                 "GPU memory",
@@ -60,6 +65,9 @@ class TensorRtDecoder:
                 expected=f"room for caches of {engine.slots} tokens",
                 remedy="Compile with a shorter --context, or free memory.",
             ) from error
+
+    def _make(self, batch: int) -> TensorRtSequences:
+        return self._executor.on_stream(lambda: TensorRtSequences(self.engine, self._executor, batch))
 
 
 def check_gpu(engine: TensorRtEngine, gpu: str | None) -> None:

@@ -174,6 +174,26 @@ def test_more_sequences_than_the_engine_was_built_for_are_refused(opened: Opened
         opened("no attention")[0].start(4, 8)
 
 
+@pytest.mark.parametrize("num_failures", [1, 2])
+def test_memory_that_is_too_small_is_told_once_what_is_done_was_cleared(
+    num_failures: int, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, executor, _ = opened("heterogeneous")
+    failures = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")] * num_failures
+
+    def on_stream(work: Callable[[], object]) -> object:
+        if failures:
+            raise failures.pop()
+        return work()
+
+    monkeypatch.setattr(executor, "on_stream", on_stream)
+    if num_failures == 1:
+        assert decoder.start(1, 8).prefill([[3]]).shape == (1, 80)
+        return
+    with pytest.raises(InputError, match=r"GPU memory: got CUDA out of memory\. .*a shorter --context"):
+        decoder.start(1, 8)
+
+
 def test_an_engine_opens_on_the_gpus_it_was_built_for_alone() -> None:
     check_gpu(engine_of(MODEL, SLOTS), "sm120")
     with pytest.raises(InputError, match="GPU: got none that torch sees; expected a GPU of sm86, sm120"):
