@@ -4,7 +4,6 @@ Shapes: B batch.
 """
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -15,6 +14,7 @@ from tokenizers.decoders import DecodeStream
 from blockwright.compile.engine import TOKENIZER_FILE
 from blockwright.compile.sampling import Sampling, choose, penalised
 from blockwright.errors import InputError
+from blockwright.spec import Model
 
 FINISHED = -1
 """Stands for a token in sequences that have ended."""
@@ -22,6 +22,9 @@ FINISHED = -1
 
 class Described(Protocol):
     """What every engine says of the texts it writes."""
+
+    @property
+    def model(self) -> Model: ...
 
     @property
     def stop_ids(self) -> tuple[int, ...]: ...
@@ -69,19 +72,25 @@ def generate_ids(
     if min(map(len, prompts)) == 0:
         raise InputError("prompt", got="no tokens", expected="at least one token", remedy="Write a prompt.")
     sequences = decoder.start(len(prompts), longest + max_new_tokens)
-    writes = sequences.write if isinstance(sequences, WritingByItself) else partial(_written, sequences)
     is_finished_B = np.zeros(len(prompts), dtype=bool)
-    for ids_B in writes(prompts, max_new_tokens, sampling):
+    for ids_B in write_ids(sequences, prompts, max_new_tokens, sampling):
         is_finished_B |= np.isin(ids_B, decoder.engine.stop_ids)
         yield np.where(is_finished_B, FINISHED, ids_B)
         if is_finished_B.all():
             return
 
 
-def _written(
+def write_ids(
     sequences: Writing, prompts: Sequence[Sequence[int]], num_tokens: int, sampling: Sampling
 ) -> Iterator[np.ndarray]:
-    """Continues the prompts, drawing on the host."""
+    """Continues a batch of prompts by `num_tokens`, whatever these are.
+
+    Yields:
+        The next token of every sequence, ids_B; drawn by the runtime where it draws by itself, else here.
+    """
+    if isinstance(sequences, WritingByItself):
+        yield from sequences.write(prompts, num_tokens, sampling)
+        return
     generator = np.random.default_rng(sampling.seed)
     logits_BV = sequences.prefill(prompts)
     is_seen_BV = _seen(prompts, logits_BV.shape[1])

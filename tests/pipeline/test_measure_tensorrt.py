@@ -1,0 +1,93 @@
+"""Measuring TensorRT engines side by side, with ONNX Runtime in TensorRT's place."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blockwright.cli.main import main
+from blockwright.compile.engine import ENGINE_FILE
+from blockwright.cost import Load
+from blockwright.count import parameters
+from blockwright.errors import InputError
+from blockwright.files import write_json
+from blockwright.llama import llama
+from blockwright.pipeline.measure_tensorrt import check_tensorrt_promises_hold_here, measure_tensorrt_costs
+from blockwright.spec import Attention, Block, GatedFFN, NoOp
+from blockwright.strict import to_data
+from tensorrt_on_cpu import engine_of, open_on_cpu
+
+SLOTS = 64
+BLOCK = Block(mixer=Attention(num_kv_heads=2), ffn=GatedFFN(width=128))
+PARENT = llama((BLOCK,) * 6, hidden_size=64, num_heads=4, head_dim=16, vocab_size=80, max_positions=SLOTS)
+CHILD = replace(PARENT, layers=(BLOCK, Block(mixer=NoOp(), ffn=NoOp())))
+LOADS = {"chat": Load(batch=1, prompt_tokens=9, new_tokens=12), "two": Load(batch=2, prompt_tokens=9, new_tokens=5)}
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    folders = (tmp_path / "parent", tmp_path / "child")
+    for folder, model in zip(folders, (PARENT, CHILD), strict=True):
+        write_json(folder / ENGINE_FILE, to_data(engine_of(model, SLOTS)))
+    return folders
+
+
+def test_every_quantity_is_measured_of_both_at_every_load(pair: tuple[Path, Path]) -> None:
+    models, taken = {"parent": PARENT, "child": CHILD}, iter([100, 700, 1000, 1000, 1600, 1900])
+    costs = measure_tensorrt_costs(
+        pair, LOADS, 0.05, lambda folder: open_on_cpu(models[folder.name], SLOTS)[0], lambda: next(taken)
+    )
+    assert [(cost.load, cost.quantity) for cost in costs] == [
+        (load, quantity)
+        for load in LOADS
+        for quantity in ("time_per_token", "time_to_first_token", "memory", "parameters")
+    ]
+    for cost in costs:
+        assert cost.format == "fp32" and cost.parent.low <= cost.parent.value <= cost.parent.high
+        assert cost.child.value < cost.parent.value, "a third of the layers"
+        if cost.quantity == "memory":
+            assert (cost.parent.value, cost.child.value) == (600, 300)
+        if cost.quantity == "parameters":
+            assert (cost.parent.value, cost.child.value) == (parameters(PARENT), parameters(CHILD))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"format": "int4-g32"}, "int4-g32 on tensorrt; expected the engine's, fp32 on tensorrt"),
+        ({"backend": "torch"}, "fp32 on torch"),
+        ({"profile": "another"}, "got another; expected this machine's GPU, rtx-4090"),
+    ],
+)
+def test_promises_are_held_where_and_of_what_they_were_made(changes: dict[str, str], said: str | None) -> None:
+    class Promises:
+        format, backend, profile = "fp32", "tensorrt", "rtx-4090"
+
+    plan: Any = Promises()
+    for name, value in changes.items():
+        setattr(plan, name, value)
+    if said is None:
+        check_tensorrt_promises_hold_here(plan, engine_of(CHILD, SLOTS), "rtx-4090")
+        return
+    with pytest.raises(InputError, match=said):
+        check_tensorrt_promises_hold_here(plan, engine_of(CHILD, SLOTS), "rtx-4090")
+
+
+def test_engines_of_two_runtimes_are_not_compared(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(tmp_path / "other" / ENGINE_FILE, {"target": "onnxruntime", "schema_version": 1})
+    assert main(["measure", str(pair[1]), "--against", str(tmp_path / "other")]) == 2
+    said = capsys.readouterr().err
+    assert "one for tensorrt and one for onnxruntime" in said and "--target tensorrt" in said
+
+
+def test_without_a_gpu_measuring_says_so(pair: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this is what is said where there is no GPU")
+    assert main(["measure", str(pair[1]), "--against", str(pair[0]), "--load", "chat=1x8+8"]) == 2
+    assert "a GPU of sm86, sm120" in capsys.readouterr().err
