@@ -29,7 +29,7 @@ class TokenRange:
     name: Literal["prefill", "decode"]
     fewest: int
     typical: int
-    """What kernels are chosen for."""
+    """What kernels are chosen for, in as many sequences as a plan takes."""
     most: int
 
 
@@ -173,7 +173,7 @@ def _shapes(builder: Any, network: Any, tokens: TokenRange, most_sequences: int)
     profile = builder.create_optimization_profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
-        bounds = ((1, tokens.fewest), (1, tokens.typical), (most_sequences, tokens.most))
+        bounds = ((1, tokens.fewest), (most_sequences, tokens.typical), (most_sequences, tokens.most))
         shapes = [
             tuple(size if size >= 0 else open_sizes[axis > 0] for axis, size in enumerate(tensor.shape))
             for open_sizes in bounds

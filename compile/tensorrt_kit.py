@@ -138,7 +138,7 @@ def _trtexec(inputs: dict[str, list[int | str]], ranges: tuple[TokenRange, ...],
         lines += [
             f"  --profile={number} \\",
             f"  --minShapes={shapes(1, one.fewest)} \\",
-            f"  --optShapes={shapes(1, one.typical)} \\",
+            f"  --optShapes={shapes(most_sequences, one.typical)} \\",
             f"  --maxShapes={shapes(most_sequences, one.most)} \\",
         ]
     return "\n".join([*lines, "  --skipInference"]) + "\n"

@@ -70,7 +70,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="of a tensorrt engine: fused, of layers that TensorRT has since 10.15 (default), or decomposed into "
         "products and a softmax, for TensorRT 10.3 to 10.14, as on a Jetson Orin with JetPack 6",
     )
-    parser.add_argument("--batch", type=int, help="most sequences side by side in a tensorrt engine (default: 1)")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        help="sequences side by side in a tensorrt engine: the most, and what it is fastest for (default: 1)",
+    )
     parser.add_argument(
         "--flavour",
         choices=FLAVOURS,
