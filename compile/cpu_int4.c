@@ -1,4 +1,5 @@
-/* Activations times int4 weights for ONNX Runtime, on processors with AVX2: operator Int4Product.
+/* Activations times int4 weights for ONNX Runtime, on processors with AVX2: operator Int4Product. Where there is more,
+   cpu_int4_wide.c does the same.
 
    y[m, n] = sum over groups g of scale[n, g] * step[m, g] * (sum over k in g of (code[n, k] - 8) * a[m, k])  (+ bias[n])
 
@@ -140,6 +141,7 @@ void product_run_panel(void *work, size_t index) {
     const Product *w = work;
     const int64_t first = (int64_t)index * PANEL, end = first + PANEL;
     const int64_t last = end < w->num_outputs ? end : w->num_outputs;
-    if (w->group_size == STRIDE) panel(w, first, last, STRIDE);
+    if (has_wide_products()) product_run_wide(w, first, last);
+    else if (w->group_size == STRIDE) panel(w, first, last, STRIDE);
     else panel(w, first, last, w->group_size);
 }

@@ -19,7 +19,8 @@ from blockwright.errors import InputError
 from blockwright.files import new_file
 
 SOURCES = tuple(
-    Path(__file__).with_name(f"cpu_{name}") for name in ("operators.c", "int4.c", "attention.c", "operators.h")
+    Path(__file__).with_name(f"cpu_{name}")
+    for name in ("operators.c", "int4.c", "int4_wide.c", "attention.c", "operators.h")
 )
 VERSION = 1
 """To be raised when the operators become faster or slower: profiles measured with another one are refused then."""
@@ -34,7 +35,12 @@ _FLAGS = ("-std=gnu11", "-O3", "-mavx2", "-mfma", "-shared", "-fPIC", "-fvisibil
 """The last one: once loaded, never unloaded, for sessions may still hold pointers into it."""
 _NEEDED = {"avx2", "fma"}
 _BETTER_ELSEWHERE = {"avx_vnni", "avx512_vnni"}
-"""With these ONNX Runtime has kernels of another kind, which ours were not measured against."""
+"""With these ONNX Runtime has kernels of another kind."""
+_WIDE = {"avx512f", "avx512bw", "avx512vl", "avx512_vnni"}
+"""With all of these `cpu_int4_wide.c` runs."""
+_AMD = "AuthenticAMD"
+"""Whose processors with `_WIDE` ours were measured on: a Zen 5, faster than ONNX Runtime's (benchmarks/results,
+decode_*). Intel's, and those with less than `_WIDE`, nobody has measured."""
 _REGISTER = 8
 """Numbers of 256 bits."""
 _TRIAL = "blockwright.compile.cpu_trial"
@@ -68,7 +74,9 @@ def why_missing() -> str | None:
 
 def operators_in_use() -> str:
     """Whose operators multiply and attend in an engine here, as profiles and measurements record it."""
-    return RUNTIMES_OWN if own_library() is None else f"{_OURS} {VERSION}"
+    if own_library() is None:
+        return RUNTIMES_OWN
+    return f"{_OURS} {VERSION}" + (", avx512_vnni" if _processor_flags() >= _WIDE else "")
 
 
 def attends(head_dim: int) -> bool:
@@ -108,26 +116,28 @@ def _working(folder: Path | None) -> tuple[Path | None, str | None]:
     return library, None
 
 
-def compiled(sources: tuple[Path, ...], folder: Path) -> Path:
+def compiled(sources: tuple[Path, ...], folder: Path, *more_flags: str) -> Path:
     """The shared library of some C files and their headers, compiled once per version.
 
     Raises:
         Unusable: none can be made.
     """
-    made_of = " ".join((*_FLAGS, *platform.libc_ver())).encode() + b"".join(source.read_bytes() for source in sources)
+    made_of = " ".join((*_FLAGS, *more_flags, *platform.libc_ver())).encode() + b"".join(
+        source.read_bytes() for source in sources
+    )
     library = folder / f"{sources[0].stem}-{hashlib.sha256(made_of).hexdigest()[:16]}.so"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_ours_alone(folder):
             raise Unusable(f"{folder} or a folder above it is not ours alone to write to")
         if not _is_whole(library):
-            _compile(sources, library)
+            _compile(sources, library, more_flags)
     except OSError as error:
         raise Unusable(f"{error.filename or folder}: {error.strerror or error}") from error
     return library
 
 
-def _compile(sources: tuple[Path, ...], library: Path) -> None:
+def _compile(sources: tuple[Path, ...], library: Path, more_flags: tuple[str, ...]) -> None:
     """Makes the library with the first compiler that can; that none could is remembered until there are others."""
     compilers = list(filter(None, map(shutil.which, _COMPILERS)))
     if not compilers:
@@ -138,7 +148,7 @@ def _compile(sources: tuple[Path, ...], library: Path) -> None:
     reasons: list[str] = []
     for compiler in compilers:
         try:
-            _compile_with(compiler, sources, library)
+            _compile_with(compiler, sources, library, more_flags)
         except subprocess.SubprocessError as error:
             reasons.append(f"{compiler} fails: {_words(error)}")
         else:
@@ -146,11 +156,11 @@ def _compile(sources: tuple[Path, ...], library: Path) -> None:
     raise _marked(mark, reasons[0])
 
 
-def _compile_with(compiler: str, sources: tuple[Path, ...], library: Path) -> None:
+def _compile_with(compiler: str, sources: tuple[Path, ...], library: Path, more_flags: tuple[str, ...]) -> None:
     """Makes the library; its digest is put behind it, where loaders do not look."""
     parts = [str(source) for source in sources if source.suffix == ".c"]
     with new_file(library) as temporary:
-        command = [compiler, *_FLAGS, "-o", str(temporary), *parts]
+        command = [compiler, *_FLAGS, *more_flags, "-o", str(temporary), *parts]
         subprocess.run(command, check=True, capture_output=True, timeout=_PATIENCE_S)
         data = temporary.read_bytes()
         temporary.write_bytes(data + hashlib.sha256(data).digest())
@@ -251,17 +261,18 @@ def _wanted() -> str:
 
 
 def _suits(flags: set[str]) -> bool:
-    return flags >= _NEEDED and not flags & _BETTER_ELSEWHERE
+    return flags >= _NEEDED and (not flags & _BETTER_ELSEWHERE or flags >= {*_WIDE, _AMD})
 
 
 @functools.cache
 def _processor_flags() -> set[str]:
-    """What Linux says the processor can do; nothing elsewhere."""
+    """What Linux says the processor can do, and its maker's name; nothing elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return set()
-    return set(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
+    told = [next((line for line in lines if line.startswith(name)), "") for name in ("flags", "vendor_id")]
+    return {word for line in told for word in line.partition(":")[2].split()}
 
 
 def _cache_folder() -> Path | None:

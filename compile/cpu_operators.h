@@ -26,6 +26,9 @@ typedef struct {
 void product_round_row(void *product, size_t row);  /* first all M of these */
 void product_run_panel(void *product, size_t panel); /* then all N / PANEL of these */
 
+int has_wide_products(void); /* whether the processor has what the next one takes */
+void product_run_wide(const Product *product, int64_t first, int64_t last); /* outputs from the first to the last */
+
 typedef struct {
     int64_t batch, num_tokens, num_heads, num_kv_heads, head_dim, num_slots;
     const float *queries;        /* of sequence b, token t, head h at b, t, h times the strides */

@@ -112,12 +112,18 @@ def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path) -> None
         compiled((source,), tmp_path / "file" / "folder")
 
 
+WIDE = {"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"}
+
+
 @pytest.mark.parametrize(
     ("flags", "machine", "suits"),
     [
         ({"avx2", "fma"}, "x86_64", True),
         ({"avx2"}, "x86_64", False),
         ({"avx2", "fma", "avx512_vnni"}, "x86_64", False),
+        ({"avx2", "fma", "avx_vnni", "AuthenticAMD"}, "x86_64", False),
+        ({*WIDE, "avx_vnni", "AuthenticAMD"}, "x86_64", True),
+        ({*WIDE, "GenuineIntel"}, "x86_64", False),
         (set[str](), "x86_64", False),
         ({"avx2", "fma"}, "aarch64", False),
     ],
@@ -148,6 +154,13 @@ def test_the_switch_leaves_everything_to_onnx_runtime(monkeypatch: pytest.Monkey
     assert operators_in_use() == "onnxruntime"
     monkeypatch.setenv(SWITCH, "fastest")
     assert operators_in_use().startswith("blockwright")
+
+
+def test_profiles_tell_the_wider_products_from_the_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _pretend(monkeypatch, tmp_path, {"avx2", "fma"})
+    narrow = operators_in_use()
+    _pretend(monkeypatch, tmp_path, {*WIDE, "AuthenticAMD"})
+    assert operators_in_use() == f"{narrow}, avx512_vnni"
 
 
 def test_a_switch_that_means_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from blockwright.compile import session
 from blockwright.compile.blocked import pack_codes, quantise_blocks
+from blockwright.compile.cpu_library import _WIDE, SOURCES, _processor_flags, compiled
 from blockwright.compile.cpu_products import use_own_products, weave_codes, weave_scales
 from blockwright.compile.decoder import decoder_graph
 from blockwright.compile.engine import EngineOrder, SessionSettings, write_engine
@@ -100,6 +102,30 @@ def test_the_product_is_the_naive_one(product: Product, num_rows: int, num_threa
     np.testing.assert_allclose(own_MN, naive_MN, rtol=0, atol=3e-6 * np.abs(naive_MN).max())
     other_MN = _run(graph, settings, x_MK, "onnxruntime")
     np.testing.assert_allclose(own_MN, other_MN, rtol=0, atol=3e-6 * np.abs(naive_MN).max())
+
+
+@pytest.mark.parametrize("group_size", [32, 64])
+@pytest.mark.parametrize("num_outputs", [3, 8, 16, 17, 31, 33, 57, 131])
+def test_wide_products_are_the_others_to_the_last_bit(
+    num_outputs: int, group_size: int, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    if not _processor_flags() >= _WIDE:
+        pytest.skip("this processor has no AVX-512 with VNNI")
+    random, product = (
+        np.random.default_rng(num_outputs),
+        Product(num_inputs=160, num_outputs=num_outputs, group_size=group_size, has_bias=True),
+    )
+    weight_KN = random.standard_normal((160, num_outputs)).astype(np.float32)
+    codes_KN, scales_GN = quantise_blocks(weight_KN, parse_format(f"int4-g{group_size}"))
+    bias_N = random.standard_normal(num_outputs).astype(np.float32)
+    x_MK = (100 * random.standard_normal((71, 160))).astype(np.float32)
+    x_MK[5] = np.nan
+    graph = _graph(product, codes_KN, scales_GN, bias_N).SerializeToString()
+    wide_MN = _run(graph, ROUNDED, x_MK)
+    narrow = compiled(SOURCES, tmp_path_factory.getbasetemp() / "library", "-DNARROW")
+    monkeypatch.setattr(session, "own_library", lambda: narrow)
+    np.testing.assert_array_equal(wide_MN, _run(graph, ROUNDED, x_MK))
+    assert np.isfinite(np.delete(wide_MN, 5, axis=0)).all()
 
 
 def test_the_largest_codes_and_activations_stay_within_their_bits() -> None:
