@@ -11,6 +11,7 @@ import pytest
 
 from blockwright.cli import main as cli
 from blockwright.pipeline.recipe import read_recipe
+from pages import PAGES, all_text, name_of
 
 REPOSITORY = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "onnxruntime", "onnx", "numpy", "pandas", "ortools", "matplotlib")
@@ -241,22 +242,37 @@ def test_commands_have_these_flags_and_no_others() -> None:
 
 
 def _documented_commands() -> list[str]:
-    readme = (REPOSITORY / "README.md").read_text().replace("\\\n", " ")
-    return [line.strip() for line in readme.splitlines() if line.strip().startswith("blockwright ")]
+    lines = all_text().replace("\\\n", " ").splitlines()
+    return list(dict.fromkeys(line.strip() for line in lines if line.strip().startswith("blockwright ")))
 
 
-def test_the_readme_documents_the_main_job() -> None:
-    assert any(line.startswith("blockwright run ") for line in _documented_commands())
+def test_the_first_page_documents_the_main_job() -> None:
+    assert "\n    blockwright run " in (REPOSITORY / "README.md").read_text()
 
 
 @pytest.mark.parametrize("line", _documented_commands())
-def test_commands_in_the_readme_are_accepted(line: str) -> None:
+def test_commands_on_the_pages_are_accepted(line: str) -> None:
     words = shlex.split(line, comments=True)[1:]
     arguments = cli._parser().parse_args(words)  # ends the test where a flag is unknown
     command = f"blockwright.cli.{words[0]}"
     assert arguments.action.__module__ in (command, f"{command}_{words[1]}")  # the second is an action of the first
     if words[0] == "run":
         assert read_recipe(REPOSITORY / arguments.recipe).name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_and_flags_in_sentences_exist(page: Path) -> None:
+    of_any = {flag for flags in FLAGS.values() for flag in flags}
+    unknown = []
+    for span in re.findall(r"(?<!`)`((?:blockwright |--)[^`]+)`", page.read_text()):
+        named, flags = span.split()[1:2], {*re.findall(r"--[a-z][\w-]*", span)} - {"--help"}
+        if not span.startswith("blockwright "):
+            is_known = flags <= of_any or name_of(page).startswith("benchmarks/")  # whose scripts have their own
+        else:
+            is_known = flags <= {*FLAGS.get(named[0], [])} if flags else named[0] in (*COMMANDS, "--help")
+        if not is_known:
+            unknown.append(span)
+    assert unknown == []
 
 
 def test_every_recipe_is_read() -> None:

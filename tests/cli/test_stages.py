@@ -10,10 +10,10 @@ import pytest
 
 from blockwright.cli.main import main
 from blockwright.search.plan import read_plan
+from pages import all_text
 
 pytestmark = pytest.mark.slow
 
-README = Path(__file__).parents[2] / "README.md"
 LOAD = "chat=1x16+16"
 BUDGET = "parameters@chat <= 80%"
 TRAINING = ["--window", "32", "--tokens", "1k"]
@@ -44,7 +44,7 @@ FILES = [
 
 
 def _readme_commands() -> list[list[str]]:
-    section = README.read_text().partition("## Stage by stage\n")[2].partition("\n## ")[0]
+    section = all_text().partition("\n## Stage by stage\n")[2].partition("\n## ")[0]
     lines = section.replace("\\\n", " ").splitlines()
     return [shlex.split(line)[1:] for line in lines if line.startswith("    blockwright ")]
 
