@@ -1,6 +1,6 @@
 """What the README claims about the demo, measured: `python benchmarks/demo.py` on a quiet machine, about 20 minutes.
 
-Writes benchmarks/results/<date>-demo.json and .md. In one folder, so that parts are not measured twice:
+Writes benchmarks/results/demo_<device>_<date>.json and .md. In one folder, so that parts are not measured twice:
 
 1. the demo itself: seconds, and peak memory of its largest process;
 2. parent and child in turn, five rounds: how many times as fast, and how far from the promise;
