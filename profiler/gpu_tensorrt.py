@@ -118,25 +118,26 @@ class InOnnxRuntime:
     def open(self, kind: Kind, stored: Stored, point: Point) -> Network:
         with _emptied(self.folder) as folder:
             _write(kind, stored, point, folder)
-            return _OnCpu(folder / GRAPH_FILE)
+            return OnCpu(folder / GRAPH_FILE)
 
 
-class _OnCpu:
-    """A graph in ONNX Runtime on torch's tensors."""
+class OnCpu:
+    """A graph in ONNX Runtime on torch's tensors; caches are updated where they lie."""
 
     device = torch.device("cpu")
 
-    def __init__(self, graph: Path) -> None:
+    def __init__(self, graph: Path | bytes) -> None:
         self._session = make_session(graph, SessionSettings(num_threads=1, accuracy_level=0), operators="onnxruntime")
         self.inputs = frozenset(each.name for each in self._session.get_inputs())
-        self._outputs = [each.name for each in self._session.get_outputs()]
+        self.outputs = frozenset(each.name for each in self._session.get_outputs())
 
     def bind(self, profile: int, tensors: Mapping[str, torch.Tensor]) -> Callable[[], None]:
-        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        """Runs the network at once. It has no profiles."""
+        arrays, names = {name: tensor.numpy() for name, tensor in tensors.items()}, sorted(self.outputs)
 
         def run() -> None:
-            found = self._session.run(self._outputs, {name: arrays[name] for name in self.inputs})
-            for name, array in zip(self._outputs, found, strict=True):
+            found = self._session.run(names, {name: arrays[name] for name in self.inputs})
+            for name, array in zip(names, found, strict=True):
                 arrays[name.replace("present_", "past_")][...] = np.asarray(array)
 
         return run
