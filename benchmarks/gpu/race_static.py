@@ -1,6 +1,7 @@
-"""A decoder in plain torch with caches of a fixed size, for torch.compile and CUDA graphs: the strongest peer in torch.
+"""A decoder in plain torch with caches of a fixed size, for torch.compile and CUDA graphs: our peer in torch.
 
-What generation in torch is fast by: q, k and v are one matrix, gate and up another; a prompt goes through torch's
+It is not tuned on any GPU: inductor's own choice of kernels, and no attention cut into splits for one token. What makes
+generation in torch fast it has: q, k and v are one matrix, gate and up another; a prompt goes through torch's
 fused attention, causal; a token's heads that share keys are one product with them, over as many slots as the text
 will need. A step is compiled whole, chooses the next token itself and is recorded as a CUDA graph, so the host only
 starts it. In int4 the layers' products are our Triton operator, `torch.ops.blockwright.int4_linear`.
@@ -90,10 +91,12 @@ class Room:
     def __init__(self, static: StaticModel, batch: int, slots: int, compiled: Callable[[Callable], Callable]) -> None:
         self.static, self.batch = static, batch
         model, device = static.model, static.device
-        self.caches = [
-            torch.zeros(2, batch, layer.num_kv_heads, slots, model.head_dim, device=device, dtype=torch.float16)
-            for layer in static.layers
-        ]
+
+        def empty(num_kv_heads: int) -> Tensor:
+            return torch.zeros(batch, num_kv_heads, slots, model.head_dim, device=device, dtype=torch.float16)
+
+        # Keys and values each in a tensor of their own: of two views of one, inductor copies the whole at each step.
+        self.caches = [(empty(layer.num_kv_heads), empty(layer.num_kv_heads)) for layer in static.layers]
         self.slots_S = torch.arange(slots, device=device)
         self.ids_B1 = torch.zeros(batch, 1, dtype=torch.int64, device=device)
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
@@ -162,7 +165,7 @@ class Room:
 
     def _attend_token(self, index: int, qkv_B1N: Tensor) -> Tensor:
         q_BH1D, k_BJ1D, v_BJ1D = self._heads(index, qkv_B1N, self.position)
-        k_BJSD, v_BJSD = self.caches[index].unbind(0)
+        k_BJSD, v_BJSD = self.caches[index]
         k_BJSD.index_copy_(2, self.position, k_BJ1D)
         v_BJSD.index_copy_(2, self.position, v_BJ1D)
         batch, num_kv_heads = k_BJSD.shape[:2]
@@ -174,8 +177,8 @@ class Room:
     def _attend_prompt(self, index: int, qkv_BTN: Tensor) -> Tensor:
         num_tokens = qkv_BTN.shape[1]
         q_BHTD, k_BJTD, v_BJTD = self._heads(index, qkv_BTN, self.slots_S[:num_tokens])
-        self.caches[index][0, :, :, :num_tokens] = k_BJTD
-        self.caches[index][1, :, :, :num_tokens] = v_BJTD
+        for cache_BJSD, new_BJTD in zip(self.caches[index], (k_BJTD, v_BJTD), strict=True):
+            cache_BJSD[:, :, :num_tokens] = new_BJTD
         attended_BHTD = scaled_dot_product_attention(q_BHTD, k_BJTD, v_BJTD, is_causal=True, enable_gqa=True)
         return attended_BHTD.transpose(1, 2).flatten(2)
 
