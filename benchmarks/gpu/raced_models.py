@@ -52,6 +52,11 @@ SMALL = Plan(
 )
 
 
+def most_tokens(plan: Plan, tokens: int) -> int:
+    """How long a text gets that begins with a prompt of so many tokens."""
+    return tokens + WARM_TOKENS + plan.new_tokens
+
+
 def parent_of(plan: Plan) -> Model:
     """The same layer throughout."""
     block = Block(mixer=Attention(num_kv_heads=plan.heads // 4), ffn=GatedFFN(width=plan.width))
@@ -61,7 +66,7 @@ def parent_of(plan: Plan) -> Model:
         hidden_size=plan.hidden,
         num_heads=plan.heads,
         head_dim=plan.head_dim,
-        max_positions=max(plan.contexts) + WARM_TOKENS + plan.new_tokens,
+        max_positions=max(most_tokens(plan, tokens) for tokens in (*plan.contexts, plan.prompt)),
     )
 
 

@@ -56,11 +56,14 @@ def test_without_a_gpu_the_script_says_what_to_do(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("format_name", ["fp16", "int4"])
-def test_logits_are_held_against_torch_and_engines_raced(script: Any, format_name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("format_name", "plan_name"), [("fp16", "SMALL"), ("int4", "SMALL"), ("fp16", "_PROBE")])
+def test_logits_are_held_against_torch_and_engines_raced(
+    script: Any, format_name: str, plan_name: str, tmp_path: Path
+) -> None:
     """ONNX Runtime stands in for TensorRT."""
+    plan = getattr(script, plan_name)
     decoders, found = {}, {}
-    for name, model in (("parent", script.parent_of(script.SMALL)), ("child", script.child_of(script.SMALL))):
+    for name, model in (("parent", script.parent_of(plan)), ("child", script.child_of(plan))):
         order = EngineOrder(
             model=model,
             weights_format=parse_format(format_name),
@@ -73,11 +76,12 @@ def test_logits_are_held_against_torch_and_engines_raced(script: Any, format_nam
         write_engine(order, weights, tmp_path / name)
         decoders[name] = Decoder.open(tmp_path / name)
         stored = with_format(model, parse_format(format_name))
-        found[name] = script.difference(decoders[name], script.reference_of(stored, weights), script.SMALL)
+        found[name] = script.difference(decoders[name], script.reference_of(stored, weights), plan)
         other = script.reference_of(stored, random_weights(model, seed=2))
-        assert script.difference(decoders[name], other, script.SMALL) > 10 * script.TOLERANCE
+        assert script.difference(decoders[name], other, plan) > 10 * script.TOLERANCE
     assert max(found.values()) < script.TOLERANCE
-    assert [race["what"] for race in script.races(decoders, script.SMALL)] == ["decode", "decode", "prefill"]
+    lengths = [(race["what"], race["tokens"]) for race in script.races(decoders, plan)]
+    assert lengths == [*(("decode", context) for context in plan.contexts), ("prefill", plan.prompt)]
 
 
 def test_a_chip_that_the_package_has_no_name_for_is_the_gpu_at_hand(script: Any) -> None:
