@@ -60,6 +60,8 @@ def _drawn(logits_V: np.ndarray, sampling: Sampling, chance: float) -> int:
 def _candidates(logits_V: np.ndarray, sampling: Sampling) -> np.ndarray | None:
     """The likeliest tokens first, as many as may be drawn; None for all as they stand, for sorting takes long."""
     if 0 < sampling.top_k < len(logits_V):
-        best = np.argpartition(-logits_V, sampling.top_k - 1)[: sampling.top_k]
+        least = np.partition(logits_V, -sampling.top_k)[-sampling.top_k]
+        above = np.flatnonzero(logits_V > least)
+        best = np.concatenate([above, np.flatnonzero(logits_V == least)[: sampling.top_k - len(above)]])
         return best[np.lexsort((best, -logits_V[best]))]
     return np.argsort(-logits_V, kind="stable") if sampling.top_k or sampling.top_p < 1 else None

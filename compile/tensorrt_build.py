@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from blockwright.compile.tensorrt_checks import Expected, check_network, layer_census
-from blockwright.compile.tensorrt_package import Package, PackageName, find_package, in_words
+from blockwright.compile.tensorrt_package import Package, PackageName, find_package, in_words, no_start
 from blockwright.errors import InputError
 from blockwright.files import new_file, read_json, write_json
 from blockwright.strict import from_data, to_data
@@ -122,7 +122,10 @@ def build(request: BuildRequest, package: Package) -> Built:
     """
     start, trt = time.perf_counter(), package.trt
     log = package.new_log()
-    builder = trt.Builder(log)
+    try:
+        builder = trt.Builder(log)
+    except TypeError as error:  # what its interface makes of a null pointer
+        raise no_start(package, log) from error
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(request.graph):
@@ -138,8 +141,7 @@ def build(request: BuildRequest, package: Package) -> Built:
             config.set_compute_capability(trt.ComputeCapability.__members__[name.upper()], index)
     timings = None if request.timing_cache is None else Path(request.timing_cache)
     if timings is not None:
-        known = timings.read_bytes() if timings.exists() else b""
-        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+        _take_timings(config, timings.read_bytes() if timings.exists() else b"")
     plan = builder.build_serialized_network(network, config)
     has_no_kernel = plan is None and any("is_decomposable" in error for error in log.errors)
     if has_no_kernel:
@@ -158,6 +160,14 @@ def build(request: BuildRequest, package: Package) -> Built:
         build_s=time.perf_counter() - start,
         warnings=tuple(dict.fromkeys(log.warnings)),
     )
+
+
+def _take_timings(config: Any, known: bytes) -> None:
+    """Begins with the times that are known, or with none where they are another version's or another GPU's."""
+    for data in (known, b""):
+        cache = config.create_timing_cache(data)
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            return
 
 
 def _decompose(network: Any, trt: Any) -> None:

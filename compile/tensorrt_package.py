@@ -96,6 +96,16 @@ def in_words(message: str) -> str:
     return " ".join(lines)[:400] or message[:400]
 
 
+def no_start(package: Package, log: Any) -> InputError:
+    """What to say where TensorRT's own objects cannot be made, which its Python interface tells as a TypeError."""
+    return InputError(
+        "driver",
+        got=in_words((log.errors or ["one that it says nothing of"])[-1]),
+        expected=f"a CUDA driver that {package.title} starts with",
+        remedy="Update the driver, or install a TensorRT for the CUDA that it is of.",
+    )
+
+
 def find_package(names: Sequence[PackageName], form: Form = "decomposed") -> Package:
     """The first of these that is installed and new enough.
 

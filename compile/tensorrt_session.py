@@ -1,12 +1,9 @@
 """Opens a TensorRT engine where it can run, and says why it cannot elsewhere; `tensorrt_writing` runs it."""
 
-import gc
 from pathlib import Path
 
-import torch
-
 from blockwright.compile.tensorrt_engine import PLAN_FILE, TensorRtEngine, read_tensorrt_engine
-from blockwright.compile.tensorrt_executor import Executor, GpuExecutor
+from blockwright.compile.tensorrt_executor import Executor, GpuExecutor, cuda_errors_told
 from blockwright.compile.tensorrt_package import Package, find_package
 from blockwright.compile.tensorrt_target import gpu_capability
 from blockwright.compile.tensorrt_writing import TensorRtSequences
@@ -52,22 +49,8 @@ class TensorRtDecoder:
             if got > most:
                 remedy = "Ask for less" + (f", or compile with a larger {larger}." if larger else ".")
                 raise InputError(field, got=got, expected=f"at most {most}", remedy=remedy)
-        try:
-            return self._make(batch)
-        except torch.OutOfMemoryError:
-            gc.collect()  # sequences that are done refer to themselves, and hold their caches until they are found
-        try:
-            return self._make(batch)
-        except torch.OutOfMemoryError as error:
-            raise InputError(
-                "GPU memory",
-                got=str(error).splitlines()[0],
-                expected=f"room for caches of {engine.slots} tokens",
-                remedy="Compile with a shorter --context, or free memory.",
-            ) from error
-
-    def _make(self, batch: int) -> TensorRtSequences:
-        return self._executor.on_stream(lambda: TensorRtSequences(self.engine, self._executor, batch))
+        with cuda_errors_told():
+            return self._executor.on_stream(lambda: TensorRtSequences(engine, self._executor, batch))
 
 
 def check_gpu(engine: TensorRtEngine, gpu: str | None) -> None:

@@ -10,6 +10,7 @@ Shapes: B batch, T new tokens, S slots, V vocabulary.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from blockwright.compile.places import Chunk, chunks_of_prompts
 from blockwright.compile.sampling import Sampling
 from blockwright.compile.slots import PREFILL_CHUNK, slots_by_reach
 from blockwright.compile.tensorrt_engine import TensorRtEngine
-from blockwright.compile.tensorrt_executor import Executor
+from blockwright.compile.tensorrt_executor import Executor, cuda_errors_told
 from blockwright.compile.torch_sampling import Drawer
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -38,13 +39,14 @@ class TensorRtSequences:
         self._length_B = torch.zeros(batch, dtype=torch.int64, device=executor.device)
         self._logits_BV = torch.zeros((batch, engine.model.vocab_size), device=executor.device)
         self._step = self._bound(_DECODE, slice(0, batch), 1)
-        self._append = _Replayed(executor, self._append_once)
+        # What is recorded names no `self`: caches go with the sequences, not when Python looks for circles.
+        self._append = _Replayed(executor, partial(_append_once, self._step, self._length_B))
         self._writers: dict[Sampling, _Writer] = {}
         """By rule, the seed aside: what is recorded serves the next texts too."""
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
         """Reads the prompts, shorter ones padded on the right, and returns the logits after each, logits_BV."""
-        return self._there(lambda: self._read_and_fetch(prompts))()
+        return _waited(self._there(lambda: self._read_and_fetch(prompts)))
 
     def step(self, ids_B: np.ndarray) -> np.ndarray:
         """Appends one token to each sequence and returns the logits after it, logits_BV."""
@@ -54,7 +56,7 @@ class TensorRtSequences:
             self._append()
             return self._executor.fetch(self._logits_BV)
 
-        return self._there(append)()
+        return _waited(self._there(append))
 
     def write(self, prompts: Sequence[Sequence[int]], num_tokens: int, sampling: Sampling) -> Iterator[np.ndarray]:
         """Continues the prompts by `num_tokens`, drawn on the device.
@@ -80,26 +82,24 @@ class TensorRtSequences:
         drawn = self._there(begun)
         for _ in range(1, num_tokens):
             following = self._there(gone_on)
-            yield drawn()
+            yield _waited(drawn)
             drawn = following
-        yield drawn()
+        yield _waited(drawn)
 
     def _there(self, work: Callable[[], R]) -> R:
-        return self._executor.on_stream(work)
+        with cuda_errors_told():
+            return self._executor.on_stream(work)
 
     def _writer(self, rule: Sampling) -> "_Writer":
         drawer = Drawer(rule, self._slots, self._logits_BV)
+        step, length_B, logits_BV = self._step, self._length_B, self._logits_BV
 
         def append_and_draw() -> None:
-            self._step.inputs["ids"][:, 0].copy_(drawer.ids_B)
-            self._append_once()
-            drawer.draw(self._logits_BV)
+            step.inputs["ids"][:, 0].copy_(drawer.ids_B)
+            _append_once(step, length_B)
+            drawer.draw(logits_BV)
 
         return _Writer(drawer=drawer, go_on=_Replayed(self._executor, append_and_draw))
-
-    def _append_once(self) -> None:
-        self._step.at(self._length_B)
-        self._length_B += 1
 
     def _read_and_fetch(self, prompts: Sequence[Sequence[int]]) -> Callable[[], np.ndarray]:
         self._read(prompts)
@@ -107,6 +107,9 @@ class TensorRtSequences:
 
     def _read(self, prompts: Sequence[Sequence[int]]) -> None:
         """Reads prompts piece by piece; their logits and lengths are then on the device."""
+        assert len(prompts) == len(self._length_B), "one for each sequence"
+        for tensor in self._cache.values():
+            tensor.zero_()  # slots that nobody sees weigh nothing, unless the last text left NaN there
         for rows in self._rows_at_once(prompts):
             run: _Run | None = None
             for chunk in chunks_of_prompts(prompts[rows]):
@@ -142,6 +145,16 @@ class TensorRtSequences:
             self._executor.device,
         )
         return _Run(self._executor, profile, places, cache, logits_BV if profile == _DECODE else logits_BV.clone())
+
+
+def _append_once(step: "_Run", length_B: torch.Tensor) -> None:
+    step.at(length_B)
+    length_B += 1
+
+
+def _waited(fetched: Callable[[], np.ndarray]) -> np.ndarray:
+    with cuda_errors_told():  # what is enqueued fails when it is waited for
+        return fetched()
 
 
 class _Replayed:
@@ -190,7 +203,8 @@ class _Run:
             if name in executor.outputs
         }
         new = {name: new_BJTD for name, (_, new_BJTD) in self._kept.items()}
-        self._enqueue = executor.bind(profile, self.inputs | cache | new | {"logits": logits_BV})
+        tensors = self.inputs | cache | new | {"logits": logits_BV}
+        self._enqueue = executor.bind(profile, tensors, is_passing=profile == _PREFILL)
 
     def at(self, starts_B: torch.Tensor) -> None:
         """Runs it on tokens that stand from these positions on."""

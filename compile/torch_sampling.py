@@ -25,7 +25,8 @@ def choose_on(logits_BV: torch.Tensor, sampling: Sampling, uniform_B: torch.Tens
         return logits_BV.argmax(dim=-1)
     order_BK: torch.Tensor | None = None
     if sampling.top_k:
-        logits_BK, order_BK = logits_BV.topk(min(sampling.top_k, logits_BV.shape[1]))
+        order_BK = _ordered(logits_BV).topk(min(sampling.top_k, logits_BV.shape[1])).indices
+        logits_BK = logits_BV.gather(1, order_BK)
     elif sampling.top_p < 1:
         logits_BK, order_BK = logits_BV.sort(dim=-1, descending=True, stable=True)
     else:
@@ -39,6 +40,16 @@ def choose_on(logits_BV: torch.Tensor, sampling: Sampling, uniform_B: torch.Tens
     rank_B = (upto_BK <= uniform_B[:, None] * total_B1).sum(dim=-1)
     rank_B = torch.minimum(rank_B, last_B) if isinstance(last_B, torch.Tensor) else rank_B.clamp_max(last_B)
     return rank_B if order_BK is None else order_BK.gather(1, rank_B[:, None])[:, 0]
+
+
+def _ordered(logits_BV: torch.Tensor) -> torch.Tensor:
+    """Whole numbers in the logits' order, no two alike: of equal logits, which fp16 has often, the first is greater.
+
+    On a GPU `topk` may take any of those that are alike.
+    """
+    bits_BV = logits_BV.contiguous().view(torch.int32)
+    rank_BV = torch.where(bits_BV < 0, bits_BV ^ 0x7FFFFFFF, bits_BV).long()
+    return (rank_BV << 32) - torch.arange(logits_BV.shape[1], device=logits_BV.device)
 
 
 def penalised_on(logits_BV: torch.Tensor, is_seen_BV: torch.Tensor, sampling: Sampling) -> torch.Tensor:

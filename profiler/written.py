@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from blockwright.compile.generate import AnyDecoder, write_ids
+from blockwright.compile.generate import AnyDecoder, Writing, write_ids
 from blockwright.compile.sampling import Sampling
 from blockwright.cost import Cost, Load
 from blockwright.errors import InputError
@@ -71,25 +71,31 @@ def time_written(
     ]
 
 
-def write_once(decoder: AnyDecoder, load: Load) -> None:
-    """Writes as `time_written` does, so that an engine has all the memory that it takes."""
-    _turns(decoder, load, time.perf_counter)()
+def write_once(decoder: AnyDecoder, load: Load) -> object:
+    """Writes as `time_written` does; while what it returns is kept, the engine has all the memory that it takes."""
+    sequences = decoder.start(load.batch, load.total_tokens)
+    _turn(sequences, _prompts(decoder, load), load, time.perf_counter)
+    return sequences
 
 
 def _turns(decoder: AnyDecoder, load: Load, clock: Callable[[], float]) -> Callable[[], tuple[float, float]]:
     """What writes once and gives the seconds to the first token, and for each one behind it."""
-    sequences, vocab_size = decoder.start(load.batch, load.total_tokens), decoder.engine.model.vocab_size
-    prompts = np.random.default_rng(0).integers(0, vocab_size, (load.batch, load.prompt_tokens)).tolist()
+    sequences, prompts = decoder.start(load.batch, load.total_tokens), _prompts(decoder, load)
+    return lambda: _turn(sequences, prompts, load, clock)
 
-    def turn() -> tuple[float, float]:
-        start_s = clock()
-        tokens = write_ids(sequences, prompts, load.new_tokens, Sampling())
-        next(tokens)
-        first_s = clock()
-        num_more = sum(1 for _ in tokens)
-        return first_s - start_s, (clock() - first_s) / num_more
 
-    return turn
+def _turn(sequences: Writing, prompts: list[list[int]], load: Load, clock: Callable[[], float]) -> tuple[float, float]:
+    start_s = clock()
+    tokens = write_ids(sequences, prompts, load.new_tokens, Sampling())
+    next(tokens)
+    first_s = clock()
+    num_more = sum(1 for _ in tokens)
+    return first_s - start_s, (clock() - first_s) / max(1, num_more)
+
+
+def _prompts(decoder: AnyDecoder, load: Load) -> list[list[int]]:
+    vocab_size = decoder.engine.model.vocab_size
+    return np.random.default_rng(0).integers(0, vocab_size, (load.batch, load.prompt_tokens)).tolist()
 
 
 def _cost_of(times_s: Sequence[float]) -> Cost:

@@ -49,15 +49,9 @@ def measure_tensorrt_costs(
         used_bytes = _taken_of_gpu
     costs: list[MeasuredCost] = []
     for name, load in loads.items():
-        opened: list[AnyDecoder] = []
-        memory: list[Cost] = []
-        before = used_bytes()
-        for folder in pair:
-            opened.append(open_engine(folder))
-            write_once(opened[-1], load)
-            memory.append(exact((after := used_bytes()) - before))
-            before = after
+        opened, memory = _opened(pair, load, open_engine, used_bytes)
         parent, child = time_written(opened, load, seconds)
+        del opened  # before the next load opens them anew
         pairs: dict[Quantity, tuple[Cost, Cost]] = {
             "time_per_token": (parent.time_per_token, child.time_per_token),
             "time_to_first_token": (parent.time_to_first_token, child.time_to_first_token),
@@ -69,6 +63,26 @@ def measure_tensorrt_costs(
             for quantity, (of_parent, of_child) in pairs.items()
         ]
     return costs
+
+
+def _opened(
+    pair: tuple[Path, Path], load: Load, open_engine: Callable[[Path], AnyDecoder], used_bytes: Callable[[], int]
+) -> tuple[list[AnyDecoder], list[Cost]]:
+    """The engines, one after the other, and what each took of the memory once it had written a text.
+
+    Both texts' caches are kept until the second has been weighed: what the first gave back would count as the
+    second's.
+    """
+    opened: list[AnyDecoder] = []
+    memory: list[Cost] = []
+    kept: list[object] = []
+    before = used_bytes()
+    for folder in pair:
+        opened.append(open_engine(folder))
+        kept.append(write_once(opened[-1], load))
+        memory.append(exact((after := used_bytes()) - before))
+        before = after
+    return opened, memory
 
 
 def check_tensorrt_promises_hold_here(plan: Plan, engine: TensorRtEngine, gpu: str | None) -> None:

@@ -34,6 +34,16 @@ def test_the_same_chances_draw_the_same_tokens(sampling: Sampling) -> None:
         assert found.tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("sampling", RULES, ids=str)
+def test_of_equal_logits_the_first_come_first(sampling: Sampling) -> None:
+    """fp16 has many that are equal."""
+    for seed in range(6):
+        logits_BV = np.round(_logits(seed))
+        expected = choose(logits_BV, sampling, np.random.default_rng(seed))
+        chances_B = torch.from_numpy(np.random.default_rng(seed).random(BATCH))
+        assert choose_on(torch.from_numpy(logits_BV), sampling, chances_B).tolist() == expected.tolist()
+
+
 @pytest.mark.parametrize("sampling", RULES[1:], ids=str)
 @pytest.mark.parametrize("chance", [0.0, 1 - 2**-53])
 def test_the_ends_of_chance_draw_tokens_that_are_there(sampling: Sampling, chance: float) -> None:

@@ -1,5 +1,7 @@
 """Measuring TensorRT engines side by side, with ONNX Runtime in TensorRT's place."""
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import pytest
 
 from blockwright.cli.main import main
 from blockwright.compile.engine import ENGINE_FILE
+from blockwright.compile.tensorrt_session import TensorRtDecoder
 from blockwright.cost import Load
 from blockwright.count import parameters
 from blockwright.errors import InputError
@@ -33,21 +36,52 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     return folders
 
 
+class _Memory:
+    """Of a device on which an engine takes 1000 bytes, or 400, and its caches 100, as long as they are there."""
+
+    def __init__(self) -> None:
+        self.living: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self.most = 0
+
+    def open(self, folder: Path) -> TensorRtDecoder:
+        decoder = open_on_cpu({"parent": PARENT, "child": CHILD}[folder.name], SLOTS)[0]
+        self.living[decoder] = 1000 if folder.name == "parent" else 400
+        start = TensorRtDecoder.start
+
+        def watched(batch: int, num_tokens: int) -> Any:
+            living = decoder_of()
+            assert living is not None
+            sequences = start(living, batch, num_tokens)
+            self.living[sequences] = 100
+            return sequences
+
+        decoder_of = weakref.ref(decoder)
+        decoder.start = watched  # type: ignore[method-assign]
+        return decoder
+
+    def used_bytes(self) -> int:
+        self.most = max(self.most, len(self.living))
+        return sum(self.living.values())
+
+
 def test_every_quantity_is_measured_of_both_at_every_load(pair: tuple[Path, Path]) -> None:
-    models, taken = {"parent": PARENT, "child": CHILD}, iter([100, 700, 1000, 1000, 1600, 1900])
-    costs = measure_tensorrt_costs(
-        pair, LOADS, 0.05, lambda folder: open_on_cpu(models[folder.name], SLOTS)[0], lambda: next(taken)
-    )
+    memory = _Memory()
+    gc.disable()  # nothing may hang on when Python looks for circles
+    try:
+        costs = measure_tensorrt_costs(pair, LOADS, 0.05, memory.open, memory.used_bytes)
+    finally:
+        gc.enable()
     assert [(cost.load, cost.quantity) for cost in costs] == [
         (load, quantity)
         for load in LOADS
         for quantity in ("time_per_token", "time_to_first_token", "memory", "parameters")
     ]
+    assert memory.most == 4, "two engines and their texts"
     for cost in costs:
         assert cost.format == "fp32" and cost.parent.low <= cost.parent.value <= cost.parent.high
         assert cost.child.value < cost.parent.value, "a third of the layers"
         if cost.quantity == "memory":
-            assert (cost.parent.value, cost.child.value) == (600, 300)
+            assert (cost.parent.value, cost.child.value) == (1100, 500)
         if cost.quantity == "parameters":
             assert (cost.parent.value, cost.child.value) == (parameters(PARENT), parameters(CHILD))
 

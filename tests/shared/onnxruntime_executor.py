@@ -22,11 +22,11 @@ class OnnxRuntimeExecutor:
     def __init__(self, graph: bytes) -> None:
         self._graph, self._network = onnx.load_from_string(graph).graph, OnCpu(graph)
         self.inputs, self.outputs = self._network.inputs, self._network.outputs
-        self._tape: _Tape | None = None
+        self._tape: Tape | None = None
         self.runs: list[tuple[int, int]] = []
         self.num_replays = 0
 
-    def bind(self, profile: int, tensors: Mapping[str, torch.Tensor]) -> Callable[[], None]:
+    def bind(self, profile: int, tensors: Mapping[str, torch.Tensor], is_passing: bool = False) -> Callable[[], None]:
         assert self.inputs <= set(tensors)
         compute, num_tokens = self._network.bind(profile, tensors), tensors["ids"].shape[1]
 
@@ -48,7 +48,7 @@ class OnnxRuntimeExecutor:
 
     def recorded(self, step: Callable[[], None]) -> Callable[[], None]:
         """Its first call does the work and records it; after that no Python of `step` runs any more."""
-        tape = _Tape()
+        tape = Tape()
 
         def replay() -> None:
             if tape.calls:
@@ -72,7 +72,7 @@ class OnnxRuntimeExecutor:
     def wait(self) -> None: ...
 
 
-class _Tape(TorchDispatchMode):
+class Tape(TorchDispatchMode):
     """Calls of torch's operators with the very tensors that they had, as a CUDA graph keeps addresses."""
 
     def __init__(self) -> None:
