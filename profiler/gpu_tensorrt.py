@@ -180,7 +180,7 @@ def _run_of(network: Network, kind: Kind, model: Model, point: Point, dtype: tor
 
     That of a whole model is an engine's step: where its tokens stand is written by the device each time.
     """
-    places, tensors = prepare(network, kind, model, point, dtype)
+    places, tensors = _prepare(network, kind, model, point, dtype)
     starts_B = _starts(point, network.device)
     places.write(starts_B)
     with _as_runtime_error():
@@ -196,7 +196,7 @@ def _run_of(network: Network, kind: Kind, model: Model, point: Point, dtype: tor
     return run
 
 
-def prepare(
+def _prepare(
     network: Network, kind: Kind, model: Model, point: Point, dtype: torch.dtype
 ) -> tuple[Places, dict[str, torch.Tensor]]:
     """All inputs and outputs, with random caches, hidden states and tokens, and what writes where these stand."""

@@ -1,6 +1,6 @@
 """Blocks in TensorRT: plans are really parsed and built, by TensorRT-RTX; what they compute runs in ONNX Runtime."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from blockwright.compile.tensorrt_build import BuildRequest, Built, build_apart
 from blockwright.compile.tensorrt_engine import PLAN_FILE
 from blockwright.compile.tensorrt_package import Package, find_package
 from blockwright.compile.tensorrt_stored import Stored, stored_for_tensorrt
@@ -17,13 +18,14 @@ from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Point
 from blockwright.llama import llama
 from blockwright.model.child import build_child, load_weights
+from blockwright.profiler import gpu_tensorrt
 from blockwright.profiler.bench import block_of
 from blockwright.profiler.gpu_bench import Bench, measure_part, measure_whole
 from blockwright.profiler.gpu_clock import GpuClock, GpuEffort
 from blockwright.profiler.gpu_device import CpuDevice
 from blockwright.profiler.gpu_plan import variants
 from blockwright.profiler.gpu_sitting import Step, run_steps
-from blockwright.profiler.gpu_tensorrt import InOnnxRuntime, InPlans, Kind, Network, TensorRtRuntime, prepare
+from blockwright.profiler.gpu_tensorrt import InOnnxRuntime, InPlans, Kind, Network, TensorRtRuntime
 from blockwright.profiler.synthetic import RepeatedWeights, random_weights
 from blockwright.profiler.torch_blocks import hf_config
 from blockwright.spec import (
@@ -69,15 +71,40 @@ def _stack(variant: Mixer | FFN, copies: int = 2) -> Model:
     return replace(PARENT, layers=(block_of(variant),) * copies)
 
 
-def _opened(kind: Kind, model: Model, point: Point, folder: Path) -> tuple[Network, dict[str, torch.Tensor]]:
-    stored = Stored(model=with_format(model, FP32), activations="float32")
-    network = InOnnxRuntime(folder=folder).open(kind, stored, point)
-    places, tensors = prepare(network, kind, model, point, torch.float32)
-    places.write(torch.full((point.batch,), _start(point)))
-    return network, tensors
+class _Kept:
+    """An opener and its network, ONNX Runtime in fp32, that keeps what is bound to it."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, folder: Path) -> None:
+        self._opener = InOnnxRuntime(folder=folder)
+        self.tensors: Mapping[str, torch.Tensor] = {}
+
+    def stored(self, model: Model) -> Stored:
+        return Stored(model=with_format(model, FP32), activations="float32")
+
+    def open(self, kind: Kind, stored: Stored, point: Point) -> Network:
+        self._network = self._opener.open(kind, stored, point)
+        self.inputs = self._network.inputs
+        return self
+
+    def bind(self, profile: int, tensors: Mapping[str, torch.Tensor]) -> Callable[[], None]:
+        self.tensors = tensors
+        return self._network.bind(profile, tensors)
 
 
-def _start(point: Point) -> int:
+def _opened(
+    kind: Kind, model: Model, point: Point, folder: Path
+) -> tuple[Callable[[], object], Mapping[str, torch.Tensor]]:
+    """What is timed at a point, and the tensors that it reads and writes."""
+    kept = _Kept(folder)
+    runtime = TensorRtRuntime(FP32, kept)
+    run = (runtime.open_stack if kind == "stack" else runtime.open_whole)(model, [point])(point)
+    return run, kept.tensors
+
+
+def _num_before(point: Point) -> int:
+    """A prompt is the first of its text, a single token takes the last slot."""
     return 0 if point.new_tokens > 1 else point.slots - 1
 
 
@@ -86,7 +113,7 @@ def _in_torch(model: Model, tensors: dict[str, torch.Tensor], point: Point) -> t
     weights = {name: torch.from_numpy(np.array(array)) for name, array in RepeatedWeights(model).items()}
     child = load_weights(build_child(model, hf_config(model)), weights)
     child.model.norm = nn.Identity()
-    num_before = _start(point)
+    num_before = _num_before(point)
     cache = DynamicCache()
     for index, block in enumerate(model.layers):
         if isinstance(block.mixer, Attention) and num_before:
@@ -105,17 +132,39 @@ def _in_torch(model: Model, tensors: dict[str, torch.Tensor], point: Point) -> t
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_name)
 def test_a_stack_computes_what_torch_computes(variant: Mixer | FFN, point: Point, tmp_path: Path) -> None:
     model = _stack(variant)
-    network, tensors = _opened("stack", model, point, tmp_path / "engine")
+    run, tensors = _opened("stack", model, point, tmp_path / "engine")
     before = {name: tensor.clone() for name, tensor in tensors.items() if name.startswith("past_")}
     expected = _in_torch(model, {name: tensor.clone() for name, tensor in tensors.items()}, point)
-    network.bind(0, tensors)()
+    run()
     torch.testing.assert_close(tensors["hidden_out"], expected, atol=1e-4, rtol=1e-4)
     for name, cache in before.items():
-        start = _start(point) % cache.shape[2]
+        start = _num_before(point) % cache.shape[2]
         new = slice(start, start + point.new_tokens)
         assert not torch.equal(tensors[name][:, :, new], cache[:, :, new]), "caches are updated where they lie"
         tensors[name][:, :, new] = cache[:, :, new]
         assert torch.equal(tensors[name], cache), "and nowhere else"
+
+
+def test_caches_and_hidden_states_are_random(tmp_path: Path) -> None:
+    """Zeros take a GPU less power, and so may take it less time."""
+    _, tensors = _opened("stack", _stack(VARIANTS[0]), PREFILL, tmp_path / "engine")
+    read = [tensor for name, tensor in tensors.items() if name.startswith(("past_", "hidden_in"))]
+    assert len(read) == 5
+    for each in read:
+        assert abs(each.mean()) < 0.1 and 0.9 < each.std() < 1.1
+
+
+def test_a_run_of_a_whole_model_writes_where_its_tokens_stand_as_a_step_of_an_engine_does(tmp_path: Path) -> None:
+    run, tensors = _opened("whole", PARENT, DECODE, tmp_path / "engine")
+    places = {name: each for name, each in tensors.items() if name not in ("ids", "last", "logits")}
+    places = {name: each for name, each in places.items() if not name.startswith("past_")}
+    written = {name: each.clone() for name, each in places.items()}
+    assert written and all(each.any() for each in written.values())
+    for each in places.values():
+        each.zero_()
+    run()
+    for name, each in places.items():
+        assert torch.equal(each, written[name]), name
 
 
 def test_repeated_weights_have_the_names_and_shapes_of_random_ones() -> None:
@@ -156,6 +205,21 @@ def test_every_stack_parses_and_builds(variant: Mixer | FFN, text: str, plans: I
 def test_whole_models_build_with_all_that_is_in_them(text: str, plans: InPlans, tmp_path: Path) -> None:
     stored = stored_for_tensorrt(PARENT, parse_format(text))
     assert plans.build("whole", stored, DECODE, tmp_path).stat().st_size > 0
+
+
+def test_a_plan_is_built_for_as_many_sequences_as_its_load_has(
+    plans: InPlans, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[BuildRequest] = []
+
+    def keep(request: BuildRequest, package: Package) -> Built:
+        requests.append(request)
+        return build_apart(request, package)
+
+    monkeypatch.setattr(gpu_tensorrt, "build_apart", keep)
+    plans.build("stack", stored_for_tensorrt(_stack(VARIANTS[0]), FP16), replace(DECODE, batch=3), tmp_path)
+    (request,) = requests
+    assert request.most_sequences == 3
 
 
 def test_a_network_that_does_not_build_fails_as_a_case_and_the_next_goes_on(plans: InPlans, tmp_path: Path) -> None:
