@@ -238,16 +238,39 @@ def test_a_network_of_the_other_form_is_refused(tmp_path: Path) -> None:
         build(replace(request, expected=expected_of(SMALL, "decomposed")), PACKAGE)
 
 
-def _without_the_last_softmax(graph: onnx.GraphProto) -> None:
-    last = [node for node in graph.node if node.op_type == "Softmax"][-1]
-    last.op_type = "Identity"
-    del last.attribute[:]
+@pytest.mark.parametrize(
+    ("operator", "form", "complaint"),
+    [
+        ("Attention", "fused", "1 layers of ATTENTION_INPUT.*expected 2"),
+        ("TensorScatter", "fused", "3 layers of KV_CACHE_UPDATE.*expected 4"),
+        ("RotaryEmbedding", "fused", "3 layers of ROTARY_EMBEDDING.*expected 4"),
+        ("Softmax", "decomposed", "1 layers of SOFTMAX.*expected 2"),
+    ],
+)
+def test_a_network_that_lost_one_operator_is_refused(operator: str, form: Form, complaint: str, tmp_path: Path) -> None:
+    def lose(graph: onnx.GraphProto) -> None:
+        last = [node for node in graph.node if node.op_type == operator][-1]
+        last.op_type = "Identity"
+        del last.attribute[:], last.input[1:]
 
-
-def test_attention_without_a_softmax_is_refused(tmp_path: Path) -> None:
-    request = _edited(_request(tmp_path, SMALL, form="decomposed"), _without_the_last_softmax)
-    with pytest.raises(InputError, match=r"1 layers of SOFTMAX.*expected 2"):
+    request = _edited(_request(tmp_path, SMALL, form=form), lose)
+    with pytest.raises(InputError, match=complaint):
         build(request, PACKAGE)
+
+
+def test_memory_that_a_plan_computes_in_is_its_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA graph cannot record what makes memory."""
+    builder_class, configs = PACKAGE.trt.Builder, list[Any]()
+    real = builder_class.create_builder_config
+
+    def keep(builder: Any) -> Any:
+        configs.append(real(builder))
+        return configs[-1]
+
+    monkeypatch.setattr(builder_class, "create_builder_config", keep)
+    build(_request(tmp_path, SMALL), PACKAGE)
+    (config,) = configs
+    assert config.get_flag(PACKAGE.trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
 
 
 def test_what_cannot_be_built_is_told_in_tensorrts_own_words(tmp_path: Path) -> None:
