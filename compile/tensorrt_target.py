@@ -11,13 +11,16 @@ from blockwright.errors import InputError
 DEFAULT_CAPABILITIES = ("sm80", "sm86", "sm89", "sm120")
 """What TensorRT-RTX builds for unless told otherwise: A100, and the consumer's of three generations."""
 
+_OF_RTX_1_7_1 = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
+"""What TensorRT-RTX 1.7.1 builds for, by its own ``ComputeCapability``."""
+
 _FIRST_WITH_INT4_AND_BF16 = 80
 """TensorRT-RTX 1.7.1 says so itself: «Cannot compile for target(s) sm75, because the model contains HW-specific
 datatypes: int4», and so for bf16."""
 
 _ELSEWHERE = {
     "sm87": "A Jetson Orin is served by TensorRT: build on it, with TensorRT 10.15 or later (JetPack 7.2), or from a "
-    "kit that --kit --form decomposed packs, which is meant for TensorRT 10.3 too (JetPack 6).",
+    "kit that --kit --form decomposed packs without --for, which is meant for TensorRT 10.3 too (JetPack 6).",
     "sm110": "A Jetson Thor is served by TensorRT: compile on it (JetPack 7).",
 }
 
@@ -54,7 +57,7 @@ def choose_capabilities(
         InputError: the package does not build for one of them, or not here.
     """
     for name in asked or ():
-        check_capability(name, ())
+        _check_capability(name, ())
     if package.name == "tensorrt":
         if gpu is None or (asked and tuple(asked) != (gpu,)):
             wanted = f"{', '.join(asked)} with " if asked else ""
@@ -64,17 +67,38 @@ def choose_capabilities(
                 "Compile on that GPU, or with TensorRT-RTX, which needs none: pip install 'blockwright[tensorrt-rtx]'.",
             )
         return (gpu,)
-    known = [name.lower() for name in package.trt.ComputeCapability.__members__ if name.startswith("SM")]
+    known = _known_to(package)
     chosen = tuple(dict.fromkeys(asked)) if asked else tuple(name for name in DEFAULT_CAPABILITIES if name in known)
     for name in chosen:
-        if name not in known:
-            remedy = _ELSEWHERE.get(name, "Compile with TensorRT on that GPU, or leave it out.")
-            raise _refused(name, f"some of {', '.join(known)}, which {package.title} builds for", remedy)
-        check_capability(name, narrow)
+        _check_known(name, known, package.title)
+        _check_capability(name, narrow)
     return chosen
 
 
-def check_capability(name: str, narrow: Sequence[str]) -> None:
+def check_kit_capabilities(asked: Sequence[str], narrow: Sequence[str]) -> None:
+    """Refuses what a kit's builder could not build for: what TensorRT-RTX does not know, the installed one or 1.7.1.
+
+    Args:
+        asked: as ``sm86``. They are TensorRT-RTX's; TensorRT builds for the GPU of the device.
+        narrow: which of int4 and bf16 the engine holds.
+
+    Raises:
+        InputError: one of them is none, is unknown, or has not the arithmetic.
+    """
+    if not asked:
+        return  # spares loading a package
+    try:
+        package = find_package(("tensorrt_rtx",))
+        known, title = _known_to(package), package.title
+    except InputError:
+        known, title = _OF_RTX_1_7_1, "TensorRT-RTX 1.7.1"
+    for name in asked:
+        _check_capability(name, ())
+        _check_known(name, known, title)
+        _check_capability(name, narrow)
+
+
+def _check_capability(name: str, narrow: Sequence[str]) -> None:
     """Refuses what is no GPU, and GPUs without the arithmetic that an engine needs.
 
     Args:
@@ -88,6 +112,16 @@ def check_capability(name: str, narrow: Sequence[str]) -> None:
         raise _refused(repr(name), "compute capabilities as sm86,sm120", "Write them so.")
     if narrow and int(name[2:]) < _FIRST_WITH_INT4_AND_BF16:
         raise _refused(f"{name} with {' and '.join(narrow)}", "sm80 or later for these", "Compile with fp16.")
+
+
+def _known_to(package: Package) -> tuple[str, ...]:
+    return tuple(name.lower() for name in package.trt.ComputeCapability.__members__ if name.startswith("SM"))
+
+
+def _check_known(name: str, known: Sequence[str], title: str) -> None:
+    if name not in known:
+        remedy = _ELSEWHERE.get(name, "Compile with TensorRT on that GPU, or leave it out.")
+        raise _refused(name, f"some of {', '.join(known)}, which {title} builds for", remedy)
 
 
 def _refused(got: str, expected: str, remedy: str) -> InputError:

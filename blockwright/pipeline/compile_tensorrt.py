@@ -12,7 +12,12 @@ from blockwright.compile.tensorrt_engine import (
 from blockwright.compile.tensorrt_kit import TensorRtKitOrder, write_tensorrt_kit
 from blockwright.compile.tensorrt_package import Form
 from blockwright.compile.tensorrt_stored import FORMATS, Stored, stored_for_tensorrt
-from blockwright.compile.tensorrt_target import check_capability, choose_capabilities, choose_package, gpu_capability
+from blockwright.compile.tensorrt_target import (
+    check_kit_capabilities,
+    choose_capabilities,
+    choose_package,
+    gpu_capability,
+)
 from blockwright.errors import InputError
 from blockwright.files import digest_of
 from blockwright.pipeline.compile import check_context, check_is_of
@@ -103,15 +108,15 @@ def pack_tensorrt_kit(checkpoint: str, order: TensorRtCompileOrder, output: Path
         The kit's size in bytes.
 
     Raises:
-        InputError: the checkpoint is broken, the plan is not of its blocks, or TensorRT keeps no such format.
+        InputError: the checkpoint is broken, the plan is not of its blocks, TensorRT keeps no such format, or
+            TensorRT-RTX does not build for what was asked.
     """
     check_is_no_folder(output)
     if output.suffix != ".zip":
         raise InputError("--out", got=str(output), expected="a file that ends in .zip", remedy="Write: --out kit.zip")
     source, stored, num_positions = _stored(checkpoint, order, plan)
     check_spares(output, whole(source.folder))
-    for name in order.capabilities or ():
-        check_capability(name, stored.narrow)
+    check_kit_capabilities(order.capabilities or (), stored.narrow)
     kit = TensorRtKitOrder(
         stored=stored,
         num_positions=num_positions,

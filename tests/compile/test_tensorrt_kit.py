@@ -247,6 +247,7 @@ def test_the_command_packs_a_kit_without_tensorrt(
     [
         (["--out", "kit"], "ends in .zip"),
         (["--out", "kit.zip", "--for", "orin"], "compute capabilities as sm86"),
+        (["--out", "kit.zip", "--for", "sm86,sm999"], "some of sm75, sm80, sm86"),
         (["--out", "kit.zip", "--for", "sm75", "--format", "bf16"], "sm75 with bf16"),
         (["--out", "kit.zip", "--context", "100000"], "context"),
         (["--out", "kit.zip", "--target", "onnxruntime"], "--kit"),

@@ -11,7 +11,12 @@ from blockwright.compile.tensorrt_checks import KERNEL_BYTES, check_plan_size, e
 from blockwright.compile.tensorrt_engine import takes_one_token, token_ranges
 from blockwright.compile.tensorrt_package import Package, PackageName, find_package
 from blockwright.compile.tensorrt_stored import BF16, stored_for_tensorrt
-from blockwright.compile.tensorrt_target import choose_capabilities, choose_package
+from blockwright.compile.tensorrt_target import (
+    _OF_RTX_1_7_1,
+    check_kit_capabilities,
+    choose_capabilities,
+    choose_package,
+)
 from blockwright.errors import InputError
 from blockwright.llama import llama
 from blockwright.spec import (
@@ -172,6 +177,37 @@ def test_gpus_that_cannot_be_built_for_are_refused(
 ) -> None:
     with pytest.raises(InputError, match=f"--for: .*{complaint}"):
         choose_capabilities(_package(name), asked, gpu, ("int4", "bf16"))
+
+
+@pytest.mark.parametrize(
+    ("installed", "taken", "refused", "complaint"),
+    [
+        (None, "sm75", "sm999", r"sm75, sm80, sm86, sm89, sm120, sm121, which TensorRT-RTX 1\.7\.1 builds for"),
+        (None, "sm121", "sm87", r"Jetson Orin .*--kit --form decomposed packs without --for"),
+        (("SM86", "SM130"), "sm130", "sm120", r"some of sm86, sm130, which TensorRT-RTX 9\.9 builds for"),
+    ],
+)
+def test_a_kit_is_for_what_the_installed_tensorrt_rtx_knows_or_the_one_that_was_tried(
+    installed: tuple[str, ...] | None, taken: str, refused: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if installed is None:
+        _install(monkeypatch)
+    else:
+        _install(monkeypatch, tensorrt_rtx="9.9")
+        members = dict.fromkeys(["NONE", *installed])
+        sys.modules["tensorrt_rtx"].__dict__["ComputeCapability"] = SimpleNamespace(__members__=members)
+    check_kit_capabilities((taken,), ())
+    with pytest.raises(InputError, match=f"--for: got {refused}; .*{complaint}"):
+        check_kit_capabilities((taken, refused), ())
+
+
+def test_what_was_tried_is_what_tensorrt_rtx_lists() -> None:
+    package = pytest.importorskip("tensorrt_rtx")
+    if not package.__version__.startswith("1.7.1."):
+        pytest.skip(f"TensorRT-RTX 1.7.1 is needed, this is {package.__version__}")
+    check_kit_capabilities(_OF_RTX_1_7_1, ())
+    with pytest.raises(InputError, match=f"some of {', '.join(_OF_RTX_1_7_1)}, which"):
+        check_kit_capabilities(("sm999",), ())
 
 
 @pytest.mark.parametrize(
