@@ -30,6 +30,7 @@ import numpy as np
 from blockwright.compile.flavour import Matrix, Operators, Residual, plain_linear
 from blockwright.compile.graph import Dimension, Graph
 from blockwright.compile.rotary import rotary_tables
+from blockwright.compile.slots import Held
 from blockwright.compile.standard import mask_name
 from blockwright.spec import Attention, Model, Reach
 
@@ -48,12 +49,14 @@ class DecomposedOperators(Operators):
     def declare_attention_inputs(self, num_positions: int) -> None:
         graph, model = self.graph, self.model
         graph.input("positions", "int64", ["batch", "tokens"])
-        mixers = [block.mixer for block in model.layers if isinstance(block.mixer, Attention)]
-        for reach in dict.fromkeys(mixer.reach for mixer in mixers):
-            graph.input(past_mask_name(reach), "bool", ["batch", 1, "tokens", self.slots_of(reach)])
-            graph.input(new_mask_name(reach), "bool", ["batch", 1, "tokens", "tokens"])
-            self._add_bias(reach)
-        for name, bias, num_queries in dict.fromkeys(self._bias_of(mixer) for mixer in mixers):
+        declared: set[Reach] = set()
+        for held in dict.fromkeys(self.held.values()):
+            graph.input(past_mask_name(held.reach, held.goes_round), "bool", ["batch", 1, "tokens", held.slots])
+            if held.reach not in declared:
+                graph.input(new_mask_name(held.reach), "bool", ["batch", 1, "tokens", "tokens"])
+            declared.add(held.reach)
+            self._add_bias(held)
+        for name, bias, num_queries in dict.fromkeys(map(self._bias_of, self.held)):
             graph.node("Concat", [bias] * num_queries, name, axis=2)
         one = graph.constant("one", np.array([1]))
         cosines, sines = rotary_tables(model.rope, model.head_dim, num_positions)
@@ -98,10 +101,10 @@ class DecomposedOperators(Operators):
         for part, key in (("past", past_key), ("new", new_key)):
             columns = graph.node("Transpose", [key], f"{prefix}.{part}_columns", perm=[0, 1, 3, 2])
             scores.append(graph.node("MatMul", [q_BJRD, columns], f"{prefix}.{part}_scores"))
-        weights = self._weights(prefix, mixer, scores)
+        weights = self._weights(index, scores)
         sums = [
             graph.node("MatMul", [part, value], f"{part}_sum")
-            for part, value in zip(self._parts(prefix, mixer, weights), (past_value, new_value), strict=True)
+            for part, value in zip(self._parts(index, weights), (past_value, new_value), strict=True)
         ]
         shape = graph.constant("shape_of_heads", np.array([0, model.num_heads, -1, model.head_dim]))
         attended = graph.node("Add", sums, f"{prefix}.attended_by_key")
@@ -111,7 +114,7 @@ class DecomposedOperators(Operators):
         """The names of a layer's cache of keys or values, and of what is to be added to it."""
         past, new = f"past_{word}_{index}", f"new_{word}_{index}"
         graph, (heads, size) = self.graph, (mixer.num_kv_heads, self.model.head_dim)
-        graph.input(past, graph.activations, ["batch", heads, self.slots_of(mixer.reach), size])
+        graph.input(past, graph.activations, ["batch", heads, self.held[index].slots, size])
         tokens: list[Dimension] = ["batch", heads, "tokens", size]
         graph.output(new, graph.activations, tokens)
         return past, new
@@ -129,33 +132,35 @@ class DecomposedOperators(Operators):
         across = graph.node("Mul", [turned, "sines.B1TD"], f"{output}.across")
         return graph.node("Add", [along, across], output)
 
-    def _weights(self, prefix: str, mixer: Attention, scores: list[str]) -> str:
+    def _weights(self, index: int, scores: list[str]) -> str:
         """Adds the softmax over slots and new tokens side by side, weights_BJRU, U = S + T."""
-        graph = self.graph
+        graph, prefix = self.graph, f"model.layers.{index}.self_attn"
         both = graph.node("Concat", scores, f"{prefix}.scores", axis=3)
-        bias, _, _ = self._bias_of(mixer)
+        bias, _, _ = self._bias_of(index)
         seen = graph.node("Add", [self._wide(both, f"{prefix}.scores_wide"), bias], f"{prefix}.seen_scores")
         return self._narrow(graph.node("Softmax", [seen], f"{prefix}.weights_wide", axis=-1), f"{prefix}.weights")
 
-    def _add_bias(self, reach: Reach) -> None:
+    def _add_bias(self, held: Held) -> None:
         """Adds what scores that nobody may see are lowered by, bias_B1TU in fp32."""
         graph = self.graph
         seen = graph.constant("bias_seen", np.array(0, dtype=np.float32))
         hidden = graph.constant("bias_hidden", np.array(_HIDDEN, dtype=np.float32))
-        masks = [past_mask_name(reach), new_mask_name(reach)]
-        parts = [graph.node("Where", [mask, seen, hidden], f"{mask}.bias") for mask in masks]
-        graph.node("Concat", parts, f"{mask_name(reach)}.bias", axis=3)
+        whole = mask_name(held.reach, held.goes_round)
+        masks = [past_mask_name(held.reach, held.goes_round), new_mask_name(held.reach)]
+        parts = [graph.node("Where", [mask, seen, hidden], f"{whole}.{mask}.bias") for mask in masks]
+        graph.node("Concat", parts, f"{whole}.bias", axis=3)
 
-    def _bias_of(self, mixer: Attention) -> tuple[str, str, int]:
-        """A layer's bias_B1RU, that of its reach, and how often it repeats it: once for each query of a key."""
+    def _bias_of(self, index: int) -> tuple[str, str, int]:
+        """A layer's bias_B1RU, that of its mask, and how often it repeats it: once for each query of a key."""
+        mixer, held = self.model.layers[index].mixer, self.held[index]
+        assert isinstance(mixer, Attention), "others hold nothing"
         num_queries = self.model.num_heads // mixer.num_kv_heads
-        bias = f"{mask_name(mixer.reach)}.bias"
+        bias = f"{mask_name(held.reach, held.goes_round)}.bias"
         return f"{bias}_{num_queries}", bias, num_queries
 
-    def _parts(self, prefix: str, mixer: Attention, weights: str) -> list[str]:
+    def _parts(self, index: int, weights: str) -> list[str]:
         """Adds the cut between the slots' weights and the new tokens'."""
-        graph = self.graph
-        slots = self.slots_of(mixer.reach)
+        graph, prefix, slots = self.graph, f"model.layers.{index}.self_attn", self.held[index].slots
         first, end = graph.constant("slots_first", np.array([0])), graph.constant(f"slots_{slots}", np.array([slots]))
         last, axis = (
             graph.constant("tokens_end", np.array([_TO_THE_END])),
@@ -173,9 +178,9 @@ class DecomposedOperators(Operators):
         return x if self.graph.activations == "float32" else self.graph.cast(x, self.graph.activations, name)
 
 
-def past_mask_name(reach: Reach) -> str:
-    """The mask over slots that layers of a reach share."""
-    return mask_name(reach).replace("mask", "mask_past", 1)
+def past_mask_name(reach: Reach, goes_round: bool = False) -> str:
+    """The mask over slots that layers of a reach share, those whose tokens go round in fewer slots apart."""
+    return mask_name(reach, goes_round).replace("mask", "mask_past", 1)
 
 
 def new_mask_name(reach: Reach) -> str:

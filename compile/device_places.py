@@ -1,7 +1,7 @@
 """What a TensorRT network reads beside tokens and caches, written by torch on the device, for CUDA graphs.
 
 The twin of `places`, for caches in which slot and position are the same number; and for those that a window's tokens
-go round in (`slots_by_reach`), where a position's slot is what is left of it after whole rounds.
+go round in (`caches_of`), where a position's slot is what is left of it after whole rounds.
 
 Shapes: B batch, T new tokens, S slots, J heads of keys and values, D head size.
 """
@@ -12,8 +12,8 @@ from typing import assert_never
 import torch
 
 from blockwright.compile.decomposed import new_mask_name, past_mask_name
-from blockwright.compile.slots import slots_by_reach
-from blockwright.compile.standard import INDEX, INDEX_AROUND, mask_name
+from blockwright.compile.slots import caches_of
+from blockwright.compile.standard import index_name, mask_name
 from blockwright.spec import Attention, Full, Model, Reach, Window
 
 
@@ -40,16 +40,17 @@ class Places:
         self._positions_BT = torch.zeros((batch, num_tokens), dtype=torch.int64, device=device)
         if "positions" in names:
             self.inputs["positions"] = self._positions_BT
-        for reach, own in slots_by_reach(model, slots).items():
-            if (index_B := add(INDEX if own == slots else INDEX_AROUND, (batch,))) is not None:
+        for held in dict.fromkeys(caches_of(model, slots).values()):
+            own = held.num_slots
+            if (index_B := add(index_name(held), (batch,))) is not None:
                 self._writes.append(_index_writer(index_B, own))
             for name, size, of in (
-                (mask_name(reach), own, _held_after),
-                (past_mask_name(reach), own, _held_before),
-                (new_mask_name(reach), num_tokens, _new),
+                (mask_name(held.reach, held.goes_round), own, _held_after),
+                (past_mask_name(held.reach, held.goes_round), own, _held_before),
+                (new_mask_name(held.reach), num_tokens, _new),
             ):
                 if (mask_B1TS := add(name, (batch, 1, num_tokens, size), torch.bool)) is not None:
-                    self._writes.append(_mask_writer(mask_B1TS, reach, of))
+                    self._writes.append(_mask_writer(mask_B1TS, held.reach, of))
 
     def write(self, starts_B: torch.Tensor) -> None:
         """Writes where the tokens stand, from these positions on, and what they may see."""
@@ -68,10 +69,10 @@ def make_cache(
     model: Model, batch: int, slots: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, torch.Tensor]:
     """Empty key-value buffers for every attention layer, by the graph's input names, ``past_key_3`` and so on."""
-    cache, own = dict[str, torch.Tensor](), slots_by_reach(model, slots)
+    cache, held = dict[str, torch.Tensor](), caches_of(model, slots)
     for index, block in enumerate(model.layers):
         if isinstance(block.mixer, Attention):
-            shape = (batch, block.mixer.num_kv_heads, own[block.mixer.reach], model.head_dim)
+            shape = (batch, block.mixer.num_kv_heads, held[index].num_slots, model.head_dim)
             for word in ("key", "value"):
                 cache[f"past_{word}_{index}"] = torch.zeros(shape, dtype=dtype, device=device)
     return cache

@@ -13,9 +13,9 @@ from typing import Literal
 import numpy as np
 
 from blockwright.compile.graph import OLDER_OPSET, OPSET, Activations, Dimension, Graph
-from blockwright.compile.slots import slots_by_reach
+from blockwright.compile.slots import caches_of
 from blockwright.errors import InputError
-from blockwright.spec import Attention, Format, Model, Reach
+from blockwright.spec import Attention, Format, Model
 
 FlavourName = Literal["standard", "contrib"]
 """What ONNX Runtime's engines are written in."""
@@ -104,11 +104,8 @@ class Operators(ABC):
         self.graph = graph
         self.model = model
         self.slots = slots
-        self._slots_by_reach = {} if isinstance(slots, str) else slots_by_reach(model, slots)
-
-    def slots_of(self, reach: Reach) -> Dimension:
-        """Slots of the caches of a reach."""
-        return self.slots if isinstance(self.slots, str) else self._slots_by_reach[reach]
+        self.held = caches_of(model, slots)
+        """By layer."""
 
     @abstractmethod
     def declare_attention_inputs(self, num_positions: int) -> None:
@@ -168,7 +165,7 @@ class Operators(ABC):
     def cache(self, index: int, mixer: Attention, word: str) -> tuple[str, str]:
         """Declares a layer's cache of keys or values; returns the names before and behind."""
         past, present = f"past_{word}_{index}", f"present_{word}_{index}"
-        shape: list[Dimension] = ["batch", mixer.num_kv_heads, self.slots_of(mixer.reach), self.model.head_dim]
+        shape: list[Dimension] = ["batch", mixer.num_kv_heads, self.held[index].slots, self.model.head_dim]
         self.graph.input(past, self.graph.activations, shape)
         self.graph.output(present, self.graph.activations, shape)
         return past, present

@@ -1,5 +1,6 @@
 """How a runtime lays out a sequence: slots of its caches, and chunks of its prompt."""
 
+from dataclasses import dataclass
 from typing import assert_never
 
 from blockwright.spec import Attention, Full, Model, Reach, Window
@@ -19,24 +20,51 @@ def slots_for(num_tokens: int) -> int:
     return -(-num_tokens // SLOT_BUCKET) * SLOT_BUCKET
 
 
-def slots_by_reach(model: Model, slots: int) -> dict[Reach, int]:
-    """Slots of a layer's cache, by its reach, where those that hold all have so many.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """How a layer's keys and values are held; layers that hold them alike share masks and places to write to."""
 
-    A window's tokens go round in fewer. All windows that do so share one number, the one that makes the model's caches
-    smallest: TensorRT-RTX 1.7.1 fails to build networks that update caches at three different places («uses before
-    defs»), and with one number there are two.
+    reach: Reach
+    slots: int | str
+    """How many, or the name of a number that is known when it runs."""
+    goes_round: bool
+    """A token's slot is what is left of its position after whole rounds; else slot and position are the same."""
+
+    @property
+    def num_slots(self) -> int:
+        """The slots, where their number is known."""
+        assert isinstance(self.slots, int), "known only when it runs"
+        return self.slots
+
+
+def caches_of(model: Model, slots: int | str) -> dict[int, Held]:
+    """How each layer with attention holds its tokens, where those that hold all have so many slots.
+
+    A window's tokens go round in fewer. TensorRT-RTX 1.7.1 limits this («uses before defs», or it crashes): it fails to
+    build networks that write to caches at three different places, so all windows that go round share one number of
+    slots, the one that makes the model's caches smallest; and networks in which two that go round come before the first
+    that does not, so the first of these does not go round.
     """
-    mixers = [block.mixer for block in model.layers if isinstance(block.mixer, Attention)]
-    fewest = {mixer.reach: _fewest_slots(mixer.reach, slots) for mixer in mixers}
+    mixers = {index: block.mixer for index, block in enumerate(model.layers) if isinstance(block.mixer, Attention)}
+    if isinstance(slots, str):
+        return {index: Held(reach=mixer.reach, slots=slots, goes_round=False) for index, mixer in mixers.items()}
+    fewest = {index: _fewest_slots(mixer.reach, slots) for index, mixer in mixers.items()}
 
-    def laid_out(around: int) -> dict[Reach, int]:
-        return {reach: around if needed <= around else slots for reach, needed in fewest.items()}
+    def laid_out(around: int) -> dict[int, int]:
+        chosen = {index: around if needed <= around else slots for index, needed in fewest.items()}
+        order = list(chosen.values())
+        if slots in order and order.index(slots) > 1:
+            chosen[next(iter(chosen))] = slots
+        return chosen
 
     def size(around: int) -> int:
-        by_reach = laid_out(around)
-        return sum(mixer.num_kv_heads * by_reach[mixer.reach] for mixer in mixers)
+        return sum(mixers[index].num_kv_heads * own for index, own in laid_out(around).items())
 
-    return laid_out(min({slots, *fewest.values()}, key=lambda around: (size(around), -around)))
+    chosen = laid_out(min({slots, *fewest.values()}, key=lambda around: (size(around), -around)))
+    return {
+        index: Held(reach=mixer.reach, slots=chosen[index], goes_round=chosen[index] < slots)
+        for index, mixer in mixers.items()
+    }
 
 
 def _fewest_slots(reach: Reach, slots: int) -> int:

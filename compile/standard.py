@@ -2,8 +2,8 @@
 
     positions_BT              positions of the new tokens
     write_index_B             the slot where the first new token's keys and values go; where slots are so many that a
-                              window's go round in fewer (`slots_by_reach`), write_index_around_B is that of these
-    mask_B1TS                 True where a token may look; one input per reach that the layers have
+                              window's go round in fewer (`caches_of`), write_index_around_B is that of these
+    mask_B1TS                 True where a token may look; one input per way in which layers hold what they reach
 
 Shapes: B batch, T new tokens, S slots, H heads, D head size.
 """
@@ -14,9 +14,8 @@ import numpy as np
 
 from blockwright.compile.flavour import Matrix, Operators, Residual, fused_norm, plain_linear
 from blockwright.compile.rotary import rotary_tables
+from blockwright.compile.slots import Held
 from blockwright.spec import Attention, Full, Reach, Window
-
-INDEX, INDEX_AROUND = "write_index", "write_index_around"
 
 
 class StandardOperators(Operators):
@@ -25,11 +24,11 @@ class StandardOperators(Operators):
     def declare_attention_inputs(self, num_positions: int) -> None:
         graph, model = self.graph, self.model
         graph.input("positions", "int64", ["batch", "tokens"])
-        reaches = {b.mixer.reach: None for b in model.layers if isinstance(b.mixer, Attention)}
-        for name in dict.fromkeys(self._index_name(reach) for reach in reaches):
+        ways = list(dict.fromkeys(self.held.values()))
+        for name in dict.fromkeys(map(index_name, ways)):
             graph.input(name, "int64", ["batch"])
-        for reach in reaches:
-            graph.input(mask_name(reach), "bool", ["batch", 1, "tokens", self.slots_of(reach)])
+        for held in ways:
+            graph.input(mask_name(held.reach, held.goes_round), "bool", ["batch", 1, "tokens", held.slots])
         cosines, sines = rotary_tables(model.rope, model.head_dim, num_positions)
         graph.floats("cosines", cosines)
         graph.floats("sines", sines)
@@ -45,29 +44,35 @@ class StandardOperators(Operators):
         return Residual(value=x), self.norm(name, x, weight)
 
     def attention(self, index: int, mixer: Attention, x: str, projections: list[Matrix]) -> str:
-        graph, prefix = self.graph, f"model.layers.{index}.self_attn"
+        graph, prefix, held = self.graph, f"model.layers.{index}.self_attn", self.held[index]
         states = self.heads(index, mixer, x, projections)
         for name in ("q", "k"):
             rotated = [states[name], "cosines", "sines", "positions"]
             states[name] = graph.node("RotaryEmbedding", rotated, f"{prefix}.{name}_rotated")
         for name, word in (("k", "key"), ("v", "value")):
             past, present = self.cache(index, mixer, word)
-            updated = [past, states[name], self._index_name(mixer.reach)]
+            updated = [past, states[name], index_name(held)]
             states[name] = graph.node("TensorScatter", updated, present, axis=2, mode="linear")
         attended = graph.node(
             "Attention",
-            [states["q"], states["k"], states["v"], mask_name(mixer.reach)],
+            [states["q"], states["k"], states["v"], mask_name(held.reach, held.goes_round)],
             f"{prefix}.attended",
             scale=self.model.head_dim**-0.5,
         )
         return self.side_by_side(index, attended)
 
-    def _index_name(self, reach: Reach) -> str:
-        return INDEX if self.slots_of(reach) == self.slots else INDEX_AROUND
+
+def index_name(held: Held) -> str:
+    """The input that says where new tokens go in caches that are held so."""
+    return "write_index_around" if held.goes_round else "write_index"
 
 
-def mask_name(reach: Reach) -> str:
-    """The mask input that layers of a reach share."""
+def mask_name(reach: Reach, goes_round: bool = False) -> str:
+    """The mask input that layers of a reach share, those whose tokens go round in fewer slots apart."""
+    return _name_of(reach) + ("_around" if goes_round else "")
+
+
+def _name_of(reach: Reach) -> str:
     match reach:
         case Full():
             return "mask"

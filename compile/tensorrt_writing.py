@@ -19,7 +19,7 @@ import torch
 from blockwright.compile.device_places import Places, caches_by_new, make_cache
 from blockwright.compile.places import Chunk, chunks_of_prompts
 from blockwright.compile.sampling import Sampling
-from blockwright.compile.slots import PREFILL_CHUNK, slots_by_reach
+from blockwright.compile.slots import PREFILL_CHUNK, caches_of
 from blockwright.compile.tensorrt_engine import TensorRtEngine
 from blockwright.compile.tensorrt_executor import Executor, cuda_errors_told
 from blockwright.compile.torch_sampling import Drawer
@@ -122,7 +122,7 @@ class TensorRtSequences:
 
     def _rows_at_once(self, prompts: Sequence[Sequence[int]]) -> list[slice]:
         """Which prompts are read side by side: all, but where a longer one's padding would go round over a text."""
-        goes_round = any(slots < self._slots for slots in slots_by_reach(self._model, self._slots).values())
+        goes_round = any(held.goes_round for held in caches_of(self._model, self._slots).values())
         if goes_round and max(map(len, prompts)) > PREFILL_CHUNK:
             return [slice(row, row + 1) for row in range(len(prompts))]
         return [slice(0, len(prompts))]

@@ -8,7 +8,7 @@ import torch
 
 from blockwright.compile.device_places import Places, caches_by_new, make_cache
 from blockwright.compile.places import places, reach_by_mask
-from blockwright.compile.slots import PREFILL_CHUNK, slots_by_reach
+from blockwright.compile.slots import PREFILL_CHUNK, Held, caches_of
 from blockwright.llama import llama
 from blockwright.spec import Attention, Block, Full, GatedFFN, NoOp, Reach, Window
 
@@ -56,12 +56,12 @@ def test_only_what_a_network_has_is_made() -> None:
     assert Places(replace(MODEL, layers=()), (1, 1, 64), {"ids", "last"}, CPU).inputs.keys() == {"ids", "last"}
 
 
-def _held_slots(reach: Reach, num_written: int) -> list[int | None]:
+def _held_slots(held: Held, num_written: int) -> list[int | None]:
     """The position in each slot of a cache that was written token by token, None for none."""
-    held: list[int | None] = [None] * slots_by_reach(MODEL, SLOTS)[reach]
+    slots: list[int | None] = [None] * held.num_slots
     for position in range(num_written):
-        held[position % len(held)] = position
-    return held
+        slots[position % len(slots)] = position
+    return slots
 
 
 def _sees(reach: Reach, position: int, other: int | None) -> bool:
@@ -71,15 +71,17 @@ def _sees(reach: Reach, position: int, other: int | None) -> bool:
 
 @pytest.mark.parametrize(("start", "num_tokens"), [(0, 5), (0, 1), (900, 1), (1024, 400), (1030, 1), (1535, 1)])
 def test_masks_show_what_slots_hold_however_often_they_went_round(start: int, num_tokens: int) -> None:
-    assert slots_by_reach(MODEL, SLOTS)[Window(num_tokens=9)] == 2 * PREFILL_CHUNK < SLOTS
+    assert {held.num_slots for held in caches_of(MODEL, SLOTS).values()} == {SLOTS, 2 * PREFILL_CHUNK}
     found = Places(MODEL, (1, num_tokens, SLOTS), _Everything(), CPU)  # type: ignore[arg-type]
     found.write(torch.tensor([start]))
-    for reach in slots_by_reach(MODEL, SLOTS):
+    for held in caches_of(MODEL, SLOTS).values():
+        reach, before, after = held.reach, _held_slots(held, start), _held_slots(held, start + num_tokens)
         word = "" if isinstance(reach, Full) else f"_window_{reach.num_tokens}"
-        before, after = _held_slots(reach, start), _held_slots(reach, start + num_tokens)
+        around = "_around" if held.goes_round else ""
         for row in {0, num_tokens // 2, num_tokens - 1}:
             position = start + row
-            masks = {name: found.inputs[f"mask{name}{word}"][0, 0, row].tolist() for name in ("", "_past", "_new")}
+            names = {"": word + around, "_past": word + around, "_new": word}
+            masks = {name: found.inputs[f"mask{name}{rest}"][0, 0, row].tolist() for name, rest in names.items()}
             assert masks[""] == [_sees(reach, position, other) for other in after]
             assert masks["_past"] == [_sees(reach, position, other) for other in before]
             assert masks["_new"] == [_sees(reach, position, start + other) for other in range(num_tokens)]
