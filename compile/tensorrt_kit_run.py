@@ -107,7 +107,7 @@ def device_capability() -> str | None:
 
 
 def _build(described: dict[str, Any], folder: Path, output: Path) -> dict[str, Any]:
-    package = find_package(("tensorrt", "tensorrt_rtx"), described["engine"]["form"])
+    package = find_package(("tensorrt", "tensorrt_rtx"), described["engine"]["form"], is_in_kit=True)
     request = BuildRequest(
         package=package.name,
         graph=str(folder / "model.onnx"),

@@ -106,12 +106,13 @@ def no_start(package: Package, log: Any) -> InputError:
     )
 
 
-def find_package(names: Sequence[PackageName], form: Form = "decomposed") -> Package:
+def find_package(names: Sequence[PackageName], form: Form = "decomposed", is_in_kit: bool = False) -> Package:
     """The first of these that is installed and new enough.
 
     Args:
         names: which will do.
         form: of what it is to build; all that run what is built already are new enough for the one that needs less.
+        is_in_kit: on a device where Blockwright is not installed, so that no extra of it can be asked for.
 
     Raises:
         InputError: there is none, or it is too old or broken.
@@ -122,7 +123,9 @@ def find_package(names: Sequence[PackageName], form: Form = "decomposed") -> Pac
         if isinstance(found, Package):
             return found
         complaints.append(found)
-    extras = " or ".join(f"pip install 'blockwright[{_KINDS[each].extra}]'" for each in names)
+    # An extra has the name of the package that it brings.
+    install = "pip install {}" if is_in_kit else "pip install 'blockwright[{}]'"
+    installs = " or ".join(install.format(_KINDS[each].extra) for each in names)
     builds_other_form = any(isinstance(_load(each, "decomposed"), Package) for each in names)
     other_form = "Compile with --form decomposed, which this version builds, or pack the kit so. Else install"
     raise InputError(
@@ -131,7 +134,7 @@ def find_package(names: Sequence[PackageName], form: Form = "decomposed") -> Pac
         expected=" or ".join(
             f"{_KINDS[each].title} {_dotted(_KINDS[each].needed[form].oldest)} or later" for each in names
         ),
-        remedy=f"{other_form if builds_other_form else 'Install'} it: {extras}. On a Jetson it comes with JetPack.",
+        remedy=f"{other_form if builds_other_form else 'Install'} it: {installs}. On a Jetson it comes with JetPack.",
     )
 
 

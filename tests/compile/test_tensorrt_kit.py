@@ -208,6 +208,16 @@ def test_a_kit_asks_for_what_its_form_needs(
         assert "error: GPU:" in said, "the version will do"
 
 
+def test_a_device_without_tensorrt_is_told_what_to_install_there(
+    kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    assert tensorrt_kit_run.main(["--out", str(tmp_path / "engine")], kit) == 2
+    said = capsys.readouterr().err
+    assert "Install it: pip install tensorrt or pip install tensorrt-rtx. On a Jetson it comes with JetPack." in said
+
+
 def test_a_kit_for_the_device_needs_a_gpu_there(kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package: Any = type("Package", (), {"name": "tensorrt", "title": "TensorRT 10.15"})()
     with pytest.raises(InputError, match="none that CUDA's driver tells of"):
