@@ -53,7 +53,7 @@ def main() -> None:
     command = "python benchmarks/compile/tensorrt_plans.py" + (" --small" if asked.small else "")
     command += f" --form {asked.form}" if kind else ""
     results = origin(command, device) | {"tensorrt": package.title, "parameters": parameters(model), "rows": rows}
-    stem = asked.out / f"tensorrt-plans{kind}_{device.name}_{results['date']}"
+    stem = asked.out / f"tensorrt-plans{kind}{'-small' * asked.small}_{device.name}_{results['date']}"
     write_results(results, _page(results, device.name), stem)
 
 

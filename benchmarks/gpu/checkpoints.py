@@ -33,6 +33,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the result")
     parser.add_argument("--device", default="cuda")
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("No GPU that torch can use is here. --device cpu tries the script out without one.")
     torch.backends.cuda.matmul.allow_tf32 = False
     folders = {"parent": arguments.parent, "child": arguments.run / "child"}
     differences = {name: logit_difference(folder, arguments.device) for name, folder in folders.items()}

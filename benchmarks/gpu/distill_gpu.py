@@ -112,6 +112,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="of each way, behind a few to warm up (default: 12)")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("No GPU that torch can use is here. --device cpu --small tries the script out without one.")
     device = torch.device(arguments.device)
     torch.backends.cuda.matmul.allow_tf32 = False
     peaks = {precision: product_flops_per_s(device, precision, arguments.small) for precision in ("fp32", "bf16")}
