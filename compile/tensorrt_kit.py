@@ -2,8 +2,11 @@
 
 A kit is a zip: the graph and its weights, the tokenizer, ``kit.json``, and two ways to build. ``build.py`` (in the
 repository `tensorrt_kit_run.py`) needs Python 3.10, as JetPack 6 has it, and the tensorrt package, checks the parsed
-network and the plan as `blockwright compile` does, and leaves a folder that `blockwright generate` opens. ``sh
-build.sh`` needs trtexec only, and checks nothing.
+network and the plan as `blockwright compile` does, and leaves an engine's folder. ``sh build.sh`` needs trtexec only,
+and checks nothing.
+
+`blockwright generate` opens the folder on such a device where Python is 3.11 or later, as Blockwright needs. With
+JetPack 6 a program of one's own runs the plan: `decoder` and `decomposed` name its inputs and outputs.
 """
 
 import json

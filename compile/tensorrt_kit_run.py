@@ -4,8 +4,11 @@
 
 TensorRT builds for the GPU of this device. What was parsed is held against the model, and the plan's size against its
 weights, for TensorRT drops some things without an error. With --plan nothing is built: a plan that trtexec made
-(sh build.sh) is taken in, of the version of TensorRT that is named. Copy the folder that comes out, whole, to where
-`blockwright generate` runs, or run the plan by a program of your own.
+(sh build.sh) is taken in, of the version of TensorRT that is named.
+
+`blockwright generate` opens the folder that comes out, on such a device and with that version of TensorRT, where Python
+is 3.11 or later. It cannot with JetPack 6, which has 3.10: there the plan runs from a program of your own. Its inputs
+and outputs are named in Blockwright's repository, in compile/decoder.py and compile/decomposed.py.
 """
 
 import argparse

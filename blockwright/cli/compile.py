@@ -6,6 +6,10 @@ and Q4_0. For onnxruntime-genai: a graph, its weights, genai_config.json and the
 by the installed TensorRT or TensorRT-RTX, with the graph it was built from. What the target cannot load is refused
 before anything is written, layer by layer.
 
+With --kit, a zip that builds the plan on the device. blockwright generate opens what comes out where there is Python
+3.11; JetPack 6 has 3.10, and there the plan runs from a program of one's own (inputs and outputs: compile/decoder.py
+and compile/decomposed.py of the repository).
+
   blockwright compile child --format int4 --out engine
   blockwright compile child --plan plan.json --out engine      # each layer in the format that the plan gives it
   blockwright compile child --target llama.cpp --format int4 --out gguf
@@ -164,6 +168,8 @@ def _build_for_tensorrt(arguments: argparse.Namespace, weights: str | None, plan
         print(f"{arguments.out}: {size / 1e6:.2f} MB. On the device, with Python 3.10 and TensorRT {version} or later:")
         print(f"  python3 -m zipfile -e {arguments.out.name} kit && python3 kit/build.py --out engine")
         print("or, with trtexec alone, unpacked in the same way: sh kit/build.sh")
+        if order.form == "decomposed":
+            print("blockwright generate needs Python 3.11: with JetPack 6 the plan runs from a program of your own")
         return
     engine = compile_for_tensorrt(arguments.checkpoint, order, arguments.out, plan=plan)
     size_mb = engine.files["model.plan"].size_bytes / 1e6

@@ -247,6 +247,7 @@ def test_the_command_packs_a_kit_without_tensorrt(
         assert json.loads(archive.read("kit.json"))["engine"]["form"] == form
     told = capsys.readouterr().out
     assert f"TensorRT {version} or later" in told
+    assert ("with JetPack 6 the plan runs from a program of your own" in told) == (form == "decomposed")
     assert "build.py" in told and "sh kit/build.sh" in told, (
         "unpacking by Python drops the bit that makes it executable"
     )
