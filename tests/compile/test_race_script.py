@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -84,6 +86,7 @@ def test_who_refuses_who_dies_and_who_takes_too_long_are_told_apart(module: Any,
     for each in started.values():
         each.set_up(time.monotonic() + 60)
     assert started["sleeps"].why is None and started["sleeps"].ask({}, 60)["bytes_per_s"] > 0
+    os.kill(started["sleeps"]._process.pid, signal.SIGSTOP)  # so that it cannot answer, however fast it is
     assert started["sleeps"].ask({}, 0.0) == {"why": "it took longer than there was time for"}
     for each in started.values():
         each.end()
