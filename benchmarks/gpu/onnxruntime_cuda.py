@@ -27,7 +27,7 @@ import numpy as np
 from decoder_times import decode_s, prefill_s
 from onnxruntime_cuda_page import as_text
 from provenance import RESULTS, origin, write_results
-from raced_models import FULL, SMALL, Plan, bytes_per_token, child_of, parent_of
+from raced_models import FULL, SMALL, Plan, bytes_per_token, child_of, most_tokens, parent_of
 
 from blockwright.compile.device_session import DeviceDecoder, DeviceSequences
 from blockwright.compile.engine import EngineOrder, SessionSettings, write_engine
@@ -147,17 +147,19 @@ def race(decoders: dict[str, DeviceDecoder], plan: Plan) -> dict[str, Any]:
 
 
 def races(decoders: Mapping[str, Opened], plan: Plan) -> list[dict[str, Any]]:
-    """Parent and child in turn, over each context and over a prompt."""
+    """Parent and child in turn, over each context and over a prompt; their sequences are started beforehand."""
     found: list[dict[str, Any]] = []
+
+    def runs(tokens: int, time_s: Callable[..., float], *args: int) -> dict[str, Callable[[], float]]:
+        started = {name: decoder.start(1, most_tokens(plan, tokens)) for name, decoder in decoders.items()}
+        return {name: partial(time_s, each, [_prompt(plan, tokens)], *args) for name, each in started.items()}
+
     for context in plan.contexts:
         bytes_read = {name: bytes_per_token(decoder.engine.model, context) for name, decoder in decoders.items()}
         row = {"what": "decode", "tokens": context, "bytes_per_token": bytes_read}
         row["times_fewer_bytes"] = bytes_read["parent"] / bytes_read["child"]
-        prompts = [_prompt(plan, context)]
-        runs = {name: partial(decode_s, decoder, prompts, plan.new_tokens) for name, decoder in decoders.items()}
-        found.append(row | _in_turn(runs, plan.rounds))
-    runs = {name: partial(prefill_s, decoder, [_prompt(plan, plan.prompt)]) for name, decoder in decoders.items()}
-    return [*found, {"what": "prefill", "tokens": plan.prompt} | _in_turn(runs, plan.rounds)]
+        found.append(row | _in_turn(runs(context, decode_s, plan.new_tokens), plan.rounds))
+    return [*found, {"what": "prefill", "tokens": plan.prompt} | _in_turn(runs(plan.prompt, prefill_s), plan.rounds)]
 
 
 def _prompt(plan: Plan, num_tokens: int) -> list[int]:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from kernels_gpu_race import SMALL as SMALL_KERNELS
 from kernels_gpu_race import Bench
-from race_players import MODELS, Entry, Player
+from race_players import MODELS, Case, Entry, Load, Player, text_of
 
 from blockwright.compile.tensorrt_stored import stored_for_tensorrt
 from blockwright.errors import InputError
@@ -78,6 +78,7 @@ def playing(entry: Entry, tell: Callable[..., None]) -> Callable[[Answer], Answe
         if what == "decode"
     ]
     failed = [case for case in cases if "why" in case]
+    runs = [case for case, tried in zip(entry.cases, cases, strict=True) if tried not in failed]
     tell(stage="tried", failed=failed, least=least, set_up_s=time.perf_counter() - began)
 
     def answer(order: Answer) -> Answer:
@@ -85,7 +86,7 @@ def playing(entry: Entry, tell: Callable[..., None]) -> Callable[[Answer], Answe
             case "reference":
                 return write_references(player, order)
             case "compare":
-                return compared(player, order)
+                return compared(player, order, runs)
             case _:
                 return measured(player, *order["case"])
 
@@ -101,27 +102,43 @@ def measured(player: Player, name: str, what: str, tokens: int, batch: int) -> A
 
 
 def write_references(player: Any, order: Answer) -> Answer:
-    """Writes what the models say in each format, for the others to be held against."""
+    """Writes what the models say in each format, for the others to be held against, or tells why it cannot."""
     for format_name in order["formats"]:
         said = {}
         for name in MODELS:
             stored = stored_for_tensorrt(player.models[name], parse_format(format_name)).model
-            said[name] = player.reference(name, stored)
+            said |= {_key(name, load): found for load, found in player.reference(name, stored).items()}
+        if not all(np.isfinite(each).all() for each in said.values()):
+            return {"why": f"its logits in {format_name} are not all numbers"}
         np.savez(Path(order["folder"]) / f"{format_name}.npz", **said)
     return {"is_written": True}
 
 
-def compared(player: Player, order: Answer) -> Answer:
-    """The largest difference of logits to the reference's, as a share of their spread, by model."""
+def compared(player: Player, order: Answer, cases: list[Case]) -> Answer:
+    """The largest difference of logits to the reference's, as a share of their spread, by model.
+
+    Args:
+        player: whose.
+        order: says where the references are.
+        cases: those that ran when they were tried; the others are not timed.
+    """
     reference = np.load(Path(order["folder"]) / f"{player.entry.format}.npz")
-    differences = {}
+    differences: dict[str, float] = {}
     try:
-        for name in MODELS:
-            expected_SV, found_SV = reference[name], player.logits(name)
-            differences[name] = float(np.abs(found_SV - expected_SV).max() / expected_SV.std())
+        for name, load in ((case[0], case[1:]) for case in cases):
+            expected_SBV = reference[_key(name, load)]
+            found_SBV = player.logits(name, text_of(player.entry.plan, load))
+            if not np.isfinite(found_SBV).all():  # JSON has no word for how far off these are
+                return {"differences": differences, "why": f"its logits are not all numbers: {_key(name, load)}"}
+            off = float(np.abs(found_SBV - expected_SBV).max() / expected_SBV.std())
+            differences[name] = max(off, differences.get(name, 0.0))
     except (InputError, RuntimeError) as error:
         return {"differences": differences, "why": str(error)}
     return {"differences": differences}
+
+
+def _key(name: str, load: Load) -> str:
+    return "-".join(map(str, (name, *load)))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ import numpy as np
 import tensorrt_gpu
 from decoder_times import decode_s, prefill_s
 from onnxruntime_cuda import SETTINGS, Opened
-from race_players import Entry, Player, prompt_of, texts_of
+from race_players import Entry, Player, Text, prompts_of
+from raced_models import most_tokens
 
 from blockwright.compile.device_session import DeviceDecoder
 from blockwright.compile.engine import EngineOrder, write_engine
 from blockwright.compile.flavour import FlavourName
+from blockwright.compile.generate import Writing
 from blockwright.compile.providers import DeviceName, nodes_by_provider
 from blockwright.compile.tensorrt_package import PackageName
 from blockwright.compile.tensorrt_session import TensorRtDecoder
@@ -29,25 +31,31 @@ class EnginePlayer(Player):
         with tempfile.TemporaryDirectory() as folder:
             self._decoders = self.opened(Path(folder))
         self.stored = {name: decoder.engine.model for name, decoder in self._decoders.items()}
+        self._started: dict[tuple[str, int, int], Writing] = {}
 
     def opened(self, folder: Path) -> Mapping[str, Opened]:
         """Builds the engines in a folder, and opens them."""
         raise NotImplementedError
 
-    def logits(self, name: str) -> np.ndarray:
-        found = []
-        for text in texts_of(self.entry.plan):
-            sequences = self._decoders[name].start(1, len(text.prompt) + len(text.forced) + 1)
-            found.append(sequences.prefill([text.prompt]).copy())
-            found += [sequences.step(np.array([token])).copy() for token in text.forced]
-        return np.concatenate(found)
+    def logits(self, name: str, text: Text) -> np.ndarray:
+        sequences = self._sequences(name, len(text.prompts[0]), len(text.prompts))
+        found_SBV = [sequences.prefill(text.prompts).copy()]
+        found_SBV += [sequences.step(np.array(ids_B)).copy() for ids_B in text.forced]
+        return np.stack(found_SBV)
 
     def decode_s(self, name: str, context: int, batch: int) -> float:
         plan = self.entry.plan
-        return decode_s(self._decoders[name], [prompt_of(plan, context)] * batch, plan.new_tokens)
+        return decode_s(self._sequences(name, context, batch), prompts_of(plan, context, batch), plan.new_tokens)
 
     def prefill_s(self, name: str, tokens: int, batch: int) -> float:
-        return prefill_s(self._decoders[name], [prompt_of(self.entry.plan, tokens)] * batch)
+        return prefill_s(self._sequences(name, tokens, batch), prompts_of(self.entry.plan, tokens, batch))
+
+    def _sequences(self, name: str, tokens: int, batch: int) -> Writing:
+        """Started once for each length and batch, and used again: logits are compared in those that are timed."""
+        key = name, tokens, batch
+        if key not in self._started:
+            self._started[key] = self._decoders[name].start(batch, most_tokens(self.entry.plan, tokens))
+        return self._started[key]
 
 
 class OnnxRuntime(EnginePlayer):

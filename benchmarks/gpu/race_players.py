@@ -11,8 +11,15 @@ from blockwright.profiler.synthetic import random_weights
 from blockwright.spec import parse_format
 
 RACE = replace(FULL, contexts=(128, 2048), rounds=7)
+TRIED = replace(SMALL, contexts=(16, 600))
+"""The tiny sizes: of the contexts, too, one is read in a chunk and one in several."""
 MODELS = ("parent", "child")
-_FORCED_TOKENS = 4
+Load = tuple[str, int, int]
+"""Decode or prefill, tokens, batch."""
+Case = tuple[str, str, int, int]
+"""A model, and the load that it is timed at."""
+_FORCED_TOKENS = WARM_TOKENS
+"""For which the timed texts have room."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,35 +45,40 @@ class Entry:
     @property
     def plan(self) -> Plan:
         """How large."""
-        return SMALL if self.is_small else RACE
+        return TRIED if self.is_small else RACE
 
     @property
-    def cases(self) -> list[tuple[str, str, int, int]]:
-        """Everything that is timed: a model, decode or prefill, tokens, batch."""
+    def loads(self) -> list[Load]:
+        """What each model is timed at."""
         lengths = [*(("decode", context) for context in self.plan.contexts), ("prefill", self.plan.prompt)]
-        return [(name, what, tokens, batch) for what, tokens in lengths for batch in self.batches for name in MODELS]
+        return [(what, tokens, batch) for what, tokens in lengths for batch in self.batches]
+
+    @property
+    def cases(self) -> list[Case]:
+        """Everything that is timed."""
+        return [(name, *load) for load in self.loads for name in MODELS]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text:
-    """A prompt, and what is written behind it whatever the model would say."""
+    """Prompts of a batch, all as long, and the tokens written behind them whatever the model would say."""
 
-    prompt: list[int]
-    forced: list[int]
-
-
-def prompt_of(plan: Plan, tokens: int) -> list[int]:
-    """The prompt that all contestants read."""
-    return np.random.default_rng(tokens).integers(plan.vocab, size=tokens).tolist()
+    prompts: list[list[int]]
+    forced: list[list[int]]
+    """Step by step, one for each prompt."""
 
 
-def texts_of(plan: Plan) -> list[Text]:
-    """What logits are compared after: a prompt as long as the timed one, and a few tokens behind a shorter one."""
-    short = prompt_of(plan, plan.contexts[0])
-    return [
-        Text(prompt=prompt_of(plan, plan.prompt), forced=[]),
-        Text(prompt=short, forced=short[:_FORCED_TOKENS]),
-    ]
+def prompts_of(plan: Plan, tokens: int, batch: int) -> list[list[int]]:
+    """The prompts that all contestants read, each another one."""
+    return [np.random.default_rng((tokens, row)).integers(plan.vocab, size=tokens).tolist() for row in range(batch)]
+
+
+def text_of(plan: Plan, load: Load) -> Text:
+    """What logits are compared after where this is timed: prompts, and a few tokens behind contexts."""
+    what, tokens, batch = load
+    prompts = prompts_of(plan, tokens, batch)
+    steps = range(_FORCED_TOKENS if what == "decode" else 0)
+    return Text(prompts=prompts, forced=[[prompt[step] for prompt in prompts] for step in steps])
 
 
 class Player(ABC):
@@ -83,16 +95,20 @@ class Player(ABC):
         """With the formats that weights are kept in."""
 
     @abstractmethod
-    def logits(self, name: str) -> np.ndarray:
-        """After every prompt and every forced token of `texts_of`, logits_SV."""
+    def logits(self, name: str, text: Text) -> np.ndarray:
+        """After the prompts and after each forced token, logits_SBV."""
 
     @abstractmethod
     def decode_s(self, name: str, context: int, batch: int) -> float:
-        """Seconds a token behind a prompt, the token on the host."""
+        """Seconds a token behind prompts, the token on the host."""
 
     @abstractmethod
     def prefill_s(self, name: str, tokens: int, batch: int) -> float:
-        """Seconds until the first token behind a prompt is on the host."""
+        """Seconds until the first tokens behind prompts are on the host.
+
+        They are there as lists when the clock starts, and what can be used again was made before: caches of a fixed
+        size, graphs, buffers.
+        """
 
     def time_s(self, name: str, what: str, tokens: int, batch: int) -> float:
         """Either."""

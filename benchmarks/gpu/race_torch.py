@@ -6,9 +6,9 @@ from functools import partial
 
 import numpy as np
 import torch
-from race_players import Entry, Player, prompt_of, texts_of
+from race_players import Entry, Load, Player, Text, prompts_of, text_of
 from race_static import Room, StaticModel
-from raced_models import WARM_TOKENS, Plan
+from raced_models import WARM_TOKENS, most_tokens
 from torch_reference import reference_of
 from transformers import DynamicCache, PreTrainedModel
 
@@ -28,40 +28,39 @@ class Eager(Player):
         super().__init__(entry, bytes_per_value=2)
         self._children = {name: reference_of(self.stored[name], self.weights[name]) for name in self.stored}
 
-    def logits(self, name: str) -> np.ndarray:
-        return said_by(self._children[name], self.entry.plan)
+    def logits(self, name: str, text: Text) -> np.ndarray:
+        return said_by(self._children[name], text)
 
     def decode_s(self, name: str, context: int, batch: int) -> float:
         child, plan = self._children[name], self.entry.plan
         cache = DynamicCache(config=child.config)
-        ids_B1 = _next(child, _ids(child, plan, context, batch), cache)
+        ids_B1 = _next(child, _ids(child, prompts_of(plan, context, batch)), cache)
         for _ in range(WARM_TOKENS):
             ids_B1 = _next(child, ids_B1, cache)
         return _timed(partial(_write, child, ids_B1, cache, plan.new_tokens)) / plan.new_tokens
 
     def prefill_s(self, name: str, tokens: int, batch: int) -> float:
-        child = self._children[name]
-        ids_BT = _ids(child, self.entry.plan, tokens, batch)
-        return _timed(lambda: _next(child, ids_BT, DynamicCache(config=child.config)))
+        child, prompts = self._children[name], prompts_of(self.entry.plan, tokens, batch)
+        return _timed(lambda: _next(child, _ids(child, prompts), DynamicCache(config=child.config)))
 
-    def reference(self, name: str, stored: Model) -> np.ndarray:
-        """What the model says with its weights rounded to other formats."""
-        return said_by(reference_of(stored, self.weights[name]), self.entry.plan)
+    def reference(self, name: str, stored: Model) -> dict[Load, np.ndarray]:
+        """What the model says, with its weights rounded to other formats, where each load is timed."""
+        child, entry = reference_of(stored, self.weights[name]), self.entry
+        return {load: said_by(child, text_of(entry.plan, load)) for load in entry.loads}
 
 
 @torch.inference_mode()
-def said_by(child: PreTrainedModel, plan: Plan) -> np.ndarray:
-    """The logits that every contestant is held against, logits_SV, in one pass over each text."""
-    found = []
-    for text in texts_of(plan):
-        ids_1T = torch.tensor(text.prompt + text.forced, device=child.device)[None]
-        logits_1TV = child(ids_1T, use_cache=False, logits_to_keep=1 + len(text.forced)).logits
-        found.append(logits_1TV[0].float().cpu().numpy())
-    return np.concatenate(found)
+def said_by(child: PreTrainedModel, text: Text) -> np.ndarray:
+    """The logits that every contestant is held against, logits_SBV, in one pass over each prompt and what follows."""
+    found_BSV = []
+    for row, prompt in enumerate(text.prompts):
+        ids_1T = _ids(child, [prompt + [ids_B[row] for ids_B in text.forced]])
+        found_BSV.append(child(ids_1T, use_cache=False, logits_to_keep=1 + len(text.forced)).logits[0])
+    return torch.stack(found_BSV, dim=1).float().cpu().numpy()
 
 
-def _ids(child: PreTrainedModel, plan: Plan, tokens: int, batch: int) -> torch.Tensor:
-    return torch.tensor([prompt_of(plan, tokens)] * batch, device=child.device)
+def _ids(child: PreTrainedModel, prompts: list[list[int]]) -> torch.Tensor:
+    return torch.from_numpy(np.array(prompts)).to(child.device)
 
 
 @torch.inference_mode()
@@ -87,22 +86,20 @@ class Compiled(Player):
         self._models = {name: StaticModel(stored, self.weights[name], device) for name, stored in self.stored.items()}
         self._rooms: dict[tuple[str, int, int], Room] = {}
 
-    def logits(self, name: str) -> np.ndarray:
-        found = []
-        for text in texts_of(self.entry.plan):
-            room, ids_1T = self._room(name, len(text.prompt), 1), np.array([text.prompt])
-            is_prompt = not text.forced
-            found.append((room.read_fast(ids_1T) if is_prompt else room.read(ids_1T)).float().cpu().numpy())
-            for index, token in enumerate(text.forced):
-                room.at(len(text.prompt) + index, np.array([token]))
-                found.append(room.step().float().cpu().numpy())
-        return np.concatenate(found)
+    def logits(self, name: str, text: Text) -> np.ndarray:
+        ids_BT, is_prompt = np.array(text.prompts), not text.forced
+        room = self._room(name, ids_BT.shape[1], len(ids_BT))
+        found_SBV = [(room.read_fast(ids_BT) if is_prompt else room.read(ids_BT)).float().cpu().numpy()]
+        for index, ids_B in enumerate(text.forced):
+            room.at(ids_BT.shape[1] + index, np.array(ids_B))
+            found_SBV.append(room.step().float().cpu().numpy())
+        return np.stack(found_SBV)
 
     def decode_s(self, name: str, context: int, batch: int) -> float:
         plan, room = self.entry.plan, self._room(name, context, batch)
-        prompt = prompt_of(plan, context)
-        room.read(np.array([prompt] * batch))
-        room.at(context, np.array([prompt[-1]] * batch))
+        ids_BT = np.array(prompts_of(plan, context, batch))
+        room.read(ids_BT)
+        room.at(context, ids_BT[:, -1])
         for _ in range(WARM_TOKENS):
             room.step()
 
@@ -116,13 +113,13 @@ class Compiled(Player):
         return _timed(write) / plan.new_tokens
 
     def prefill_s(self, name: str, tokens: int, batch: int) -> float:
-        room, ids_BT = self._room(name, tokens, batch), np.array([prompt_of(self.entry.plan, tokens)] * batch)
-        return _timed(lambda: room.read_fast(ids_BT).argmax(-1))
+        room, prompts = self._room(name, tokens, batch), prompts_of(self.entry.plan, tokens, batch)
+        return _timed(lambda: room.read_fast(np.array(prompts)).argmax(-1))
 
     def _room(self, name: str, tokens: int, batch: int) -> Room:
         key = name, tokens, batch
         if key not in self._rooms:
-            slots = slots_for(tokens + WARM_TOKENS + self.entry.plan.new_tokens)
+            slots = slots_for(most_tokens(self.entry.plan, tokens))
             backend = COMPILED_FOR[self.entry.device]
             self._rooms[key] = Room(self._models[name], batch, slots, partial(_compiled, backend))
         return self._rooms[key]

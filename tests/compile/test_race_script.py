@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from blockwright.compile.device_session import DeviceSequences
 from blockwright.compile.tensorrt_package import find_package
 from blockwright.errors import InputError
 
@@ -40,6 +43,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_script_races_on_the_cpu_and_claims_nothing_of_a_gpu(tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="Triton is needed (the extra triton)")
     words = ["--device", "cpu", "--small", "--only", ";".join(PLAYERS), "--without-kernels", "--out", str(tmp_path)]
+    words += ["--batches", "1,2"]
     done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     (page,), (file,) = (list(tmp_path.glob(f"race_cpu_*.{kind}")) for kind in ("md", "json"))
@@ -55,8 +59,9 @@ def test_the_script_races_on_the_cpu_and_claims_nothing_of_a_gpu(tmp_path: Path)
     assert len(results["rounds"]) == 2
     for each in results["rounds"]:
         assert each["copy_bytes_per_s"] > 0
-        timed = {(row["contestant"], row["model"], row["what"], row["tokens"]) for row in each["times"]}
-        assert len(timed) == len(each["times"]) == 3 * 2 * 3 and all(row["time_s"] > 0 for row in each["times"])
+        words = ("contestant", "model", "what", "tokens", "batch")
+        timed = {tuple(row[word] for word in words) for row in each["times"]}
+        assert len(timed) == len(each["times"]) == 3 * 2 * 3 * 2 and all(row["time_s"] > 0 for row in each["times"])
     first, second = ([row["contestant"] for row in each["times"][:3]] for each in results["rounds"])
     assert sorted(first) == sorted(second) and first != second, "the one who begins changes"
 
@@ -127,3 +132,65 @@ def test_what_kernels_find_counts_only_if_they_are_done_in_time(module: Any, tmp
     assert said == {"why": "they were not done in the 0 s that were left"}
     assert module("race_page")._kernels(said)[-1] == f"Not measured: {said['why']}"
     assert module("race_page")._kernels(None) == []
+
+
+@pytest.fixture
+def engines(module: Any) -> Any:
+    """Our engines in ONNX Runtime as a contestant, tiny and on the CPU, of one text and of two."""
+    entry = _entry(module, runtime="ONNX Runtime", variant="ONNX Runtime standard", batches=(1, 2))
+    return module("race_engines").OnnxRuntime(entry)
+
+
+def _differences(module: Any, engines: Any, folder: Path) -> dict[str, Any]:
+    contestant, entry = module("race_contestant"), engines.entry
+    order = {"folder": str(folder), "formats": [entry.format]}
+    if not list(folder.glob("*.npz")):
+        reference = module("race_torch").Eager(replace(entry, runtime="torch eager", variant=""))
+        assert contestant.write_references(reference, order) == {"is_written": True}
+    return contestant.compared(engines, order, entry.cases)
+
+
+@pytest.mark.parametrize("where", ["behind the longest context", "side by side"])
+def test_logits_that_are_wrong_only_in_some_of_what_is_timed_are_found(
+    module: Any, engines: Any, where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    right = _differences(module, engines, tmp_path)
+    assert set(right) == {"differences"} and max(right["differences"].values()) < 2e-2
+    step = DeviceSequences.step
+
+    def wrong(sequences: Any, ids_B: Any) -> Any:
+        logits_BV = step(sequences, ids_B)
+        if where == "side by side":
+            return logits_BV[::-1]
+        return -logits_BV if sequences.lengths_B.max() > max(engines.entry.plan.contexts) else logits_BV
+
+    monkeypatch.setattr(DeviceSequences, "step", wrong)
+    assert min(_differences(module, engines, tmp_path)["differences"].values()) > 0.5
+
+
+def test_logits_that_are_no_numbers_are_told_in_words(
+    module: Any, engines: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _differences(module, engines, tmp_path)
+    logits = engines.logits
+    monkeypatch.setattr(engines, "logits", lambda name, text: logits(name, text) * (np.nan if name == "child" else 1))
+    found = _differences(module, engines, tmp_path)
+    assert found["why"].startswith("its logits are not all numbers: child") and set(found["differences"]) == {"parent"}
+
+
+def test_what_did_not_run_is_not_compared(module: Any, engines: Any, tmp_path: Path) -> None:
+    _differences(module, engines, tmp_path)
+    parents = [case for case in engines.entry.cases if case[0] == "parent"]
+    order = {"folder": str(tmp_path)}
+    assert set(module("race_contestant").compared(engines, order, parents)["differences"]) == {"parent"}
+
+
+def test_sequences_are_started_before_the_clock_and_used_again(engines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for what, tokens in (("prefill", 48), ("decode", 16)):
+        engines.time_s("child", what, tokens, 2)
+
+    def start(*given: object) -> None:
+        raise AssertionError("it was started before")
+
+    monkeypatch.setattr(engines._decoders["child"], "start", start)
+    assert engines.time_s("child", "prefill", 48, 2) > 0 and engines.time_s("child", "decode", 16, 2) > 0
