@@ -4,16 +4,23 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from blockwright.errors import InputError
 
+if sys.platform != "win32":
+    import fcntl
+
 SUMS = "SHA256SUMS"
 """The file of a folder's digests."""
+_UNFINISHED = ".unfinished"
+"""In a folder while it is written; its lock is the system's, and ends with its writer."""
 
 
 @contextlib.contextmanager
@@ -33,21 +40,67 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """As `new_file`, for a folder; what stood at `path` is replaced, and goes only when the new one stands there."""
+    """As `new_file`, for a folder; what stood at `path` is replaced, and goes only when the new one stands there.
+
+    Removes what killed writers of the same folder have left beside it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_unfinished(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        yield temporary
+        with _marked(temporary):
+            yield temporary
         temporary.chmod(0o755)
         if path.exists():
             aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
             path.rename(aside / path.name)
             temporary.rename(path)
+            (aside / _UNFINISHED).touch()  # and not before: until now it held the only one
             shutil.rmtree(aside, ignore_errors=True)
         else:
             temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _marked(folder: Path) -> Iterator[None]:
+    """Marks a folder as unfinished, by a lock that ends with this process; takes the mark away when all went well."""
+    mark, early = folder / _UNFINISHED, folder / f"{_UNFINISHED}.early"
+    with early.open("w") as stream:
+        if _lock(stream):
+            early.rename(mark)  # locked before it has its name: others would take it for a dead writer's
+        else:
+            early.unlink()
+        yield
+        mark.unlink(missing_ok=True)
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Removes the folders beside `path` whose writers were killed; others may be alive, or a user's, and stay."""
+    name = re.compile(re.escape(f".{path.name}.") + "[a-z0-9_]{8}")  # as tempfile makes them
+    for folder in path.parent.iterdir():
+        if name.fullmatch(folder.name) and not folder.is_symlink() and _is_left(folder / _UNFINISHED):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_left(mark: Path) -> bool:
+    try:
+        with mark.open("r+") as stream:
+            return _lock(stream)
+    except OSError:
+        return False
+
+
+def _lock(stream: IO[str]) -> bool:
+    """Takes a file's lock until it is closed; False where another process has it, or the system grants none."""
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def write_json(path: Path, data: Any) -> None:
