@@ -3,8 +3,12 @@
 import argparse
 import errno
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 import blockwright
 from blockwright.cli import (
@@ -64,14 +68,22 @@ BAD_INPUT = 2
 """Exit code where the user has to mend something."""
 
 
+class _Terminated(KeyboardInterrupt):
+    """The system, or who started this, asks it to end: SIGTERM."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a sub-command and returns the exit code: 0, 2 for input to be mended, 130 when interrupted."""
+    """Runs a sub-command and returns the exit code.
+
+    0; 2 for input to be mended; 130 when interrupted, and 143 by SIGTERM, as shells count them.
+    """
     # Threads that wait must not spin: on shared cores that costs more than half of the speed.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     arguments = _parser().parse_args(argv)
     try:
-        arguments.action(arguments)
+        with _ending_by_sigterm():
+            arguments.action(arguments)
     except InputError as error:
         print(_message(error), file=sys.stderr)
         return BAD_INPUT
@@ -84,10 +96,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         print(_message(_input_error_of_memory(error)), file=sys.stderr)
         return BAD_INPUT
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nStopped. Run the same command again to go on from the last finished piece.", file=sys.stderr)
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
     return 0
+
+
+@contextmanager
+def _ending_by_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end what runs as Ctrl-C does, with all that it cleans up."""
+    if threading.current_thread() is not threading.main_thread():  # Python lets no other one listen
+        yield
+        return
+    ours = os.getpid()
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != ours:  # a fork, which has nothing of ours to clean up
+            os._exit(128 + number)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends it twice, and the second would end the cleaning
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _parser() -> argparse.ArgumentParser:
