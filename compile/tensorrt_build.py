@@ -1,10 +1,12 @@
 """Builds a TensorRT plan from a graph, in a process of its own: TensorRT aborts on some errors, and with it the caller.
 
-    python -m blockwright.compile.tensorrt_build request.json answer.json
+    python -m blockwright.compile.tensorrt_build request.json answer.json PROCESS
 
-The answer is a `Built`, or what an InputError says. Full TensorRT needs a GPU to build, so with it this was never run.
+On Linux it ends with its caller, the process of that number. The answer is a `Built`, or what an InputError says. Full
+TensorRT needs a GPU to build, so with it this was never run.
 """
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -20,6 +22,9 @@ from blockwright.compile.tensorrt_package import Package, PackageName, find_pack
 from blockwright.errors import InputError
 from blockwright.files import new_file, read_json, write_json
 from blockwright.strict import from_data, to_data
+
+_PR_SET_PDEATHSIG = 1
+"""Of prctl: linux/prctl.h."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +85,13 @@ def build_apart(request: BuildRequest, package: Package) -> Built:
     Raises:
         InputError: TensorRT refuses the graph or cannot build it; or the process was killed.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    # Beside the plan: who removes what a killed build left there removes these too.
+    with tempfile.TemporaryDirectory(dir=Path(request.plan).parent) as folder:
         order, answer_file = Path(folder) / "request.json", Path(folder) / "answer.json"
+        words = (str(order), str(answer_file), str(os.getpid()))
         write_json(order, to_data(request))
         done = subprocess.run(
-            [sys.executable, "-m", "blockwright.compile.tensorrt_build", str(order), str(answer_file)],
+            [sys.executable, "-m", "blockwright.compile.tensorrt_build", *words],
             capture_output=True,
             text=True,
             check=False,
@@ -216,9 +223,19 @@ def _unbuilt(errors: list[str], package: Package) -> InputError:
     )
 
 
+def _end_with(process: int) -> None:
+    """Has Linux kill this process when its parent ends; ends now where the parent is another one already."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != process:
+        sys.exit(f"process {process}, which asked for the build, has ended")
+
+
 def main(argv: list[str]) -> int:
     """Reads a request, builds, and writes the answer."""
-    order, answer_file = map(Path, argv)
+    _end_with(int(argv[2]))
+    order, answer_file = map(Path, argv[:2])
     request = from_data(BuildRequest, read_json(order), str(order))
     try:
         answer = _Answer(built=build(request, find_package((request.package,))))
