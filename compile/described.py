@@ -11,6 +11,8 @@ from blockwright.files import read_json
 
 ENGINE_FILE = "engine.json"
 EXPORT_FILE = "export.json"
+RUNTIMES = ("onnxruntime", "tensorrt")
+"""That run what we build."""
 SCHEMA_VERSION = 1
 _AGAIN = "Compile the checkpoint again with this version."
 
@@ -19,9 +21,17 @@ def engine_target(folder: Path) -> str:
     """Who runs an engine.
 
     Raises:
-        InputError: the folder holds none, or one of another version of Blockwright.
+        InputError: the folder holds none, one of another version of Blockwright, or one that does not say.
     """
-    return str(_described(folder).get("target"))
+    target = _described(folder).get("target")
+    if target not in RUNTIMES:
+        raise InputError(
+            f"{folder / ENGINE_FILE}: target",
+            got="no such key" if target is None else repr(target),
+            expected=" or ".join(RUNTIMES),
+            remedy=_AGAIN,
+        )
+    return target
 
 
 def read_description(folder: Path, target: str) -> Any:

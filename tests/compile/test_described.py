@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from blockwright.cli.main import main
 from blockwright.compile.described import ENGINE_FILE, EXPORT_FILE, engine_target, read_description
 from blockwright.errors import InputError
 
@@ -61,3 +62,22 @@ def test_a_description_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
     (tmp_path / ENGINE_FILE).write_text("[]")
     with pytest.raises(InputError, match="expected an engine's mapping"):
         engine_target(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("data", "got"), [({}, "no such key"), ({"target": "onnx"}, "'onnx'"), ({"target": []}, r"\[\]")]
+)
+def test_an_engine_that_does_not_say_who_runs_it_is_to_be_compiled_again(
+    data: dict[str, object], got: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=rf"json: target: got {got}; expected onnxruntime or tensorrt.*again"):
+        engine_target(_write(tmp_path, **data))
+
+
+def test_neither_command_that_asks_who_runs_an_engine_takes_nobody_for_an_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(_write(tmp_path))
+    for words in (["generate", folder], ["measure", folder, "--against", folder]):
+        assert main(words) == 2
+        assert "engine.json: target\n  got       no such key" in capsys.readouterr().err
