@@ -1,6 +1,5 @@
 """Who runs in `decode.py`: our engines, llama.cpp, and a plain read of memory, of one shape and random weights."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,8 @@ from blockwright.spec import Attention, Block, GatedFFN, Model, parse_format, wi
 
 PEERS = {"llama.cpp Q4_0, repacked": False, "llama.cpp Q4_0, as stored": True}
 """Whether its extra buffers, which hold repacked weights, are turned off."""
+_FIRST = 2
+"""Token of prompts that may be cached; the others begin with another each, so that no part of them is."""
 _SPARE_TOKENS = 128
 """Behind the longest context, for what is written there."""
 
@@ -106,7 +107,7 @@ class Peer:
         self, file: Path, threads: int, is_plain: bool, sizes: tuple[int, int], clock: Callable[[], float] | None
     ) -> None:
         """Args: sizes: the longest sequence, and the prompt that is read at once."""
-        self._clock = clock
+        self._clock, self._num_prompts = clock, 0
         params = xllamacpp.CommonParams()  # pyright: ignore[reportAttributeAccessIssue]
         params.model.path = str(file)
         params.n_ctx, params.n_batch = sizes
@@ -133,11 +134,12 @@ class Peer:
     def prefill(self, num_tokens: int) -> float:
         """Seconds to read a prompt."""
         start = self._clock() if self._clock else 0.0
-        timings = self._complete(num_tokens, 1, first=int(time.time_ns() % 1000) + 3)
+        self._num_prompts += 1
+        timings = self._complete(num_tokens, 1, first=_FIRST + self._num_prompts)
         assert timings["prompt_n"] == num_tokens, "part of the prompt was cached"
         return self._clock() - start if self._clock else timings["prompt_ms"] / 1e3
 
-    def _complete(self, num_tokens: int, new_tokens: int, first: int = 2) -> dict[str, float]:
+    def _complete(self, num_tokens: int, new_tokens: int, first: int = _FIRST) -> dict[str, float]:
         request = {
             "prompt": [first, *_prompt(num_tokens)[1:]],
             "n_predict": new_tokens,
