@@ -51,6 +51,9 @@ there one load's ratio says nothing of the other's. A judgement, fitted to no me
 _COVERED = 4.0
 """Times below the least, or above the most, of batch and tokens that were read in."""
 
+_SOURCES: dict[Backend, str] = {"llama.cpp": "llama-bench", "vllm": "vllm", "tensorrt": "trtexec"}
+"""Whose files `profile import` reads of a runtime, as it names them."""
+
 ImportedPhase = Literal["prefill", "decode"]
 
 
@@ -79,9 +82,17 @@ def imported_phases(profile: Profile, backend: Backend) -> set[ImportedPhase]:
             f"profile {profile.name}: {backend}",
             got="no times of it",
             expected="times of whole models, by its own benchmark",
-            remedy="Read them in: blockwright profile import SOURCE RESULTS --for PARENT --into PROFILE.",
+            remedy=_how_to_get(backend),
         )
     return {_phase_of(row.point) for row in rows}
+
+
+def _how_to_get(backend: Backend) -> str:
+    command = f"blockwright profile import {_SOURCES[backend]} RESULTS --for PARENT --into PROFILE"
+    if backend != "tensorrt":
+        return f"Read them in: {command}."
+    measure = "blockwright profile --device cuda --backend tensorrt --for PARENT"
+    return f"Measure them, on the GPU itself: {measure}. Or read them in: {command}."
 
 
 def imported_times(source: Source, model: Model, load: Load, phase: ImportedPhase) -> PartCosts:

@@ -32,7 +32,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="a profile's folder, or the name of one that ships, such as h100_sxm; repeatable",
     )
     add_loads(parser)
-    parser.add_argument("--format", help="of a checkpoint's layers, such as bf16 (default: fp32; a plan says its own)")
+    parser.add_argument(
+        "--format",
+        help="of a checkpoint's layers, such as bf16 (default: fp32, for tensorrt fp16; a plan says its own)",
+    )
     parser.add_argument("--backend", choices=ALL_BACKENDS, help="(default: the plan's, or onnxruntime)")
     parser.add_argument("--extrapolate", action="store_true", help="allow what lies beyond the measured, less certain")
     parser.add_argument("--json", action="store_true", help="print records as JSON instead of tables")
@@ -94,7 +97,8 @@ def _models(arguments: argparse.Namespace, plan: "Plan | None") -> "tuple[Model,
             expected="a plan, a checkpoint's folder, or --parent",
             remedy="Name one: blockwright predict plan.json --profile PROFILE",
         )
-    weights = parse_format(arguments.format or "fp32")
+    default = "fp16" if arguments.backend == "tensorrt" else "fp32"
+    weights = parse_format(default if arguments.format is None else arguments.format)
     named = [name for name in (arguments.model, arguments.parent) if name is not None]
     specs = [with_format(open_checkpoint(name).spec, weights) for name in named]
     return specs[0], specs[1] if len(specs) > 1 else None

@@ -62,3 +62,24 @@ def test_a_load_far_from_what_was_read_in_needs_leave(tmp_path: Path, capsys: py
     code, printed, told = _predict(both, capsys, "--load", "serve=64x128+128")
     assert code == BAD_INPUT and printed == "" and "batch 64" in told and "--extrapolate" in told
     assert _predict(both, capsys, "--load", "serve=64x128+128", "--extrapolate")[0] == 0
+
+
+def test_without_times_of_tensorrt_both_ways_to_them_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "--parent", DEMO, "--profile", "rtx_4090", "--backend", "tensorrt"]) == BAD_INPUT
+    told = capsys.readouterr().err
+    assert "blockwright profile --device cuda --backend tensorrt --for PARENT" in told
+    assert "blockwright profile import trtexec RESULTS --for PARENT --into PROFILE" in told
+    assert main(["predict", "--parent", DEMO, "--profile", "rtx_4090", "--backend", "llama.cpp"]) == BAD_INPUT
+    told = capsys.readouterr().err
+    assert "profile import llama-bench RESULTS" in told and "--device cuda" not in told
+
+
+def test_without_a_format_tensorrt_is_told_of_in_fp16(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    profile = _imported(tmp_path, "half", "--format", "fp16")
+    words = ["predict", "--parent", DEMO, "--profile", profile, "--backend", "tensorrt", "--load", "one=1x128+1"]
+    capsys.readouterr()
+    assert main(words) == 0
+    unsaid = capsys.readouterr().out
+    assert main([*words, "--format", "fp16"]) == 0
+    assert capsys.readouterr().out == unsaid
+    assert main([*words, "--format", "fp32"]) == BAD_INPUT

@@ -121,3 +121,12 @@ def test_a_share_on_a_datasheet_is_one_of_the_parents_own_far_end(scores: Path, 
         child, parent = (part_costs(device, PARENT, CHAT, quantity).of_model(m) for m in (plan.child, PARENT))
         assert child.high <= share * parent.high * (1 + 1e-9)
     assert plan.child != PARENT
+
+
+def test_a_search_for_tensorrt_says_how_its_times_are_measured(
+    scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--profile", "rtx_4090", "--budget", "time_per_token@chat <= 60%", "--backend", "tensorrt"]
+    assert main(["search", "--scores", str(scores), *words, "--out", str(tmp_path / "plan.json")]) == BAD_INPUT
+    told = capsys.readouterr().err
+    assert "no times of it" in told and "blockwright profile --device cuda --backend tensorrt" in told
