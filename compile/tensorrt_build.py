@@ -25,6 +25,8 @@ from blockwright.strict import from_data, to_data
 
 _PR_SET_PDEATHSIG = 1
 """Of prctl: linux/prctl.h."""
+_TOO_LARGE = ("out of memory", "outofmemory", "volume exceeds")
+"""What TensorRT's errors say of it. TensorRT-RTX 1.7.1 has no tensors of more than 2**40 numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,12 +214,12 @@ def _unparsed(parser: Any, package: Package) -> InputError:
 
 def _unbuilt(errors: list[str], package: Package) -> InputError:
     said = [in_words(error) for error in errors] or ["nothing said"]
-    is_memory = any("out of memory" in each.lower() for each in said)
+    is_memory = any(word in error.lower() for error in errors for word in _TOO_LARGE)
     return InputError(
         "build",
         got=said[0],
         expected=f"a network that {package.title} builds",
-        remedy="Free memory, or build with a shorter --context."
+        remedy="Free memory, or build for fewer sequences (--batch) or a shorter --context."
         if is_memory
         else "Choose other compute capabilities, another format or another block.",
     )

@@ -279,6 +279,16 @@ def test_what_cannot_be_built_is_told_in_tensorrts_own_words(tmp_path: Path) -> 
         build_apart(request, PACKAGE)
 
 
+@pytest.mark.parametrize(("most_sequences", "complaint"), [(10**7, "OutOfMemory"), (10**8, "volume exceeds")])
+def test_too_much_for_the_memory_is_told_with_what_takes_less(
+    most_sequences: int, complaint: str, tmp_path: Path
+) -> None:
+    request = _request(tmp_path, SMALL, capabilities=("sm86",), most_sequences=most_sequences)
+    with pytest.raises(InputError, match=complaint) as refused:
+        build_apart(request, PACKAGE)
+    assert "--batch" in refused.value.remedy and "--context" in refused.value.remedy
+
+
 def test_a_build_that_is_killed_is_an_error_and_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = _request(tmp_path, SMALL)
     shot = tmp_path / "python"
