@@ -9,6 +9,7 @@ and checks nothing.
 JetPack 6 a program of one's own runs the plan: `decoder` and `decomposed` name its inputs and outputs.
 """
 
+import hashlib
 import json
 import stat
 import tempfile
@@ -27,8 +28,8 @@ from blockwright.compile.engine import GRAPH_FILE, TOKENIZER_FILE, special_ids, 
 from blockwright.compile.slots import slots_for
 from blockwright.compile.tensorrt_build import TokenRange
 from blockwright.compile.tensorrt_checks import expected_of, int4_bytes
-from blockwright.compile.tensorrt_engine import PLAN_FILE, flavour_of, token_ranges
-from blockwright.compile.tensorrt_package import Form
+from blockwright.compile.tensorrt_engine import PLAN_FILE, flavour_of, takes_one_token, token_ranges
+from blockwright.compile.tensorrt_package import Form, PackageName
 from blockwright.compile.tensorrt_stored import Stored
 from blockwright.files import new_file
 from blockwright.spec import format_of_model
@@ -77,14 +78,20 @@ def write_tensorrt_kit(order: TensorRtKitOrder, checkpoint: Path, path: Path) ->
         folder = Path(home)
         files = write_graph(stored.model, read_weights(checkpoint), order.num_positions, flavour, folder)
         inputs = _inputs(folder / GRAPH_FILE)
+        builder = _builder() | {SCRIPT_FILE: _trtexec(inputs, token_ranges(slots), order.most_sequences)}
+        digests = {name: file.sha256 for name, file in files.items()}
+        digests |= {name: hashlib.sha256(text.encode()).hexdigest() for name, text in builder.items()}
+        tokenizer = (checkpoint / TOKENIZER_FILE).read_bytes()
+        digests |= {TOKENIZER_FILE: hashlib.sha256(tokenizer).hexdigest()}
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
             for name in files:
                 # Weights hardly shrink, and packing them takes longer than carrying them.
                 archive.write(folder / name, name, zipfile.ZIP_STORED)
-            archive.write(checkpoint / TOKENIZER_FILE, TOKENIZER_FILE)
-            archive.writestr(KIT_FILE, json.dumps(_description(order, checkpoint, to_data(files)), indent=1))
-            _write_script(archive, _trtexec(inputs, token_ranges(slots), order.most_sequences))
-            _write_builder(archive)
+            archive.writestr(TOKENIZER_FILE, tokenizer)
+            described = _description(order, checkpoint, to_data(files)) | {"digests": digests}
+            archive.writestr(KIT_FILE, json.dumps(described, indent=1))
+            for name, text in builder.items():
+                _write(archive, name, text, is_program=name == SCRIPT_FILE)
     return path.stat().st_size
 
 
@@ -92,12 +99,16 @@ def _description(order: TensorRtKitOrder, checkpoint: Path, files: dict[str, Any
     """What the builder is to do, and what is known of the engine before it."""
     stop_ids, start_id = special_ids(checkpoint)
     slots, model = slots_for(order.num_positions), order.stored.model
-    ranges = token_ranges(slots)
+    packages: tuple[PackageName, ...] = ("tensorrt", "tensorrt_rtx")
     return {
         "schema_version": SCHEMA_VERSION,
         "capabilities": None if order.capabilities is None else list(order.capabilities),
         "expected": to_data(expected_of(model, order.form)),
         "int4_bytes": int4_bytes(model),
+        "profiles": {
+            name: to_data(token_ranges(slots, takes_one_token(name, order.stored, order.most_sequences)))
+            for name in packages
+        },
         "engine": {
             "schema_version": SCHEMA_VERSION,
             "target": "tensorrt",
@@ -108,7 +119,6 @@ def _description(order: TensorRtKitOrder, checkpoint: Path, files: dict[str, Any
             "num_positions": order.num_positions,
             "slots": slots,
             "most_sequences": order.most_sequences,
-            "profiles": to_data(ranges),
             "stop_ids": list(stop_ids),
             "start_id": start_id,
             "files": files,
@@ -136,6 +146,12 @@ def _trtexec(inputs: dict[str, list[int | str]], ranges: tuple[TokenRange, ...],
 
     lines = ["#!/bin/sh", "# Builds with trtexec alone. Nothing is checked: build.py does that too.", "set -eu"]
     lines += ['PATH="$PATH:/usr/src/tensorrt/bin"  # where Jetsons have it']
+    lines += [
+        "if ! command -v trtexec > /dev/null; then",
+        "  echo 'error: trtexec: got none; expected the one of TensorRT. Put it on PATH, or run build.py.' >&2",
+        "  exit 2",
+        "fi",
+    ]
     lines += ['cd "$(dirname "$0")"', f"trtexec --onnx={GRAPH_FILE} --stronglyTyped --saveEngine={PLAN_FILE} \\"]
     for number, one in enumerate(ranges):
         lines += [
@@ -144,20 +160,28 @@ def _trtexec(inputs: dict[str, list[int | str]], ranges: tuple[TokenRange, ...],
             f"  --optShapes={shapes(most_sequences, one.typical)} \\",
             f"  --maxShapes={shapes(most_sequences, one.most)} \\",
         ]
-    return "\n".join([*lines, "  --skipInference"]) + "\n"
+    lines += [
+        "  --skipInference",
+        f"echo '{PLAN_FILE} is built. Next, with the version that trtexec told of above:'",
+        f'echo "  python3 $(pwd)/{BUILDER_FILE} --plan $(pwd)/{PLAN_FILE} --version VERSION --out engine"',
+    ]
+    return "\n".join(lines) + "\n"
 
 
-def _write_script(archive: zipfile.ZipFile, text: str) -> None:
-    entry = zipfile.ZipInfo(SCRIPT_FILE)
-    entry.external_attr = (stat.S_IFREG | 0o755) << 16
-    archive.writestr(entry, text)
-
-
-def _write_builder(archive: zipfile.ZipFile) -> None:
-    compiling = resources.files("blockwright.compile")
-    archive.writestr(BUILDER_FILE, (compiling / "tensorrt_kit_run.py").read_text())
+def _builder() -> dict[str, str]:
+    """The program that builds, and what it imports, by the names that they have in a kit."""
+    compiling, shared = resources.files("blockwright.compile"), resources.files("blockwright")
+    texts = {BUILDER_FILE: (compiling / "tensorrt_kit_run.py").read_text()}
     for name in _MODULES:
-        text = (resources.files("blockwright") / f"{name}.py").read_text()
-        archive.writestr(f"blockwright/{name}.py", text + _FIRST_OF_ALL * (name == "__init__"))
+        text = (shared / f"{name}.py").read_text()
+        texts[f"blockwright/{name}.py"] = text + _FIRST_OF_ALL * (name == "__init__")
     for name in _COMPILE_MODULES:
-        archive.writestr(f"blockwright/compile/{name}.py", (compiling / f"{name}.py").read_text())
+        texts[f"blockwright/compile/{name}.py"] = (compiling / f"{name}.py").read_text()
+    return texts
+
+
+def _write(archive: zipfile.ZipFile, name: str, text: str, is_program: bool) -> None:
+    entry = zipfile.ZipInfo(name)
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry.external_attr = (stat.S_IFREG | (0o755 if is_program else 0o644)) << 16
+    archive.writestr(entry, text)

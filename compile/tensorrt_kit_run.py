@@ -18,8 +18,9 @@ import json
 import platform
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 if sys.version_info < (3, 10):  # noqa: UP036 — a device's Python is not chosen by our package
     sys.exit(
@@ -29,16 +30,33 @@ HERE = Path(__file__).resolve().parent
 if (HERE / "kit.json").exists():
     sys.path.insert(0, str(HERE))
 
-from blockwright.compile.tensorrt_build import BuildRequest, TokenRange, build_apart  # noqa: E402
-from blockwright.compile.tensorrt_checks import Expected, check_plan_size  # noqa: E402
-from blockwright.compile.tensorrt_package import Package, find_package  # noqa: E402
-from blockwright.errors import InputError  # noqa: E402
-from blockwright.files import new_folder, write_json  # noqa: E402
-from blockwright.strict import from_data, to_data  # noqa: E402
+try:
+    from blockwright.compile.tensorrt_build import BuildRequest, TokenRange, build_apart
+    from blockwright.compile.tensorrt_checks import Expected, check_plan_size
+    from blockwright.compile.tensorrt_package import Package, PackageName, find_package
+    from blockwright.errors import InputError
+    from blockwright.files import new_folder, write_json
+    from blockwright.strict import from_data, to_data
+except ImportError as error:
+    sys.exit(f"error: kit: got one without {error.name}; expected the kit as it was packed. Unzip it again.")
 
 PLAN_FILE, ENGINE_FILE, TIMING_FILE = "model.plan", "engine.json", "timing.cache"
 _MAJOR, _MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of CUDA's driver interface."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kit:
+    """What kit.json says, but for what is known of the engine before it is built."""
+
+    schema_version: Literal[1]
+    capabilities: tuple[str, ...] | None
+    """As ``sm86``, for TensorRT-RTX; None for the GPU at hand."""
+    expected: Expected
+    int4_bytes: int
+    profiles: dict[PackageName, tuple[TokenRange, ...]]
+    digests: dict[str, str]
+    """Of all other files."""
 
 
 def main(argv: list[str] | None = None, kit: Path = HERE) -> int:
@@ -73,17 +91,17 @@ def build_kit(kit: Path, output: Path, plan: Path | None = None, version: str | 
     Raises:
         InputError: the kit is incomplete or damaged, there is no GPU or no TensorRT, or it refuses the network.
     """
-    described = _read(kit)
+    told, known = _read(kit)
     if output.exists() and any(output.iterdir()) and not (output / ENGINE_FILE).exists():
         raise InputError("--out", got=f"{output}, with other things in it", expected="a new folder", remedy="Name one.")
     with new_folder(output) as folder:
-        for name in (*described["engine"]["files"], "tokenizer.json"):
+        for name in (*known["files"], "tokenizer.json"):
             shutil.copyfile(kit / name, folder / name)
-        built = _build(described, folder, output) if plan is None else _taken_in(plan, version, folder)
-        plan_bytes = (folder / PLAN_FILE).stat().st_size
-        weight_bytes = _weight_bytes(described)
-        check_plan_size(plan_bytes, weight_bytes, described["int4_bytes"], len(described["engine"]["profiles"]))
-        engine: dict[str, Any] = described["engine"] | built | {"weight_bytes": weight_bytes}
+        built = _build(told, known, folder, output) if plan is None else _taken_in(plan, version, folder)
+        plan_bytes, profiles = (folder / PLAN_FILE).stat().st_size, told.profiles[built["package"]]
+        weight_bytes = sum(file["size_bytes"] for name, file in known["files"].items() if name != "model.onnx")
+        check_plan_size(plan_bytes, weight_bytes, told.int4_bytes, len(profiles))
+        engine: dict[str, Any] = known | built | {"weight_bytes": weight_bytes, "profiles": to_data(profiles)}
         plan_file = {"size_bytes": plan_bytes, "sha256": _sha256(folder / PLAN_FILE)}
         engine |= {
             "files": engine["files"] | {PLAN_FILE: plan_file},
@@ -109,16 +127,16 @@ def device_capability() -> str | None:
     return f"sm{numbers[0].value}{numbers[1].value}"
 
 
-def _build(described: dict[str, Any], folder: Path, output: Path) -> dict[str, Any]:
-    package = find_package(("tensorrt", "tensorrt_rtx"), described["engine"]["form"], is_in_kit=True)
+def _build(told: Kit, known: dict[str, Any], folder: Path, output: Path) -> dict[str, Any]:
+    package = find_package(("tensorrt", "tensorrt_rtx"), known["form"], is_in_kit=True)
     request = BuildRequest(
         package=package.name,
         graph=str(folder / "model.onnx"),
         plan=str(folder / PLAN_FILE),
-        capabilities=_capabilities(described["capabilities"], package),
-        profiles=from_data(tuple[TokenRange, ...], described["engine"]["profiles"], "kit.json"),
-        most_sequences=described["engine"]["most_sequences"],
-        expected=from_data(Expected, described["expected"], "kit.json"),
+        capabilities=_capabilities(told.capabilities, package),
+        profiles=told.profiles[package.name],
+        most_sequences=known["most_sequences"],
+        expected=told.expected,
         timing_cache=str(folder / TIMING_FILE) if package.name == "tensorrt" else None,
     )
     if request.timing_cache is not None and (output / TIMING_FILE).exists():
@@ -134,10 +152,10 @@ def _build(described: dict[str, Any], folder: Path, output: Path) -> dict[str, A
     }
 
 
-def _capabilities(asked: list[str] | None, package: Package) -> tuple[str, ...]:
+def _capabilities(asked: tuple[str, ...] | None, package: Package) -> tuple[str, ...]:
     gpu = device_capability()
     if package.name == "tensorrt_rtx" and asked:
-        return tuple(asked)
+        return asked
     if gpu is None:
         raise InputError(
             "GPU",
@@ -164,26 +182,30 @@ def _taken_in(plan: Path, version: str | None, folder: Path) -> dict[str, Any]:
     return package | {"census": None, "is_attention_decomposed": None, "build_s": None}  # trtexec tells none of it
 
 
-def _read(kit: Path) -> dict[str, Any]:
-    """The kit's description, its files held against it."""
+def _read(kit: Path) -> tuple[Kit, dict[str, Any]]:
+    """What is to be done, and what is known of the engine; all files are held against their digests.
+
+    Raises:
+        InputError: something is missing, or was changed.
+    """
     try:
         described = json.loads((kit / "kit.json").read_text())
-    except (OSError, ValueError) as error:
-        raise _incomplete(f"{kit / 'kit.json'}, {error}") from error
-    for name, file in described["engine"]["files"].items():
+        engine = described.pop("engine")
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise _incomplete(f"{kit / 'kit.json'}, {error!r}") from error
+    told = from_data(Kit, described, str(kit / "kit.json"))
+    for name, digest in told.digests.items():
         if not (kit / name).is_file():
             raise _incomplete(f"no {name}")
-        if _sha256(kit / name) != file["sha256"]:
+        if _sha256(kit / name) != digest:
             raise _incomplete(f"a {name} that was changed or cut short")
-    return described
+    if not isinstance(engine, dict) or not engine.keys() >= {"form", "files", "most_sequences", "versions"}:
+        raise _incomplete(f"{kit / 'kit.json'}, which says too little of the engine")
+    return told, engine
 
 
 def _incomplete(got: str) -> InputError:
     return InputError("kit", got=got, expected="the kit as it was packed", remedy="Unzip it again, or copy it again.")
-
-
-def _weight_bytes(described: dict[str, Any]) -> int:
-    return sum(file["size_bytes"] for name, file in described["engine"]["files"].items() if name != "model.onnx")
 
 
 def _sha256(path: Path) -> str:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +21,7 @@ from safetensors.numpy import save_file
 from blockwright.cli.main import main
 from blockwright.compile import older_python, tensorrt_kit_run
 from blockwright.compile.engine import TOKENIZER_FILE, special_ids
-from blockwright.compile.tensorrt_engine import PLAN_FILE, read_tensorrt_engine
+from blockwright.compile.tensorrt_engine import PLAN_FILE, read_tensorrt_engine, token_ranges
 from blockwright.compile.tensorrt_kit import TensorRtKitOrder, write_tensorrt_kit
 from blockwright.compile.tensorrt_package import Form, find_package
 from blockwright.compile.tensorrt_stored import stored_for_tensorrt
@@ -129,6 +130,7 @@ def test_a_kit_builds_the_engine_that_is_built_here(kit: Path, form: Form, older
     expected = fused if form == "fused" else (0, 0, num_attentions)
     assert (census["ATTENTION_INPUT"], census["KV_CACHE_UPDATE"], census["SOFTMAX"]) == expected
     assert engine.form == form
+    assert engine.profiles == token_ranges(128, decode_takes_one=True), "as it is built here"
     assert (engine.stop_ids, engine.start_id) == special_ids(kit.parent / "checkpoint")
     assert (engine.num_positions, engine.most_sequences) == (128, 2)
     assert engine.files[PLAN_FILE].size_bytes == (tmp_path / "engine" / PLAN_FILE).stat().st_size
@@ -154,13 +156,48 @@ def test_the_script_names_every_open_size_of_the_graph(kit: Path) -> None:
     assert subprocess.run(["sh", "-n", str(kit / "build.sh")], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data"])
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json", "build.sh", "blockwright/spec.py"])
 def test_a_kit_that_was_cut_short_is_refused(kit: Path, tmp_path: Path, name: str) -> None:
     broken = Path(shutil.copytree(kit, tmp_path / "kit"))
     (broken / name).write_bytes((broken / name).read_bytes()[:-1])
     done = _run(broken, "--out", str(tmp_path / "engine"))
     assert done.returncode == 2 and f"a {name} that was changed or cut short" in done.stderr
+    (broken / name).unlink()
+    done = _run(broken, "--out", str(tmp_path / "engine"))
+    assert done.returncode and "error: kit: got" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "engine").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (lambda told: [], "kit: got"),
+        (lambda told: {}, "kit: got"),
+        (lambda told: told | {"schema_version": 9}, "schema_version"),
+        (lambda told: told | {"int4_bytes": "a"}, "int4_bytes"),
+        (lambda told: told | {"engine": {}}, "says too little of the engine"),
+    ],
+)
+def test_a_description_that_is_none_is_refused(
+    changed: Callable[[Any], Any], said: str, kit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = Path(shutil.copytree(kit, tmp_path / "kit"))
+    (broken / "kit.json").write_text(json.dumps(changed(json.loads((kit / "kit.json").read_text()))))
+    assert tensorrt_kit_run.main(["--out", str(tmp_path / "engine")], broken) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_script_says_what_it_lacks_and_what_comes_next(kit: Path, tmp_path: Path) -> None:
+    command = ["sh", str(kit / "build.sh")]
+    environment = os.environ | {"PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 2 and "trtexec: got none" in done.stderr
+    fake = tmp_path / "trtexec"
+    fake.write_text("#!/bin/sh\n")
+    fake.chmod(0o755)
+    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert f"python3 {kit}/build.py --plan {kit}/model.plan --version VERSION" in done.stdout
 
 
 def test_a_folder_with_other_things_is_not_replaced(kit: Path, tmp_path: Path) -> None:
@@ -221,9 +258,9 @@ def test_a_device_without_tensorrt_is_told_what_to_install_there(
 def test_a_kit_for_the_device_needs_a_gpu_there(kit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package: Any = type("Package", (), {"name": "tensorrt", "title": "TensorRT 10.15"})()
     with pytest.raises(InputError, match="none that CUDA's driver tells of"):
-        tensorrt_kit_run._capabilities(["sm86"], package)
+        tensorrt_kit_run._capabilities(("sm86",), package)
     monkeypatch.setattr(tensorrt_kit_run, "device_capability", lambda: "sm87")
-    assert tensorrt_kit_run._capabilities(["sm86"], package) == ("sm87",), "TensorRT builds for no other"
+    assert tensorrt_kit_run._capabilities(("sm86",), package) == ("sm87",), "TensorRT builds for no other"
 
 
 @pytest.mark.parametrize(
