@@ -20,7 +20,7 @@ if sys.platform != "win32":
 SUMS = "SHA256SUMS"
 """The file of a folder's digests."""
 _UNFINISHED = ".unfinished"
-"""In a folder while it is written; its lock is the system's, and ends with its writer."""
+"""Ends the name of a file beside a folder that is being written; its lock is the system's, and ends with its writer."""
 
 
 @contextlib.contextmanager
@@ -47,49 +47,46 @@ def new_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_unfinished(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        with _marked(temporary):
+    with _marked(temporary):
+        try:
             yield temporary
-        temporary.chmod(0o755)
-        if path.exists():
-            aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-            path.rename(aside / path.name)
-            temporary.rename(path)
-            (aside / _UNFINISHED).touch()  # and not before: until now it held the only one
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            temporary.chmod(0o755)
+            if path.exists():
+                aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+                path.rename(aside / path.name)
+                temporary.rename(path)
+                with _marked(aside):  # and not before: until now it held the only one
+                    shutil.rmtree(aside, ignore_errors=True)
+            else:
+                temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def _marked(folder: Path) -> Iterator[None]:
-    """Marks a folder as unfinished, by a lock that ends with this process; takes the mark away when all went well."""
-    mark, early = folder / _UNFINISHED, folder / f"{_UNFINISHED}.early"
+    """Marks a folder as unfinished, by a file beside it and its lock, which ends with this process."""
+    mark = folder.with_name(folder.name + _UNFINISHED)
+    early = mark.with_name(f"{mark.name}.early")
     with early.open("w") as stream:
         if _lock(stream):
             early.rename(mark)  # locked before it has its name: others would take it for a dead writer's
         else:
             early.unlink()
-        yield
-        mark.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            mark.unlink(missing_ok=True)
 
 
 def _remove_unfinished(path: Path) -> None:
     """Removes the folders beside `path` whose writers were killed; others may be alive, or a user's, and stay."""
-    name = re.compile(re.escape(f".{path.name}.") + "[a-z0-9_]{8}")  # as tempfile makes them
-    for folder in path.parent.iterdir():
-        if name.fullmatch(folder.name) and not folder.is_symlink() and _is_left(folder / _UNFINISHED):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_left(mark: Path) -> bool:
-    try:
-        with mark.open("r+") as stream:
-            return _lock(stream)
-    except OSError:
-        return False
+    name = re.compile(re.escape(f".{path.name}.") + "[a-z0-9_]{8}" + re.escape(_UNFINISHED))  # as tempfile makes them
+    for mark in [each for each in path.parent.iterdir() if name.fullmatch(each.name)]:
+        with contextlib.suppress(OSError), mark.open("r+") as stream:
+            if _lock(stream):
+                shutil.rmtree(mark.with_name(mark.name.removesuffix(_UNFINISHED)), ignore_errors=True)
+                mark.unlink()
 
 
 def _lock(stream: IO[str]) -> bool:
