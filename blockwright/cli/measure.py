@@ -8,12 +8,14 @@ Examples:
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blockwright.cli.flags import add_loads, read_loads
 
 if TYPE_CHECKING:
+    from blockwright.cost import Load
     from blockwright.measured import MeasuredCost
     from blockwright.search.plan import Plan
 
@@ -37,8 +39,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     check_above_zero("--seconds", arguments.seconds)
     plan = read_plan(arguments.plan) if arguments.plan else None
+    loads = plan.loads if plan else read_loads(arguments.load)
     is_tensorrt = _share_a_runtime(arguments.engine, arguments.against) == "tensorrt"
-    costs = (_of_tensorrt if is_tensorrt else _of_onnxruntime)(arguments, plan)
+    costs = (_of_tensorrt if is_tensorrt else _of_onnxruntime)(arguments, plan, loads)
     if arguments.json:
         import json
 
@@ -47,16 +50,19 @@ def run(arguments: argparse.Namespace) -> None:
         print_costs(costs, plan)
 
 
-def _of_onnxruntime(arguments: argparse.Namespace, plan: "Plan | None") -> "list[MeasuredCost]":
+def _of_onnxruntime(
+    arguments: argparse.Namespace, plan: "Plan | None", loads: "Mapping[str, Load]"
+) -> "list[MeasuredCost]":
     from blockwright.pipeline.measure import check_promises_hold_here, measure_costs
 
     if plan is not None:
         check_promises_hold_here(plan, arguments.engine, arguments.against)
-    loads = plan.loads if plan else read_loads(arguments.load)
     return measure_costs((arguments.against, arguments.engine), loads, arguments.seconds)
 
 
-def _of_tensorrt(arguments: argparse.Namespace, plan: "Plan | None") -> "list[MeasuredCost]":
+def _of_tensorrt(
+    arguments: argparse.Namespace, plan: "Plan | None", loads: "Mapping[str, Load]"
+) -> "list[MeasuredCost]":
     from blockwright.compile.tensorrt_engine import read_tensorrt_engine
     from blockwright.pipeline.measure_tensorrt import (
         check_tensorrt_promises_hold_here,
@@ -66,7 +72,6 @@ def _of_tensorrt(arguments: argparse.Namespace, plan: "Plan | None") -> "list[Me
 
     if plan is not None:
         check_tensorrt_promises_hold_here(plan, read_tensorrt_engine(arguments.engine), gpu_name())
-    loads = plan.loads if plan else read_loads(arguments.load)
     return measure_tensorrt_costs((arguments.against, arguments.engine), loads, arguments.seconds)
 
 
