@@ -50,7 +50,7 @@ HEAD_BESIDE_INTEGERS = Format(name="int8", group_size=32)
 """The head's format in a model of int4 or int8 layers: its rounding error goes straight into the logits."""
 
 
-_WRITTEN = {"int8": ("int8-g32",), "int4": ("int4-g32", "int4-g128")}
+_WRITTEN = {"int8": ("int8-g32",), "int4": ("int4-g32", "int4-g64", "int4-g128")}
 """Groups that are mostly asked for; others may be."""
 
 

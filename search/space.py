@@ -25,6 +25,7 @@ from blockwright.spec import (
     NoOp,
     Reach,
     Window,
+    format_words,
     parse_format,
 )
 
@@ -264,7 +265,7 @@ def _check(settings: SpaceSettings | LayerSpace, prefix: str) -> None:
 
 
 def _check_format(field: str, text: str) -> None:
-    expected = "a format that an engine can be built in: fp32, int8-g32, int4-g32 or int4-g128"
+    expected = f"a format that an engine can be built in: {format_words(BUILDABLE)}"
     try:
         is_buildable = parse_format(text).name in BUILDABLE
     except InputError:

@@ -163,7 +163,7 @@ def test_a_format_that_is_none_is_refused(text: str) -> None:
 
 
 def test_formats_that_are_offered_are_those_that_are_taken() -> None:
-    with pytest.raises(InputError, match=r"expected fp16, bf16, int4-g32 or int4-g128\."):
+    with pytest.raises(InputError, match=r"expected fp16, bf16, int4-g32, int4-g64 or int4-g128\."):
         parse_format("int4-g48", ("fp16", "bf16", "int4"))
     assert format_words(("fp32", "int8")) == "fp32 or int8-g32"
     assert format_words(("fp32",)) == "fp32"
