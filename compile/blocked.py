@@ -68,11 +68,16 @@ def pack_codes(codes_KN: np.ndarray, weights: Format) -> np.ndarray:
     zero = 2 ** (BITS[weights.name] - 1)
     num_inputs, num_outputs = codes_KN.shape
     num_groups = -(-num_inputs // weights.group_size)
-    unsigned_NK = np.full((num_outputs, num_groups * weights.group_size), zero, dtype=np.uint8)
-    unsigned_NK[:, :num_inputs] = codes_KN.T.view(np.uint8) + np.uint8(zero)  # -1 is 255, and wraps round to zero - 1
-    if weights.name == "int4":
-        unsigned_NK = unsigned_NK[:, ::2] | (unsigned_NK[:, 1::2] << 4)
-    return unsigned_NK.reshape(num_outputs, num_groups, -1)
+    num_filled = num_groups * weights.group_size
+    packed_NB = np.empty((num_outputs, num_filled * BITS[weights.name] // 8), dtype=np.uint8)
+    width = max(1, _MOST_VALUES // max(1, num_filled))
+    for start in range(0, num_outputs, width):
+        part_KN = codes_KN[:, start : start + width]
+        unsigned_NK = np.full((part_KN.shape[1], num_filled), zero, dtype=np.uint8)
+        unsigned_NK[:, :num_inputs] = part_KN.T.view(np.uint8) + np.uint8(zero)  # -1 is 255, and wraps to zero - 1
+        is_half = weights.name == "int4"
+        packed_NB[start : start + width] = unsigned_NK[:, ::2] | (unsigned_NK[:, 1::2] << 4) if is_half else unsigned_NK
+    return packed_NB.reshape(num_outputs, num_groups, -1)
 
 
 def dequantise_blocks(codes_KN: np.ndarray, scales_GN: np.ndarray, group_size: int) -> np.ndarray:

@@ -15,6 +15,8 @@ from blockwright.spec import Format
 
 _ZERO = 8
 """What is added to an int4 code, so that it fits into half an unsigned byte."""
+_MOST_VALUES = 2**22
+"""Of the table that are quantised at once: no second copy of its codes is made."""
 
 
 def integer_rows(graph: Graph, table_VD: np.ndarray, weights: Format, ids: str) -> str:
@@ -31,11 +33,15 @@ def integer_rows(graph: Graph, table_VD: np.ndarray, weights: Format, ids: str) 
     """
     assert weights.group_size is not None
     size, num_channels = weights.group_size, table_VD.shape[1]
-    codes_DV, scales_GV = quantise_blocks(table_VD.T, weights)
-    num_groups = len(scales_GV)
+    num_groups = -(-num_channels // size)
     codes_VP = np.zeros((len(table_VD), num_groups * size), dtype=np.int8)
-    codes_VP[:, :num_channels] = codes_DV.T
-    scales = graph.floats("embedding.scales", np.ascontiguousarray(scales_GV.T)[:, :, None])
+    scales_VG = np.empty((len(table_VD), num_groups), dtype=np.float32)
+    step = max(1, _MOST_VALUES // num_channels)
+    for start in range(0, len(table_VD), step):
+        rows = slice(start, start + step)
+        codes_DV, scales_GV = quantise_blocks(table_VD[rows].T, weights)
+        codes_VP[rows, :num_channels], scales_VG[rows] = codes_DV.T, scales_GV.T
+    scales = graph.floats("embedding.scales", scales_VG[:, :, None])
     numbers = _of_int4(graph, codes_VP, ids) if weights.name == "int4" else _of_int8(graph, codes_VP, ids)
     groups = graph.constant("shape_embedding_groups", np.array([0, 0, num_groups, size]))
     flat = graph.constant("shape_embedding_flat", np.array([0, 0, num_groups * size]))
@@ -59,7 +65,8 @@ def _of_int8(graph: Graph, codes_VP: np.ndarray, ids: str) -> str:
 
 def _of_int4(graph: Graph, codes_VP: np.ndarray, ids: str) -> str:
     half = codes_VP.shape[1] // 2
-    unsigned_VP = (codes_VP + np.int8(_ZERO)).astype(np.uint8)
+    unsigned_VP = codes_VP.view(np.uint8)
+    unsigned_VP += np.uint8(_ZERO)  # in place: -1 is 255, and wraps round to 7
     packed = graph.constant("embedding.codes", unsigned_VP[:, :half] | (unsigned_VP[:, half:] << 4))
     rows = graph.node("Gather", [packed, ids], "embedding.rows")
     mask = graph.constant("embedding.mask", np.array(15, dtype=np.uint8))
