@@ -3,6 +3,7 @@
 Every target's engine has keys of its own, so that the wrong reader would find fault with all of them.
 """
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ EXPORT_FILE = "export.json"
 RUNTIMES = ("onnxruntime", "tensorrt")
 """That run what we build."""
 SCHEMA_VERSION = 1
+_KIT_FILE = "kit.json"
+"""`tensorrt_kit.KIT_FILE`, which reads this file."""
 _AGAIN = "Compile the checkpoint again with this version."
 
 
@@ -76,7 +79,17 @@ def _refuse_what_others_run(folder: Path) -> None:
     """Says what a folder is that holds no engine, where that can be told."""
     ours = "for this command compile the checkpoint with --target onnxruntime."
     files = sorted(folder.glob("*.gguf"))
-    if files:
+    is_kit = (folder / _KIT_FILE).exists()
+    if folder.is_file() and zipfile.is_zipfile(folder):
+        with zipfile.ZipFile(folder) as archive:
+            is_kit = _KIT_FILE in archive.namelist()
+    if is_kit:
+        unpack = f"python3 -m zipfile -e {folder} kit && " if folder.is_file() else ""
+        build = f"{unpack}python3 {'kit' if unpack else folder}/build.py --out engine"
+        got, remedy = "a kit", f"Build it first, on the device that is to run it: {build}"
+    elif folder.is_file():
+        got, remedy = "a file", "Name the folder of an engine."
+    elif files:
         got, remedy = f"the GGUF file {files[0].name}", f"llama.cpp runs it: llama-cli -m {files[0]}; {ours}"
     elif (folder / EXPORT_FILE).exists():
         written = read_json(folder / EXPORT_FILE)

@@ -226,7 +226,9 @@ def read_whole_engine(folder: Path) -> Engine:
 def check_sizes(folder: Path, files: dict[str, StoredFile]) -> None:
     """Refuses files that are gone or cut short."""
     for name, stored in files.items():
-        _check_same(folder / name, f"{_size_of(folder / name)} bytes", f"{stored.size_bytes} bytes")
+        path = folder / name
+        got = f"{_size_of(path)} bytes" if path.exists() else "no such file"
+        _check_same(path, got, f"{stored.size_bytes} bytes")
 
 
 def check_digests(folder: Path, files: dict[str, StoredFile]) -> None:

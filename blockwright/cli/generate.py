@@ -21,8 +21,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", default="", help="what to go on with; - reads standard input")
     parser.add_argument("--tokens", type=int, default=128, help="at most so many new ones (default: 128)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default: 0)")
-    parser.add_argument("--top-k", type=int, default=0, help="draw among so many tokens; 0 for all (default: 0)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest share (default: 1)")
+    parser.add_argument(
+        "--top-k",
+        type=int,
+        default=0,
+        help="draw among so many tokens; 0 for all (default: 0); of no effect at temperature 0",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="draw among the likeliest share (default: 1); of no effect at temperature 0",
+    )
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="of tokens seen before (default: 1)")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this; may come again")
     parser.add_argument(

@@ -214,7 +214,14 @@ def _local_folder(name: str) -> Path:
         return folder
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt"]))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except HFValidationError as error:  # before the hub is asked
+        raise InputError(
+            "parent",
+            got=f"{name} (" + ("no folder" if folder.exists() else "no such folder") + ")",
+            expected="a folder with a checkpoint, or a repository of the Hugging Face hub",
+            remedy="Check the path.",
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise InputError(
             "parent",
             got=f"{name} ({_first_line(error)})",
