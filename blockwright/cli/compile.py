@@ -24,7 +24,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blockwright.cli.flags import add_out
 from blockwright.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,8 +49,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", default="onnxruntime", choices=TARGETS, help="who runs it (default: onnxruntime)")
     parser.add_argument(
         "--format",
-        help="of all layers: fp32, fp16, bf16, int8-g32, int4-g32, int4-g128, of which each target takes some "
-        "(default: fp32, of tensorrt fp16)",
+        help="of all layers: fp32, fp16, bf16, int8-g32, int4-g32, int4-g64, int4-g128, of which each target takes "
+        "some (default: fp32, of tensorrt fp16)",
     )
     parser.add_argument(
         "--head",
@@ -91,13 +90,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="choose onnxruntime's settings by timing the engine here: up to --threads, spinning, accuracy, denormals",
     )
-    add_out(parser, "engine", "the folder")
+    parser.add_argument(
+        "-o", "--out", type=Path, help="the folder to write (default: engine), or the kit (default: kit.zip)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
     from blockwright.search.plan import read_plan
 
+    if arguments.out is None:
+        arguments.out = Path("kit.zip" if arguments.kit else "engine")
     plan = None if arguments.plan is None else read_plan(arguments.plan)
     if plan is not None and arguments.format is not None:
         raise InputError(
@@ -155,9 +158,10 @@ def _build_for_tensorrt(arguments: argparse.Namespace, weights: str | None, plan
         check_at_least("--context", arguments.context, 1)
     most_sequences = 1 if arguments.batch is None else arguments.batch
     check_at_least("--batch", most_sequences, 1)
+    asked = arguments.capabilities
     order = TensorRtCompileOrder(
         format=weights,
-        capabilities=None if arguments.capabilities is None else tuple(arguments.capabilities.split(",")),
+        capabilities=None if asked is None else tuple(name.strip().lower() for name in asked.split(",")),
         num_positions=arguments.context,
         most_sequences=most_sequences,
         form="fused" if arguments.form is None else arguments.form,
@@ -171,11 +175,12 @@ def _build_for_tensorrt(arguments: argparse.Namespace, weights: str | None, plan
         if order.form == "decomposed":
             print("blockwright generate needs Python 3.11: with JetPack 6 the plan runs from a program of your own")
         return
-    engine = compile_for_tensorrt(arguments.checkpoint, order, arguments.out, plan=plan)
+    engine, is_new = compile_for_tensorrt(arguments.checkpoint, order, arguments.out, plan=plan)
     size_mb = engine.files["model.plan"].size_bytes / 1e6
     print(f"{arguments.out}: {engine.format} for {', '.join(engine.compute_capabilities)}, {size_mb:.2f} MB")
     assert engine.build_s is not None, "built here"
-    print(f"built by {engine.package} {engine.package_version} in {engine.build_s:.1f} s; opens in this version only")
+    how = f"built by {engine.package} {engine.package_version} in {engine.build_s:.1f} s"
+    print(f"{how if is_new else f'unchanged, {how} before'}; opens in this version only")
     print(f"next, on such a GPU, blockwright generate {arguments.out} --prompt …")
 
 

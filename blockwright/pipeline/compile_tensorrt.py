@@ -25,7 +25,7 @@ from blockwright.pipeline.console import progress
 from blockwright.pipeline.inputs import Checkpoint, open_checkpoint
 from blockwright.pipeline.stage import Stage, check_is_no_folder, check_spares, running, whole
 from blockwright.search.plan import Plan
-from blockwright.spec import parse_format
+from blockwright.spec import Format, parse_format
 from blockwright.strict import to_data
 
 DEFAULT_POSITIONS = 4096
@@ -49,7 +49,7 @@ class TensorRtCompileOrder:
 
 def compile_for_tensorrt(
     checkpoint: str, order: TensorRtCompileOrder, output: Path, plan: Plan | None = None
-) -> TensorRtEngine:
+) -> tuple[TensorRtEngine, bool]:
     """Builds a TensorRT engine, or reads the one that was built before from the same inputs.
 
     Args:
@@ -57,6 +57,9 @@ def compile_for_tensorrt(
         order: what to build.
         output: the engine's folder.
         plan: says how each layer is stored, where the order names no format.
+
+    Returns:
+        The engine, and whether it was built now.
 
     Raises:
         InputError: the checkpoint is broken, the plan is not of its blocks, no TensorRT is installed that builds for
@@ -79,7 +82,7 @@ def compile_for_tensorrt(
         reads=whole(source.folder),
     )
     if (before := stage.reuse(lambda: read_tensorrt_engine(output, is_whole=True))) is not None:
-        return before
+        return before, False
     built = TensorRtOrder(
         stored=stored,
         num_positions=num_positions,
@@ -92,7 +95,7 @@ def compile_for_tensorrt(
     with running(stage), progress(f"compile {output.name}", 1) as advance:
         engine = build_tensorrt_engine(built, source.folder, output)
         advance()
-    return engine
+    return engine, True
 
 
 def pack_tensorrt_kit(checkpoint: str, order: TensorRtCompileOrder, output: Path, plan: Plan | None = None) -> int:
@@ -138,7 +141,14 @@ def _stored(checkpoint: str, order: TensorRtCompileOrder, plan: Plan | None) -> 
     check_context(source, order.num_positions)
     if plan is not None:
         check_is_of(source, plan)
-    weights = None if order.format is None else parse_format(order.format, FORMATS)
+    weights = None if order.format is None else _parsed(order.format)
     stored = stored_for_tensorrt(source.spec if plan is None else plan.child, weights)
     default = min(DEFAULT_POSITIONS, source.spec.max_positions)
     return source, stored, default if order.num_positions is None else order.num_positions
+
+
+def _parsed(text: str) -> Format:
+    try:
+        return parse_format(text, FORMATS)
+    except InputError as error:
+        raise InputError("--format", got=error.got, expected=error.expected, remedy=error.remedy) from error

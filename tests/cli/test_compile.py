@@ -93,10 +93,10 @@ def test_what_tensorrt_needs_is_no_flavour_of_onnxruntime(
 @pytest.mark.parametrize(
     ("target", "offered"),
     [
-        ("onnxruntime", "fp32, fp16, int8-g32, int4-g32 or int4-g128"),
-        ("tensorrt", "fp16, bf16, int4-g32 or int4-g128"),
+        ("onnxruntime", "fp32, fp16, int8-g32, int4-g32, int4-g64 or int4-g128"),
+        ("tensorrt", "fp16, bf16, int4-g32, int4-g64 or int4-g128"),
         ("tensorrt-llm", "fp32, fp16 or bf16"),
-        ("vllm", "fp32, fp16, bf16, int8-g32, int4-g32 or int4-g128"),
+        ("vllm", "fp32, fp16, bf16, int8-g32, int4-g32, int4-g64 or int4-g128"),
     ],
 )
 @pytest.mark.parametrize("unknown", ["fp8", "int4-g48"])
@@ -104,7 +104,9 @@ def test_a_format_that_is_none_is_answered_with_those_that_the_target_takes(
     target: str, offered: str, unknown: str, small_parent: Path, refused: Refused, tmp_path: Path
 ) -> None:
     words = ["--target", target, "--format", unknown, "--out", tmp_path / "out"]
-    assert re.search(rf"expected +{offered}\n", refused("compile", small_parent, *words))
+    said = refused("compile", small_parent, *words)
+    assert re.search(rf"expected +{offered}\n", said)
+    assert target != "tensorrt" or "error in --format\n" in said
 
 
 def test_what_generate_cannot_write_is_told_before_it_writes_less(
@@ -142,3 +144,25 @@ def test_promises_are_about_one_setting_of_both_engines(small_parent: Path, tmp_
 def _plan_of(parent: Path) -> Plan:
     model = open_parent(str(parent)).spec
     return plan_here(model, model)
+
+
+def test_a_kit_is_a_zip_unless_told_otherwise_and_is_to_be_built_before_it_writes(
+    small_parent: Path, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["compile", str(small_parent), "--target", "tensorrt", "--kit"]) == 0
+    said = refused("generate", "kit.zip")
+    assert "got       a kit\n" in said and "python3 -m zipfile -e kit.zip kit && python3 kit/build.py" in said
+    shutil.unpack_archive("kit.zip", "unpacked")
+    said = refused("generate", "unpacked")
+    assert "got       a kit\n" in said and "to run it: python3 unpacked/build.py --out engine" in said
+    Path("kit.zip").write_text("")
+    assert "got       a file\n" in refused("generate", "kit.zip")
+
+
+@pytest.mark.parametrize("name", ["a/b/missing", "../missing"])
+def test_a_name_that_no_repository_can_have_is_a_folder_that_is_not_there(
+    name: str, refused: Refused, tmp_path: Path
+) -> None:
+    said = refused("compile", name, "--target", "tensorrt", "--out", tmp_path / "engine")
+    assert f"got       {name} (no such folder)\n" in said and "Repo id" not in said

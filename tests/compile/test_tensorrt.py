@@ -315,11 +315,16 @@ def test_the_command_builds_and_says_what_generating_lacks(
     engine = tmp_path / "engine"
     words = ["compile", str(small_parent), "--target", "tensorrt", "--for", "sm86", "--out", str(engine)]
     assert main(words) == 0
+    assert "\nbuilt by tensorrt_rtx" in capsys.readouterr().out
     built = read_tensorrt_engine(engine)
     assert (built.format, built.compute_capabilities) == ("fp16", ("sm86",))
     assert built.is_attention_decomposed, "heads of 8 have no kernel of their own"
     before = (engine / PLAN_FILE).stat().st_mtime_ns
-    assert main(words) == 0, "and is not built twice"
+    assert main([*words, "--for", " SM86 "]) == 0, "and is not built twice"
+    assert "\nunchanged, built by tensorrt_rtx" in capsys.readouterr().out
     assert (engine / PLAN_FILE).stat().st_mtime_ns == before
     assert main([*words, "--form", "decomposed"]) == 0, "the other form is another engine"
     assert (read_tensorrt_engine(engine).form, built.form) == ("decomposed", "fused")
+    (engine / PLAN_FILE).unlink()
+    with pytest.raises(InputError, match=r"model\.plan: got no such file"):
+        read_tensorrt_engine(engine)
