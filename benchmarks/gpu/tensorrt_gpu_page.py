@@ -10,7 +10,8 @@ def as_text(results: dict[str, Any]) -> str:
     lines += [f"`{results['command']}` at {results['commit']}, for {results['capability']}.", ""]
     for row in results["rows"]:
         if row["is_probe"]:
-            is_taken = "takes" if row["why"] is None else "does not take"
+            builds_only = "built" in row and results["accelerator"] is None
+            is_taken = "takes" if row["why"] is None else "builds for" if builds_only else "does not take"
             lines.append(f"- {_package(results, row)} {is_taken} {results['capability']}: {_how_far(row)}")
     lines += [
         "",

@@ -43,7 +43,7 @@ def test_without_a_gpu_the_tiny_plan_is_built_and_listed_as_not_opened(tmp_path:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and "1 of 1 did not come to an end" in done.stderr
     (page,), (file,) = (list(tmp_path.glob(f"tensorrt_no-gpu_*.{kind}")) for kind in ("md", "json"))
-    assert "says nothing of one" in page.read_text() and "does not take sm86: built; then GPU: got" in page.read_text()
+    assert "says nothing of one" in page.read_text() and "builds for sm86: built; then GPU: got" in page.read_text()
     (row,) = json.loads(file.read_text())["rows"]
     assert all(row["built"][name]["plan_bytes"] > row["built"][name]["weight_bytes"] for name in ("parent", "child"))
     assert "opened" not in row and "races" not in row
