@@ -87,15 +87,25 @@ def check_kit_capabilities(asked: Sequence[str], narrow: Sequence[str]) -> None:
     """
     if not asked:
         return  # spares loading a package
-    try:
-        package = find_package(("tensorrt_rtx",))
-        known, title = _known_to(package), package.title
-    except InputError:
-        known, title = _OF_RTX_1_7_1, "TensorRT-RTX 1.7.1"
+    known, title = _rtx()
     for name in asked:
         _check_capability(name, ())
         _check_known(name, known, title)
         _check_capability(name, narrow)
+
+
+def is_of_rtx(name: str) -> bool:
+    """Whether TensorRT-RTX builds for a GPU; engines for others are built on them, by TensorRT."""
+    return name in _rtx()[0]
+
+
+def _rtx() -> tuple[tuple[str, ...], str]:
+    """What TensorRT-RTX builds for, and which it is: the installed one, or the one that this was tried with."""
+    try:
+        package = find_package(("tensorrt_rtx",))
+    except InputError:
+        return _OF_RTX_1_7_1, "TensorRT-RTX 1.7.1"
+    return _known_to(package), package.title
 
 
 def _check_capability(name: str, narrow: Sequence[str]) -> None:

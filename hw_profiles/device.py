@@ -63,6 +63,12 @@ class Device:
     """A Jetson's budget of power, which decides its clocks: ``15W``, ``MAXN``."""
 
     @property
+    def compute_capability(self) -> str | None:
+        """Of an NVIDIA GPU, as compilers write it without a line: ``sm87``; None of others."""
+        told = (word for word in (self.architecture, *self.features) if re.fullmatch(r"sm_\d{2,3}", word))
+        return next(told, "").replace("_", "") or None
+
+    @property
     def name(self) -> str:
         """A name fit for files: ``amd-epyc-2c-1a2b3c``."""
         words = re.sub(r"\(.*?\)|@.*|cpu|processor", " ", (self.board or self.model).lower())

@@ -17,6 +17,7 @@ and compile/decomposed.py of the repository).
   blockwright compile child --target onnxruntime-genai --format int4 --context 4096 --out genai
   blockwright compile child --target tensorrt --format int4 --for sm86,sm89,sm120 --out tensorrt
   blockwright compile child --target tensorrt --format int4 --kit --out kit.zip     # to build on the device itself
+  blockwright compile child --target tensorrt --format int4 --kit --profile jetson_agx_orin --form decomposed
   blockwright compile child --target tensorrt --format int4 --kit --form decomposed --out orin.zip   # with JetPack 6
 """
 
@@ -61,6 +62,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="threads of onnxruntime (default: 1)")
     parser.add_argument("--context", type=int, metavar="TOKENS", help="longest sequence (default: the checkpoint's)")
     parser.add_argument("--for", dest="capabilities", metavar="SM", help="GPUs of a tensorrt engine, as sm86,sm120")
+    parser.add_argument("--profile", metavar="DEVICE", help="the GPU of a tensorrt engine, by its profile, for --for")
     parser.add_argument(
         "--kit",
         action="store_true",
@@ -112,7 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
     default = "fp16" if arguments.target == "tensorrt" else "fp32"
     weights = None if plan is not None else default if arguments.format is None else arguments.format
     if arguments.target == "onnxruntime":
-        _refuse_given(arguments, "capabilities", "batch", "kit", "form")
+        _refuse_given(arguments, "capabilities", "profile", "batch", "kit", "form")
         _build(arguments, weights, plan)
     elif arguments.target == "tensorrt":
         _refuse_given(arguments, "threads", "flavour", "tune", "head")
@@ -158,10 +160,9 @@ def _build_for_tensorrt(arguments: argparse.Namespace, weights: str | None, plan
         check_at_least("--context", arguments.context, 1)
     most_sequences = 1 if arguments.batch is None else arguments.batch
     check_at_least("--batch", most_sequences, 1)
-    asked = arguments.capabilities
     order = TensorRtCompileOrder(
         format=weights,
-        capabilities=None if asked is None else tuple(name.strip().lower() for name in asked.split(",")),
+        capabilities=_capabilities(arguments),
         num_positions=arguments.context,
         most_sequences=most_sequences,
         form="fused" if arguments.form is None else arguments.form,
@@ -184,10 +185,23 @@ def _build_for_tensorrt(arguments: argparse.Namespace, weights: str | None, plan
     print(f"next, on such a GPU, blockwright generate {arguments.out} --prompt …")
 
 
+def _capabilities(arguments: argparse.Namespace) -> tuple[str, ...] | None:
+    from blockwright.pipeline.compile_tensorrt import capabilities_of
+
+    asked = arguments.capabilities
+    if arguments.profile is None:
+        return None if asked is None else tuple(name.strip().lower() for name in asked.split(","))
+    if asked is not None:
+        raise InputError(
+            "--for, --profile", got="both", expected="one of them: each names GPUs", remedy="Leave one out."
+        )
+    return capabilities_of(arguments.profile, bool(arguments.kit))
+
+
 def _refuse_given(arguments: argparse.Namespace, *names: str) -> None:
     for name in names:
         if (given := getattr(arguments, name)) is not None:
-            is_of_tensorrt = name in ("capabilities", "batch", "kit", "form")
+            is_of_tensorrt = name in ("capabilities", "profile", "batch", "kit", "form")
             raise InputError(
                 "--for" if name == "capabilities" else f"--{name}",
                 got=f"{'it' if given is True else given} for {arguments.target}",
@@ -202,7 +216,7 @@ def _export(arguments: argparse.Namespace, weights: str | None, plan: "Plan | No
     from blockwright.pipeline.compile import export_checkpoint
     from blockwright.pipeline.recipe import check_at_least
 
-    _refuse_given(arguments, "threads", "flavour", "tune", "head", "capabilities", "batch", "kit", "form")
+    _refuse_given(arguments, "threads", "flavour", "tune", "head", "capabilities", "profile", "batch", "kit", "form")
     if arguments.target != "onnxruntime-genai":
         _refuse_given(arguments, "context")
     elif arguments.context is not None:

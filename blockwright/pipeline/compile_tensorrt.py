@@ -17,9 +17,11 @@ from blockwright.compile.tensorrt_target import (
     choose_capabilities,
     choose_package,
     gpu_capability,
+    is_of_rtx,
 )
 from blockwright.errors import InputError
 from blockwright.files import digest_of
+from blockwright.hw_profiles.folder import read_profile
 from blockwright.pipeline.compile import check_context, check_is_of
 from blockwright.pipeline.console import progress
 from blockwright.pipeline.inputs import Checkpoint, open_checkpoint
@@ -133,6 +135,28 @@ def pack_tensorrt_kit(checkpoint: str, order: TensorRtCompileOrder, output: Path
         size = write_tensorrt_kit(kit, source.folder, output)
         advance()
     return size
+
+
+def capabilities_of(place: str, is_for_kit: bool) -> tuple[str, ...] | None:
+    """Which GPU a profile is of, as an order names it.
+
+    Args:
+        place: the profile's name or folder.
+        is_for_kit: a kit names those alone that TensorRT-RTX builds for; elsewhere it builds for the GPU it finds.
+
+    Raises:
+        InputError: there is no such profile, or it is not of an NVIDIA GPU.
+    """
+    device = read_profile(place).device
+    name = device.compute_capability
+    if name is None:
+        raise InputError(
+            "--profile",
+            got=f"{place}, of {device.vendor} {device.model}",
+            expected="a profile of an NVIDIA GPU, which TensorRT runs on",
+            remedy="Name one, such as jetson_agx_orin, or leave out --target tensorrt.",
+        )
+    return None if is_for_kit and not is_of_rtx(name) else (name,)
 
 
 def _stored(checkpoint: str, order: TensorRtCompileOrder, plan: Plan | None) -> tuple[Checkpoint, Stored, int]:

@@ -1,7 +1,9 @@
 """`blockwright compile`: in which operators an engine is written, and how that is refused."""
 
+import json
 import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,3 +168,44 @@ def test_a_name_that_no_repository_can_have_is_a_folder_that_is_not_there(
 ) -> None:
     said = refused("compile", name, "--target", "tensorrt", "--out", tmp_path / "engine")
     assert f"got       {name} (no such folder)\n" in said and "Repo id" not in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--profile", "raspberry_pi_5"], "got       raspberry_pi_5, of Raspberry Pi"),
+        (["--profile", "nothing"], "nothing"),
+        (["--profile", "rtx_4090", "--for", "sm86"], "error in --for, --profile"),
+        (["--profile", "rtx_4090", "--target", "vllm"], "error in --profile"),
+    ],
+)
+def test_a_profile_that_names_no_gpu_to_build_for_is_refused(
+    flags: list[str], said: str, small_parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "kit.zip")
+    assert main(["compile", str(small_parent), "--target", "tensorrt", *flags, "--out", out]) == 2
+    assert said in capsys.readouterr().err
+    assert not Path(out).exists()
+
+
+@pytest.mark.parametrize(("device", "named"), [("rtx_4090", ["sm89"]), ("jetson_agx_orin", None)])
+def test_a_kit_is_packed_for_the_gpu_of_a_profile(
+    device: str, named: list[str] | None, small_parent: Path, tmp_path: Path
+) -> None:
+    """TensorRT-RTX builds for the first; on an Orin TensorRT builds for what it finds."""
+    out = tmp_path / "kit.zip"
+    words = ["--target", "tensorrt", "--kit", "--profile", device, "--out", str(out)]
+    assert main(["compile", str(small_parent), *words]) == 0
+    with zipfile.ZipFile(out) as archive:
+        assert json.loads(archive.read("kit.json"))["capabilities"] == named
+
+
+def test_an_engine_is_built_for_the_gpu_of_a_profile(
+    small_parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is needed (the extra tensorrt-rtx)")
+    words = ["compile", str(small_parent), "--target", "tensorrt", "--out", str(tmp_path / "engine")]
+    assert main([*words, "--profile", "rtx_4090"]) == 0
+    assert json.loads((tmp_path / "engine" / "engine.json").read_text())["compute_capabilities"] == ["sm89"]
+    assert main([*words, "--profile", "jetson_agx_orin"]) == 2
+    assert "A Jetson Orin is served by TensorRT" in capsys.readouterr().err
