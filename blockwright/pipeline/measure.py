@@ -36,6 +36,7 @@ from blockwright.pipeline.inputs import (
     read_text,
     windows_to_judge_by,
 )
+from blockwright.pipeline.promises import check_is_of_device, check_is_of_engine
 from blockwright.pipeline.software import engine_software
 from blockwright.pipeline.stage import Stage, running
 from blockwright.pipeline.tune import settings_words
@@ -188,13 +189,7 @@ def check_promises_hold_here(plan: Plan, engine: Path, against: Path) -> None:
             engines run with different settings.
     """
     here, built = this_device(), Decoder.open(engine).engine
-    if (plan.format, plan.backend) != (built.format, built.target):
-        raise InputError(
-            "plan: format and backend",
-            got=f"{plan.format} on {plan.backend}",
-            expected=f"the engine's, {built.format} on {built.target}",
-            remedy="Compile the child as the plan says, with --plan, or search again for this one.",
-        )
+    check_is_of_engine(plan, built.format, built.target)
     if built.flavour != best_flavour(built.model):
         raise InputError(
             "plan: flavour",
@@ -209,13 +204,7 @@ def check_promises_hold_here(plan: Plan, engine: Path, against: Path) -> None:
             expected=f"those of {against}, {settings_words(beside)}: a plan's promises are made with one for both",
             remedy="Compile both with the same --threads and without --tune, or measure without --plan.",
         )
-    if plan.profile != here.name:
-        raise InputError(
-            "plan: profile",
-            got=plan.profile,
-            expected=f"this machine's, {here.name}",
-            remedy="Measure on the machine that the plan was made for, or profile this one and search again.",
-        )
+    check_is_of_device(plan, here.name, "machine")
 
 
 def measure_quality(

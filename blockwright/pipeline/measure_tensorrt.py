@@ -16,9 +16,9 @@ from blockwright.compile.tensorrt_session import TensorRtDecoder, check_gpu
 from blockwright.compile.tensorrt_target import gpu_capability
 from blockwright.cost import Cost, Load, Quantity, exact
 from blockwright.count import parameters
-from blockwright.errors import InputError
 from blockwright.hw_profiles.gpu import nvidia_gpus
 from blockwright.measured import MeasuredCost
+from blockwright.pipeline.promises import check_is_of_device, check_is_of_engine
 from blockwright.profiler.written import time_written, write_once
 from blockwright.search.plan import Plan
 
@@ -96,20 +96,8 @@ def check_tensorrt_promises_hold_here(plan: Plan, engine: TensorRtEngine, gpu: s
     Raises:
         InputError: the plan rests on another device's profile, or is about another format or runtime.
     """
-    if (plan.format, plan.backend) != (engine.format, engine.target):
-        raise InputError(
-            "plan: format and backend",
-            got=f"{plan.format} on {plan.backend}",
-            expected=f"the engine's, {engine.format} on {engine.target}",
-            remedy="Compile the child as the plan says, with --plan, or search again for this one.",
-        )
-    if plan.profile != gpu:
-        raise InputError(
-            "plan: profile",
-            got=plan.profile,
-            expected=f"this machine's GPU, {gpu or 'which has none'}",
-            remedy="Measure on the GPU that the plan was made for, or profile this one and search again.",
-        )
+    check_is_of_engine(plan, engine.format, engine.target)
+    check_is_of_device(plan, gpu, "GPU")
 
 
 def gpu_name() -> str | None:

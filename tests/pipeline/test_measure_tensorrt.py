@@ -92,7 +92,7 @@ def test_every_quantity_is_measured_of_both_at_every_load(pair: tuple[Path, Path
         ({}, None),
         ({"format": "int4-g32"}, "int4-g32 on tensorrt; expected the engine's, fp32 on tensorrt"),
         ({"backend": "torch"}, "fp32 on torch"),
-        ({"profile": "another"}, "got another; expected this machine's GPU, rtx-4090"),
+        ({"profile": "another"}, "got another; expected this GPU's, rtx-4090"),
     ],
 )
 def test_promises_are_held_where_and_of_what_they_were_made(changes: dict[str, str], said: str | None) -> None:

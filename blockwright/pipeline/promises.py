@@ -1,0 +1,44 @@
+"""Refuses to hold a plan's promises against what they were not made of."""
+
+from blockwright.errors import InputError
+from blockwright.search.plan import Plan
+
+
+def check_is_of_engine(plan: Plan, weights: str, target: str) -> None:
+    """Refuses an engine that a plan says nothing of.
+
+    Args:
+        plan: the child's.
+        weights: the engine's format.
+        target: who runs it.
+
+    Raises:
+        InputError: the plan is about another format or runtime.
+    """
+    if (plan.format, plan.backend) != (weights, target):
+        raise InputError(
+            "plan: format and backend",
+            got=f"{plan.format} on {plan.backend}",
+            expected=f"the engine's, {weights} on {target}",
+            remedy="Compile the child as the plan says, with --plan, or search again for this one.",
+        )
+
+
+def check_is_of_device(plan: Plan, here: str | None, device: str) -> None:
+    """Refuses a device that a plan was not made for.
+
+    Args:
+        plan: the child's.
+        here: the device's name, as profiles have it; None where there is none.
+        device: what is meant by it: a machine, or its GPU.
+
+    Raises:
+        InputError: the plan rests on another one's profile.
+    """
+    if plan.profile != here:
+        raise InputError(
+            "plan: profile",
+            got=plan.profile,
+            expected=f"this {device}'s, {here or 'which is not there'}",
+            remedy=f"Measure on the {device} that the plan was made for, or profile this one and search again.",
+        )
