@@ -18,19 +18,11 @@ import pytest
 import torch
 
 from blockwright.compile.device_session import DeviceSequences
-from blockwright.compile.tensorrt_package import find_package
 from blockwright.errors import InputError
+from tensorrt_here import needs_rtx
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks/gpu/race.py"
 PLAYERS = ("torch.compile, int4-g32", "ONNX Runtime contrib, fp16")
-
-
-def _has_rtx() -> bool:
-    try:
-        find_package(("tensorrt_rtx",))
-    except InputError:
-        return False
-    return True
 
 
 @pytest.fixture
@@ -102,7 +94,7 @@ def test_who_refuses_who_dies_and_who_takes_too_long_are_told_apart(module: Any,
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not _has_rtx(), reason="TensorRT-RTX is needed (the extra tensorrt-rtx)")
+@needs_rtx
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here a GPU opens the plan")
 def test_plans_of_both_models_are_built_before_they_are_refused(module: Any) -> None:
     engines = module("race_engines")

@@ -13,20 +13,11 @@ import torch
 
 from blockwright.compile.engine import EngineOrder, SessionSettings, write_engine
 from blockwright.compile.session import Decoder
-from blockwright.compile.tensorrt_package import find_package
-from blockwright.errors import InputError
 from blockwright.profiler.synthetic import random_weights
 from blockwright.spec import parse_format, with_format
+from tensorrt_here import needs_rtx
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks/gpu/tensorrt_gpu.py"
-
-
-def _has_rtx() -> bool:
-    try:
-        find_package(("tensorrt_rtx",))
-    except InputError:
-        return False
-    return True
 
 
 @pytest.fixture
@@ -36,7 +27,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not _has_rtx(), reason="TensorRT-RTX is needed (the extra tensorrt-rtx)")
+@needs_rtx
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here a GPU opens the plan")
 def test_without_a_gpu_the_tiny_plan_is_built_and_listed_as_not_opened(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--for", "sm86", "--small", "--out", str(tmp_path)]

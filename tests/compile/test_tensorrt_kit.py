@@ -23,26 +23,16 @@ from blockwright.compile import older_python, tensorrt_kit_run
 from blockwright.compile.engine import TOKENIZER_FILE, special_ids
 from blockwright.compile.tensorrt_engine import PLAN_FILE, read_tensorrt_engine, token_ranges
 from blockwright.compile.tensorrt_kit import TensorRtKitOrder, write_tensorrt_kit
-from blockwright.compile.tensorrt_package import Form, find_package
+from blockwright.compile.tensorrt_package import Form
 from blockwright.compile.tensorrt_stored import stored_for_tensorrt
 from blockwright.errors import InputError
 from blockwright.llama import llama
 from blockwright.profiler.synthetic import random_weights
 from blockwright.spec import Attention, parse_format
 from decoders import every_kind
+from tensorrt_here import needs_rtx
 
 MODEL = llama(every_kind(512, 256, 128), hidden_size=128, num_heads=4, head_dim=32, vocab_size=256, max_positions=128)
-
-
-def _has_rtx() -> bool:
-    try:
-        find_package(("tensorrt_rtx",))
-    except InputError:
-        return False
-    return True
-
-
-needs_rtx = pytest.mark.skipif(not _has_rtx(), reason="TensorRT-RTX is needed (the extra tensorrt-rtx)")
 
 
 @pytest.fixture(scope="module", params=["fused", "decomposed"])
