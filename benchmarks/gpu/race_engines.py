@@ -1,6 +1,7 @@
 """Our engines as contestants for race.py: in ONNX Runtime, in TensorRT-RTX and in TensorRT."""
 
 import tempfile
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -33,9 +34,9 @@ class EnginePlayer(Player):
         self.stored = {name: decoder.engine.model for name, decoder in self._decoders.items()}
         self._started: dict[tuple[str, int, int], Writing] = {}
 
+    @abstractmethod
     def opened(self, folder: Path) -> Mapping[str, Opened]:
         """Builds the engines in a folder, and opens them."""
-        raise NotImplementedError
 
     def logits(self, name: str, text: Text) -> np.ndarray:
         sequences = self._sequences(name, len(text.prompts[0]), len(text.prompts))
