@@ -47,6 +47,9 @@ _HELD_OUT_WINDOWS = 8
 _RESERVED_WINDOWS = 8
 """Of the training text, beyond what is trained on: to choose between first and trained weights."""
 
+_MOST_NAMED = 2
+"""Of candidates that training made worse: there may be hundreds, and the curves have them all."""
+
 
 def build_library(parent: Parent, order: LibraryOrder, output: Path, means: LibraryMeans | None = None) -> Library:
     """Trains all that needs it, or reads the library that was built before from the same inputs.
@@ -205,10 +208,6 @@ def _library(parent: Parent, order: LibraryOrder, trained: list[Trained], digest
         blocks=blocks,
         formats=formats,
     )
-
-
-_MOST_NAMED = 2
-"""Of candidates that training made worse: there may be hundreds, and the curves have them all."""
 
 
 def _tell(trained: list[Trained]) -> None:
