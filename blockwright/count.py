@@ -110,12 +110,12 @@ def ffn_weight_bytes(model: Model, ffn: FFN) -> int:
 def shared_weight_bytes(model: Model) -> int:
     """Bytes of the weights outside the layers as stored: the embedding, the head and the last norm.
 
-    The embedding is a table in the head's format. A tied head is that table too, except where both are quantised: rows
-    are looked up in one order and multiplied in another, so they are stored twice.
+    A tied head is the embedding's table, except where the head is quantised: rows are looked up in one order and
+    multiplied in another, so they are stored twice.
     """
-    stored = matrix_bytes(model.hidden_size, model.vocab_size, model.embedding_weights)
-    is_shared = model.has_tied_embeddings and model.embedding_weights.group_size is None
-    return stored * (1 if is_shared else 2) + 4 * model.hidden_size
+    shape = (model.hidden_size, model.vocab_size)
+    head = 0 if model.is_head_the_embedding else matrix_bytes(*shape, model.head_format)
+    return matrix_bytes(*shape, model.embedding_weights) + head + 4 * model.hidden_size
 
 
 def kv_bytes_per_slot(model: Model, mixer: Mixer, bytes_per_value: int = 4) -> int:

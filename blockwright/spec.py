@@ -175,7 +175,9 @@ class Model:
     has_ffn_bias: bool
     has_qk_norm: bool
     embedding_weights: Format = FP32
-    """Format of the token embedding and the head."""
+    """Format of the token embedding, and of the head unless that has its own."""
+    head_weights: Format | None = None
+    """Format of the head; None for the embedding's."""
     layers: tuple[Block, ...]
 
     def __post_init__(self) -> None:
@@ -188,6 +190,18 @@ class Model:
                     pass
             if isinstance(block.ffn, GatedFFN) and block.ffn.width < 1:
                 raise ValueError(f"layer {index}: an ffn of at least one channel")
+
+    @property
+    def head_format(self) -> Format:
+        """What the head is stored in."""
+        return self.embedding_weights if self.head_weights is None else self.head_weights
+
+    @property
+    def is_head_the_embedding(self) -> bool:
+        """Whether the head needs no table of its own: rows of integers are looked up in one order and multiplied in
+        another."""
+        is_same = self.head_format == self.embedding_weights
+        return self.has_tied_embeddings and is_same and self.embedding_weights.group_size is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,7 +253,7 @@ def with_format(model: Model, weights: Format) -> Model:
         Block(mixer=stored_as(block.mixer, weights), ffn=stored_as(block.ffn, weights)) for block in model.layers
     )
     head = weights if weights.group_size is None else HEAD_BESIDE_INTEGERS
-    return replace(model, layers=layers, embedding_weights=head)
+    return replace(model, layers=layers, embedding_weights=head, head_weights=None)
 
 
 def format_of_model(model: Model) -> str:

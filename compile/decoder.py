@@ -25,7 +25,7 @@ from onnx import TensorProto
 from blockwright.compile.checkpoint import Weights
 from blockwright.compile.contrib import ContribOperators
 from blockwright.compile.decomposed import DecomposedOperators
-from blockwright.compile.embedding import integer_rows
+from blockwright.compile.embedding import CodesIn, integer_rows
 from blockwright.compile.flavour import STANDARD, Flavour, Matrix, Operators, Residual, check_writable
 from blockwright.compile.graph import Graph
 from blockwright.compile.standard import StandardOperators
@@ -60,7 +60,7 @@ def decoder_graph(
     graph = ops.graph
     graph.input("ids", "int64", ["batch", "tokens"])
     graph.input("last", "int64", ["batch"])
-    x = _add_layers(ops, weights, _add_embedding(ops, weights), num_positions)
+    x = _add_layers(ops, weights, _add_embedding(ops, weights, flavour.codes_in), num_positions)
     index_B1 = graph.node("Unsqueeze", ["last", graph.constant("one", np.array([1]))], "last_column")
     last_BD = graph.node("GatherND", [x, index_B1], "last_hidden", batch_dims=1)
     normed_BD = ops.norm("model.norm", last_BD, weights["model.norm.weight"])
@@ -159,11 +159,11 @@ def _add_ffn(ops: Operators, index: int, ffn: FFN, residual: Residual, weights: 
     return Residual(value=residual.value, addend=fed, name=f"{prefix}.fed")
 
 
-def _add_embedding(ops: Operators, weights: Weights) -> str:
+def _add_embedding(ops: Operators, weights: Weights, codes_in: CodesIn) -> str:
     """Adds the tokens' rows."""
     graph, model = ops.graph, ops.model
     if model.embedding_weights.group_size is not None:
-        return integer_rows(graph, weights[_EMBEDDING], model.embedding_weights, "ids")
+        return integer_rows(graph, weights[_EMBEDDING], model.embedding_weights, "ids", codes_in)
     table = graph.stored("embedding", weights[_EMBEDDING], model.embedding_weights)
     if graph.is_wide(table):
         return graph.node("Gather", [table, "ids"], "embedded")
@@ -174,12 +174,11 @@ def _add_head(ops: Operators, x_BD: str, weights: Weights) -> None:
     graph, model = ops.graph, ops.model
     logits = "logits" if graph.activations == "float32" else "logits.half"
     name = _EMBEDDING if model.has_tied_embeddings else "lm_head.weight"
-    if model.embedding_weights.group_size is not None:
-        head = Matrix(name="head", weight_NK=weights[name], bias_N=None, weights=model.embedding_weights)
-        ops.linear(head, x_BD, logits)
+    if model.head_format.group_size is not None:
+        ops.linear(Matrix(name="head", weight_NK=weights[name], bias_N=None, weights=model.head_format), x_BD, logits)
     else:
-        is_shared = model.has_tied_embeddings
-        stored = "embedding" if is_shared else graph.stored("head", weights[name], model.embedding_weights)
+        is_shared = model.is_head_the_embedding
+        stored = "embedding" if is_shared else graph.stored("head", weights[name], model.head_format)
         graph.node("Gemm", [x_BD, graph.widened("head.wide", stored)], logits, transB=1)
     if logits != "logits":
         graph.node("Cast", [logits], "logits", to=TensorProto.FLOAT)

@@ -162,6 +162,10 @@ def _format_obstacles(model: Model, target: Target) -> list[str]:
     found = []
     if model.embedding_weights.name not in FORMATS[target]:
         found.append(f"the embedding in {model.embedding_weights} is not written, only {', '.join(FORMATS[target])}")
+    if model.head_format != model.embedding_weights:
+        found.append(
+            f"the head in {model.head_format} is not written beside the embedding in {model.embedding_weights}"
+        )
     if target == "llama.cpp" and model.embedding_weights.group_size and model.hidden_size % BLOCK:
         found.append(f"the embedding: {model.hidden_size} channels are no multiple of {BLOCK}")
     for index, block in enumerate(model.layers):

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from blockwright.compile.embedding import CodesIn
 from blockwright.compile.graph import OLDER_OPSET, OPSET, Activations, Dimension, Graph
 from blockwright.compile.slots import caches_of
 from blockwright.errors import InputError
@@ -36,6 +37,8 @@ class Flavour:
     slots: int | None = None
     """Of the caches of layers that see all; None for as many as it is given at run time, which TensorRT refuses, and
     ``decomposed`` too."""
+    codes_in: CodesIn = "bytes"
+    """Of an embedding in integers; words for TensorRT."""
 
     @property
     def opset(self) -> int:

@@ -55,7 +55,7 @@ def int4_bytes(model: Model) -> int:
 
 
 def _int4_matrices(model: Model) -> list[tuple[int, int]]:
-    found: list[tuple[int, int]] = []
+    found = [(model.hidden_size, model.vocab_size)] if model.head_format.name == "int4" else []
     for block in model.layers:
         for part, matrices in (
             (block.mixer, mixer_matrices(model, block.mixer)),

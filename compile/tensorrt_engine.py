@@ -100,7 +100,7 @@ class TensorRtOrder:
 def flavour_of(form: Form, stored: Stored, slots: int) -> Flavour:
     """In which operators the graph of a form is written."""
     name = "standard" if form == "fused" else "decomposed"
-    return Flavour(name=name, activations=stored.activations, slots=slots)
+    return Flavour(name=name, activations=stored.activations, slots=slots, codes_in="words")
 
 
 def takes_one_token(package: PackageName, stored: Stored, most_sequences: int) -> bool:

@@ -2,10 +2,12 @@
 
 TensorRT keeps int4 in groups, and nothing else that is narrower than what it computes in: of three matrices in int8 it
 multiplied two out to fp16 (TensorRT-RTX 1.7.1, by the size of the plan). Groups of 256 were kept in one network and not
-in another; those of up to 128 always. So the token embedding and
-the head are in fp16 or bf16 whatever the layers are, and the layers in one of these or in int4.
+in another; those of up to 128 always. So layers and head
+are in fp16, bf16 or int4. The token embedding is looked up, not multiplied: it may be int8 or int4 too, in words that
+arithmetic takes apart (`compile/embedding.py`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import assert_never
 
@@ -44,18 +46,32 @@ class Stored:
         return all(part.weights.name == "int4" for _, part in _parts(self.model))
 
     @property
+    def _has_int4(self) -> bool:
+        stored = [self.model.head_format, *(part.weights for _, part in _parts(self.model))]
+        return any(weights.name == "int4" for weights in stored)
+
+    @property
     def narrow(self) -> tuple[str, ...]:
         """What older GPUs have no arithmetic for."""
-        has_int4 = any(part.weights.name == "int4" for _, part in _parts(self.model))
-        return ("int4",) * has_int4 + ("bf16",) * (self.activations == "bfloat16")
+        return ("int4",) * self._has_int4 + ("bf16",) * (self.activations == "bfloat16")
 
 
-def stored_for_tensorrt(model: Model, weights: Format | None) -> Stored:
-    """The model in a format of all layers, or as it says itself, with embedding and head beside it.
+def stored_for_tensorrt(
+    model: Model, weights: Format | None, head: Format | None = None, embedding: Format | None = None
+) -> Stored:
+    """The model as TensorRT keeps it.
+
+    Args:
+        model: the spec.
+        weights: of all layers; None to store each as the model says.
+        head: int4, beside any layers; None for what the layers compute in.
+        embedding: int8 or int4; None for what the layers compute in.
 
     Raises:
-        InputError: TensorRT does not keep a layer's format; names the layers.
+        InputError: TensorRT does not keep a layer's format; names the layers. Or that of head or embedding.
     """
+    _check_table("--head", head, ("int4",), model.hidden_size)
+    _check_table("--embedding", embedding, ("int8", "int4"), model.hidden_size)
     model = model if weights is None else with_format(model, weights)
     found = _fp32_obstacles(model)
     found += [f"layer {index}: {reason}" for index, part in _parts(model) if (reason := _obstacle(model, part))]
@@ -70,10 +86,25 @@ def stored_for_tensorrt(model: Model, weights: Format | None) -> Stored:
             remedy="Compile with --format fp16, int4-g32, int4-g64 or int4-g128, whichever fits the widths.",
         )
     is_brain = "bf16" in names or (not names and model.embedding_weights == BF16)
+    plain = BF16 if is_brain else FP16
+    own_head = head or (plain if embedding else None)
     return Stored(
-        model=replace(model, embedding_weights=BF16 if is_brain else FP16),
+        model=replace(model, embedding_weights=embedding or plain, head_weights=own_head),
         activations="bfloat16" if is_brain else "float16",
     )
+
+
+def _check_table(option: str, weights: Format | None, known: Sequence[FormatName], num_channels: int) -> None:
+    if weights is None:
+        return
+    size = weights.group_size
+    if weights.name not in known or size is None or size > LARGEST_GROUP or num_channels % size:
+        raise InputError(
+            option,
+            got=f"{weights}, for {num_channels} channels",
+            expected=f"{' or '.join(known)} in groups of 16, 32, 64 or 128 that divide the channels",
+            remedy="Choose such a group, or leave it out: then it is in fp16 or bf16, what TensorRT computes in.",
+        )
 
 
 def _parts(model: Model) -> list[tuple[int, Attention | LinearMixer | GatedFFN | LinearFFN]]:

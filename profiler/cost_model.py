@@ -208,10 +208,10 @@ def _formats(profile: Profile, backend: Backend, model: Model, given: Sequence[F
     counts = Counter(part.weights for part in parts if not isinstance(part, NoOp))
     own = sorted(counts, key=lambda weights: (-counts[weights], str(weights)))
     named = [str(weights) for weights in (*own, *given)]
-    if model.embedding_weights.group_size is None:
-        return tuple(dict.fromkeys([str(model.embedding_weights), *named]))
+    if model.head_format.group_size is None:
+        return tuple(dict.fromkeys([str(model.head_format), *named]))
     measured = {row.format for row in (*profile.times, *profile.wholes) if row.backend == backend}
     choices = [*own, *given, *map(parse_format, sorted(measured))]
     integers = [str(weights) for weights in choices if weights.group_size is not None]
     first = next((name for name in integers if name in measured), None)
-    return tuple(dict.fromkeys([first or (*integers, str(model.embedding_weights))[0], *named]))
+    return tuple(dict.fromkeys([first or (*integers, str(model.head_format))[0], *named]))

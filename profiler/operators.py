@@ -146,7 +146,7 @@ def shared_operators(model: Model, point: Point) -> list[Operator]:
     """What is done outside the layers: the embedding's rows, the last norm, and the head for one token a sequence."""
     size = _bytes_per_value(model.embedding_weights)
     moved = Elementwise(num_values=4 * point.batch * point.new_tokens * model.hidden_size, bytes_per_value=size)
-    return [moved, _matmul(point.batch, (model.hidden_size, model.vocab_size), model.embedding_weights)]
+    return [moved, _matmul(point.batch, (model.hidden_size, model.vocab_size), model.head_format)]
 
 
 def runtime_of(weights: Format) -> LocalBackend:

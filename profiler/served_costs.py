@@ -137,11 +137,11 @@ def _phase_of(key: Same, backend: Backend, model: Model, load: Load, *, is_prefi
 def served_memory(profile: Profile, backend: Backend, model: Model, load: Load) -> PartCosts:
     """Weights and caches as counted, and the workspace of the runtime's class."""
     _, kind = runtime_of(profile, backend)
-    slots, head = slots_for(load.total_tokens) * load.batch, model.embedding_weights
-    table = model.vocab_size * model.hidden_size * (4 if head.name == "fp32" else 2)
-    is_shared = model.has_tied_embeddings and head.group_size is None
+    slots = slots_for(load.total_tokens) * load.batch
+    table = model.vocab_size * model.hidden_size * (4 if model.embedding_weights.name == "fp32" else 2)
     shared = table + 4 * model.hidden_size
-    shared += 0 if is_shared else matrix_bytes(model.hidden_size, model.vocab_size, head)
+    if not model.is_head_the_embedding:
+        shared += matrix_bytes(model.hidden_size, model.vocab_size, model.head_format)
 
     def of_mixer(mixer: Mixer) -> Cost:
         if isinstance(mixer, NoOp):
@@ -174,7 +174,7 @@ class _Steps:
     def fixed(self) -> _Share:
         """What every child does, whatever its layers are."""
         host_s = self.runtime.step_s + self.runtime.sequence_s * self.step.sequences
-        return self._share(self._operators((), self.model.embedding_weights), host_s)
+        return self._share(self._operators((), self.model.head_format), host_s)
 
     def of_part(self, part: Mixer | FFN) -> _Share:
         """What a mixer or an ffn adds."""
@@ -254,7 +254,7 @@ def _main_format(model: Model) -> Format:
     """Of most parts; of the head where there are none."""
     parts = [part for block in model.layers for part in (block.mixer, block.ffn)]
     counts = Counter(part.weights for part in parts if not isinstance(part, NoOp))
-    return counts.most_common(1)[0][0] if counts else model.embedding_weights
+    return counts.most_common(1)[0][0] if counts else model.head_format
 
 
 def _sum(shares: list[_Share]) -> _Share:

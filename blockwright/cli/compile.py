@@ -44,6 +44,10 @@ TARGETS = (
 )
 
 
+_OF_TENSORRT = ("capabilities", "profile", "batch", "kit", "form", "embedding")
+"""Arguments that no other target knows."""
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the sub-command's flags."""
     parser.add_argument("checkpoint", help="a checkpoint's folder, or a repository of the Hugging Face hub")
@@ -56,7 +60,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--head",
         metavar="FORMAT",
-        help="of embedding and head, for onnxruntime, such as int4-g32 (default: --format, and int8-g32 for int4)",
+        help="such as int4-g32: of onnxruntime's embedding and head (default: --format, and int8-g32 for int4); of "
+        "tensorrt's head, in int4 (default: fp16, or bf16 beside bf16)",
+    )
+    parser.add_argument(
+        "--embedding",
+        metavar="FORMAT",
+        help="of tensorrt's embedding, in int8 or int4, such as int8-g32 (default: fp16, or bf16 beside bf16)",
     )
     parser.add_argument("--plan", type=Path, help="store each layer as this plan of the checkpoint says")
     parser.add_argument("--threads", type=int, help="threads of onnxruntime (default: 1)")
@@ -114,10 +124,10 @@ def run(arguments: argparse.Namespace) -> None:
     default = "fp16" if arguments.target == "tensorrt" else "fp32"
     weights = None if plan is not None else default if arguments.format is None else arguments.format
     if arguments.target == "onnxruntime":
-        _refuse_given(arguments, "capabilities", "profile", "batch", "kit", "form")
+        _refuse_given(arguments, *_OF_TENSORRT)
         _build(arguments, weights, plan)
     elif arguments.target == "tensorrt":
-        _refuse_given(arguments, "threads", "flavour", "tune", "head")
+        _refuse_given(arguments, "threads", "flavour", "tune")
         _build_for_tensorrt(arguments, weights, plan)
     else:
         _export(arguments, weights, plan)
@@ -165,6 +175,8 @@ def _build_for_tensorrt(arguments: argparse.Namespace, weights: str | None, plan
         capabilities=_capabilities(arguments),
         num_positions=arguments.context,
         most_sequences=most_sequences,
+        head=arguments.head,
+        embedding=arguments.embedding,
         form="fused" if arguments.form is None else arguments.form,
     )
     if arguments.kit:
@@ -178,7 +190,9 @@ def _build_for_tensorrt(arguments: argparse.Namespace, weights: str | None, plan
         return
     engine, is_new = compile_for_tensorrt(arguments.checkpoint, order, arguments.out, plan=plan)
     size_mb = engine.files["model.plan"].size_bytes / 1e6
-    print(f"{arguments.out}: {engine.format} for {', '.join(engine.compute_capabilities)}, {size_mb:.2f} MB")
+    asked = (("head", arguments.head), ("embedding", arguments.embedding))
+    beside = "".join(f", {name} in {text}" for name, text in asked if text is not None)
+    print(f"{arguments.out}: {engine.format}{beside} for {', '.join(engine.compute_capabilities)}, {size_mb:.2f} MB")
     assert engine.build_s is not None, "built here"
     how = f"built by {engine.package} {engine.package_version} in {engine.build_s:.1f} s"
     print(f"{how if is_new else f'unchanged, {how} before'}; opens in this version only")
@@ -201,13 +215,12 @@ def _capabilities(arguments: argparse.Namespace) -> tuple[str, ...] | None:
 def _refuse_given(arguments: argparse.Namespace, *names: str) -> None:
     for name in names:
         if (given := getattr(arguments, name)) is not None:
-            is_of_tensorrt = name in ("capabilities", "profile", "batch", "kit", "form")
             raise InputError(
                 "--for" if name == "capabilities" else f"--{name}",
                 got=f"{'it' if given is True else given} for {arguments.target}",
                 expected="no such setting in what it loads",
                 remedy="Leave it out, or add --target tensorrt."
-                if is_of_tensorrt
+                if name in _OF_TENSORRT
                 else f"Leave it out, and tell {arguments.target} itself.",
             )
 
@@ -216,7 +229,7 @@ def _export(arguments: argparse.Namespace, weights: str | None, plan: "Plan | No
     from blockwright.pipeline.compile import export_checkpoint
     from blockwright.pipeline.recipe import check_at_least
 
-    _refuse_given(arguments, "threads", "flavour", "tune", "head", "capabilities", "profile", "batch", "kit", "form")
+    _refuse_given(arguments, "threads", "flavour", "tune", "head", *_OF_TENSORRT)
     if arguments.target != "onnxruntime-genai":
         _refuse_given(arguments, "context")
     elif arguments.context is not None:

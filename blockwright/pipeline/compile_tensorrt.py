@@ -1,5 +1,6 @@
 """Stage: compile a checkpoint into a TensorRT engine."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from blockwright.pipeline.console import progress
 from blockwright.pipeline.inputs import Checkpoint, open_checkpoint
 from blockwright.pipeline.stage import Stage, check_is_no_folder, check_spares, running, whole
 from blockwright.search.plan import Plan
-from blockwright.spec import Format, parse_format
+from blockwright.spec import Format, FormatName, parse_format
 from blockwright.strict import to_data
 
 DEFAULT_POSITIONS = 4096
@@ -45,6 +46,10 @@ class TensorRtCompileOrder:
     num_positions: int | None = None
     """Longest sequence; None for the checkpoint's own context, or 4096 where that is longer."""
     most_sequences: int = 1
+    head: str | None = None
+    """In int4; None for what the layers compute in."""
+    embedding: str | None = None
+    """In int8 or int4; None for what the layers compute in."""
     form: Form = "fused"
     """``decomposed`` for TensorRT 10.3 to 10.14, as on Jetsons with JetPack 6."""
 
@@ -165,14 +170,16 @@ def _stored(checkpoint: str, order: TensorRtCompileOrder, plan: Plan | None) -> 
     check_context(source, order.num_positions)
     if plan is not None:
         check_is_of(source, plan)
-    weights = None if order.format is None else _parsed(order.format)
-    stored = stored_for_tensorrt(source.spec if plan is None else plan.child, weights)
+    weights = None if order.format is None else _parsed(order.format, "--format")
+    head = None if order.head is None else _parsed(order.head, "--head", ("int4",))
+    embedding = None if order.embedding is None else _parsed(order.embedding, "--embedding", ("int8", "int4"))
+    stored = stored_for_tensorrt(source.spec if plan is None else plan.child, weights, head, embedding)
     default = min(DEFAULT_POSITIONS, source.spec.max_positions)
     return source, stored, default if order.num_positions is None else order.num_positions
 
 
-def _parsed(text: str) -> Format:
+def _parsed(text: str, option: str, known: Sequence[FormatName] = FORMATS) -> Format:
     try:
-        return parse_format(text, FORMATS)
+        return parse_format(text, known)
     except InputError as error:
-        raise InputError("--format", got=error.got, expected=error.expected, remedy=error.remedy) from error
+        raise InputError(option, got=error.got, expected=error.expected, remedy=error.remedy) from error

@@ -16,6 +16,7 @@ from blockwright.compile.tensorrt_session import TensorRtDecoder, check_gpu
 from blockwright.compile.tensorrt_target import gpu_capability
 from blockwright.cost import Cost, Load, Quantity, exact
 from blockwright.count import parameters
+from blockwright.errors import InputError
 from blockwright.hw_profiles.gpu import nvidia_gpus
 from blockwright.measured import MeasuredCost
 from blockwright.pipeline.promises import check_is_of_device, check_is_of_engine
@@ -97,6 +98,14 @@ def check_tensorrt_promises_hold_here(plan: Plan, engine: TensorRtEngine, gpu: s
         InputError: the plan rests on another device's profile, or is about another format or runtime.
     """
     check_is_of_engine(plan, engine.format, engine.target)
+    integers = [str(each) for each in (engine.model.head_format, engine.model.embedding_weights) if each.group_size]
+    if integers:
+        raise InputError(
+            "engine: head and embedding",
+            got=f"{' and '.join(dict.fromkeys(integers))} among them",
+            expected="fp16 or bf16, as profiles measure them",
+            remedy="Measure it without --plan, or compile without --head and --embedding.",
+        )
     check_is_of_device(plan, gpu, "GPU")
 
 

@@ -104,12 +104,13 @@ def test_a_quantised_head_is_stored_beside_the_embedding(is_tied: bool) -> None:
 
 
 @pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("head", [None, FP32, Format(name="int8", group_size=32), INT4], ids=str)
 @pytest.mark.parametrize("weights", [FP32, FP16, Format(name="int8", group_size=32), INT4], ids=str)
 def test_what_stands_outside_the_layers_is_as_large_as_in_an_engines_file(
-    weights: Format, is_tied: bool, tmp_path: Path
+    weights: Format, head: Format | None, is_tied: bool, tmp_path: Path
 ) -> None:
     config = AutoConfig.for_model("llama", hidden_size=512, vocab_size=128, tie_word_embeddings=is_tied)
-    spec = replace(spec_of(config), layers=(), embedding_weights=weights)
+    spec = replace(spec_of(config), layers=(), embedding_weights=weights, head_weights=head)
     files = write_graph(spec, random_weights(spec), 8, STANDARD, tmp_path)
     assert files[DATA_FILE].size_bytes == shared_weight_bytes(spec)
 

@@ -81,6 +81,7 @@ def models(draw: st.DrawFn) -> Model:
         has_ffn_bias=draw(st.booleans()),
         has_qk_norm=draw(st.booleans()),
         embedding_weights=draw(formats),
+        head_weights=draw(st.none() | formats),
         layers=tuple(draw(st.lists(blocks, max_size=4))),
     )
 

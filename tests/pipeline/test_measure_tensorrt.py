@@ -17,11 +17,12 @@ from blockwright.errors import InputError
 from blockwright.files import write_json
 from blockwright.llama import llama
 from blockwright.pipeline.measure_tensorrt import check_tensorrt_promises_hold_here, measure_tensorrt_costs
-from blockwright.spec import Attention, Block, GatedFFN, NoOp
+from blockwright.spec import FP16, Attention, Block, Format, GatedFFN, NoOp, parse_format
 from blockwright.strict import to_data
 from tensorrt_on_cpu import engine_of, open_on_cpu
 
 SLOTS = 64
+INT4 = parse_format("int4")
 BLOCK = Block(mixer=Attention(num_kv_heads=2), ffn=GatedFFN(width=128))
 PARENT = llama((BLOCK,) * 6, hidden_size=64, num_heads=4, head_dim=16, vocab_size=80, max_positions=SLOTS)
 CHILD = replace(PARENT, layers=(BLOCK, Block(mixer=NoOp(), ffn=NoOp())))
@@ -107,6 +108,14 @@ def test_promises_are_held_where_and_of_what_they_were_made(changes: dict[str, s
         return
     with pytest.raises(InputError, match=said):
         check_tensorrt_promises_hold_here(plan, engine_of(CHILD, SLOTS), "rtx-4090")
+
+
+@pytest.mark.parametrize("changes", [{"head_weights": INT4}, {"embedding_weights": INT4, "head_weights": FP16}])
+def test_promises_are_not_held_against_tables_that_no_profile_measured(changes: dict[str, Format]) -> None:
+    plan: Any = type("Plan", (), {"format": "fp32", "backend": "tensorrt", "profile": "rtx-4090"})()
+    engine = engine_of(replace(CHILD, **changes), SLOTS)
+    with pytest.raises(InputError, match="head and embedding: got int4-g32 among them"):
+        check_tensorrt_promises_hold_here(plan, engine, "rtx-4090")
 
 
 def test_engines_of_two_runtimes_are_not_compared(
