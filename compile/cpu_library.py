@@ -9,12 +9,12 @@ import hashlib
 import os
 import platform
 import shutil
-import stat
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from blockwright.compile.user_cache import cache_folder, is_ours_alone
 from blockwright.errors import InputError
 from blockwright.files import new_file
 
@@ -90,7 +90,7 @@ def _found() -> tuple[Path | None, str | None]:
     if wanted == RUNTIMES_OWN or (wanted == _FASTEST and not _suits(flags)):
         return None, None
     if flags >= _NEEDED:
-        library, reason = _working(_cache_folder())
+        library, reason = _working(cache_folder("operators"))
     else:
         library, reason = None, "they want Linux on an x86-64 processor with AVX2 and FMA"
     if library is None and wanted == _OURS:
@@ -128,7 +128,7 @@ def compiled(sources: tuple[Path, ...], folder: Path, *more_flags: str) -> Path:
     library = folder / f"{sources[0].stem}-{hashlib.sha256(made_of).hexdigest()[:16]}.so"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _is_ours_alone(folder):
+        if not is_ours_alone(folder):
             raise Unusable(f"{folder} or a folder above it is not ours alone to write to")
         if not _is_whole(library):
             _compile(sources, library, more_flags)
@@ -229,15 +229,6 @@ def _is_whole(library: Path) -> bool:
     return hashlib.sha256(data[:-_DIGEST_BYTES]).digest() == data[-_DIGEST_BYTES:]
 
 
-def _is_ours_alone(folder: Path) -> bool:
-    """Whether nobody else can put a library there for us to run, or the folder itself."""
-    own = folder.stat()
-    if own.st_uid != os.geteuid() or own.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return False
-    above = (each.stat().st_mode for each in folder.resolve().parents)
-    return not any(mode & stat.S_IWOTH and not mode & stat.S_ISVTX for mode in above)
-
-
 def _onnxruntime() -> str:
     """The build that is installed and its version."""
     for package in ("onnxruntime", "onnxruntime-gpu"):
@@ -273,13 +264,3 @@ def _processor_flags() -> set[str]:
         return set()
     told = [next((line for line in lines if line.startswith(name)), "") for name in ("flags", "vendor_id")]
     return {word for line in told for word in line.partition(":")[2].split()}
-
-
-def _cache_folder() -> Path | None:
-    """Where compiled operators are kept; None for somebody without a home."""
-    told = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    try:
-        cache = told if told.is_absolute() else Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return cache / "blockwright" / "operators" if cache.is_absolute() else None
