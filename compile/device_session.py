@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from blockwright.compile.engine import GRAPH_FILE, Engine, read_engine
+from blockwright.compile.checked_files import read_checked_engine
+from blockwright.compile.engine import GRAPH_FILE, Engine
 from blockwright.compile.places import Chunk, logits_after, places, reach_by_mask
 from blockwright.compile.providers import DeviceName, open_on
 from blockwright.compile.runtime import RUNNING_ERRORS, ort, refused
@@ -36,7 +37,7 @@ class DeviceDecoder:
             InputError: the engine is incomplete or broken, engine.json is of another model than the graph, or ONNX
                 Runtime cannot use the device.
         """
-        engine = read_engine(folder)
+        engine = read_checked_engine(folder)
         session = open_on(device, folder / GRAPH_FILE, engine.session)
         check_is_of(engine.model, session, folder)
         return cls(engine, session, device)

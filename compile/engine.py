@@ -236,7 +236,13 @@ def check_digests(folder: Path, files: dict[str, StoredFile]) -> None:
     for name, stored in files.items():
         with (folder / name).open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
-        _check_same(folder / name, f"SHA-256 {found}", f"SHA-256 {stored.sha256}")
+        if found != stored.sha256:
+            raise InputError(
+                str(folder / name),
+                got=f"other bytes than were written, SHA-256 {found[:12]}…",
+                expected=f"SHA-256 {stored.sha256[:12]}…, by {ENGINE_FILE}",
+                remedy="It was changed or damaged. Copy the engine again, or compile it again.",
+            )
 
 
 def _check_same(file: Path, got: str, expected: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
+from blockwright.compile.checked_files import read_checked_engine
 from blockwright.compile.contrib import set_accuracy_level
 from blockwright.compile.cpu_attention import use_own_attention
 from blockwright.compile.cpu_library import own_library
@@ -24,7 +25,6 @@ from blockwright.spec import Attention, Model
 
 DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(bool)": np.bool_}
 """Of what a graph reads and writes, by ONNX Runtime's words."""
-
 
 OperatorsOf = Literal["fastest", "onnxruntime"]
 """Whose int4 products and attention: the faster ones of this machine, or ONNX Runtime's, their reference."""
@@ -105,14 +105,18 @@ class Decoder:
 
     @classmethod
     def open(
-        cls, folder: Path, settings: SessionSettings | None = None, operators: OperatorsOf = "fastest"
+        cls,
+        folder: Path,
+        settings: SessionSettings | None = None,
+        operators: OperatorsOf = "fastest",
+        is_fresh: bool = False,
     ) -> "Decoder":
-        """Opens an engine's folder, with its own session settings or others.
+        """Opens an engine's folder, with its own session settings or others; one that is fresh is not held to its sums.
 
         Raises:
             InputError: the engine is incomplete or broken, or engine.json is of another model than the graph.
         """
-        engine = read_engine(folder)
+        engine = read_engine(folder) if is_fresh else read_checked_engine(folder)
         settings = settings or engine.session
         try:
             if engine.flavour == "contrib" and settings.accuracy_level != engine.session.accuracy_level:

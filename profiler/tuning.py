@@ -63,7 +63,7 @@ def sample_settings(request: TuningRequest) -> SettingsSamples:
 
 
 def _sample_here(request: TuningRequest) -> SettingsSamples:
-    decoder = Decoder.open(Path(request.folder), request.settings)
+    decoder = Decoder.open(Path(request.folder), request.settings, is_fresh=True)
     judge = make_reference()  # a session too, so it comes second
     effort = Effort(seconds=request.seconds, min_turns=_MIN_TURNS, num_warm_up=_NUM_WARM_UP, judge=judge)
     runs = [_token_run(decoder, request.load), _prompt_run(decoder, request.load)]

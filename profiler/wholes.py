@@ -78,7 +78,7 @@ def sample_engines(request: WholesRequest) -> list[Samples]:
     """The same in this process, from engines that are written."""
     judge = make_reference(request.reference_s) if request.has_judge else None
     effort = Effort(seconds=request.seconds, min_turns=request.min_turns, judge=judge)
-    decoders = [Decoder.open(Path(folder), request.session) for folder in request.folders]
+    decoders = [Decoder.open(Path(folder), request.session, is_fresh=True) for folder in request.folders]
     runs = [session_run(decoder.session, decoder.engine.model, request.point) for decoder in decoders]
     return sample_in_turn(runs, effort, request.session.num_threads)
 

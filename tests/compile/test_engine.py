@@ -151,8 +151,10 @@ def test_a_graph_cut_short_or_gone_is_refused(engine: Path, name: str) -> None:
 def test_a_graph_of_the_right_size_that_is_none_is_refused(engine: Path) -> None:
     size = (engine / GRAPH_FILE).stat().st_size
     (engine / GRAPH_FILE).write_bytes(b"\xff" * size)
-    with pytest.raises(InputError, match="ONNX Runtime opens"):
+    with pytest.raises(InputError, match="other bytes than were written"):
         Decoder.open(engine)
+    with pytest.raises(InputError, match="ONNX Runtime opens"):
+        Decoder.open(engine, is_fresh=True)
 
 
 @pytest.mark.parametrize(
