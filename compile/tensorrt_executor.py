@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from blockwright.compile.tensorrt_package import Package, in_words, no_start
+from blockwright.compile.tensorrt_runtime_cache import RuntimeCache
 from blockwright.errors import InputError
 
 T = TypeVar("T")
@@ -94,7 +95,7 @@ class GpuExecutor:
     share one for each profile, which is tied anew where another of them ran last.
     """
 
-    def __init__(self, package: Package, plan: Path, device: str = "cuda") -> None:
+    def __init__(self, package: Package, plan: Path, device: str = "cuda", cache: RuntimeCache | None = None) -> None:
         self._trt, self._log = package.trt, package.new_log()
         self.device = torch.device(device)
         with cuda_errors_told():
@@ -114,6 +115,10 @@ class GpuExecutor:
         self._tied: dict[int, object] = {}
         """Whose addresses a shared context has."""
         self._allocates_while_running = False
+        # Contexts go before what they were made with: attributes go in this order, and `bind` keeps to it.
+        self._configs: dict[bool, Any] = {}
+        """Of TensorRT-RTX, by whether their contexts are to be recorded."""
+        self._cache = RuntimeCache() if cache is None else cache
 
     def bind(self, profile: int, tensors: Mapping[str, torch.Tensor], is_passing: bool = False) -> Callable[[], None]:
         """Ties tensors to the network: now where it may be recorded, else when it runs and another ran before."""
@@ -125,7 +130,7 @@ class GpuExecutor:
         # Only TensorRT-RTX has this question; in TensorRT, networks of fixed shapes can be recorded.
         is_capturable = getattr(context, "is_stream_capturable", lambda stream: True)
         self._allocates_while_running |= not is_capturable(self._stream.cuda_stream)
-        return lambda kept=kept: self._enqueue(context)
+        return lambda kept=kept, context=context: self._enqueue(context)
 
     def _passing(self, profile: int, tensors: dict[str, torch.Tensor]) -> Callable[[], None]:
         own = object()
@@ -200,14 +205,14 @@ class GpuExecutor:
         """A context that computes in the shared workspace."""
         ours = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         strategies = getattr(self._trt, "DynamicShapesKernelSpecializationStrategy", None)
-        if strategies is None:
-            context = self._asked("execution context", lambda: self._engine.create_execution_context(ours))
-        else:
-            config = self._engine.create_runtime_config()
+        if strategies is not None and is_recorded not in self._configs:  # TensorRT-RTX, which compiles on the device
+            config = self._configs[is_recorded] = self._engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(ours)
             if is_recorded:
                 config.dynamic_shapes_kernel_specialization_strategy = strategies.__members__[_AT_ONCE]
-            context = self._asked("execution context", lambda: self._engine.create_execution_context(config))
+            self._cache.attach(config)
+        how = self._configs.get(is_recorded, ours)
+        context = self._asked("execution context", lambda: self._engine.create_execution_context(how))
         context.set_device_memory(self._workspace.data_ptr(), self._workspace.numel())
         stream = self._stream.cuda_stream
         self._asked("profile", lambda: context.set_optimization_profile_async(profile, stream))

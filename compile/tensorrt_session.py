@@ -1,11 +1,14 @@
 """Opens a TensorRT engine where it can run, and says why it cannot elsewhere; `tensorrt_writing` runs it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+from blockwright.compile.checked_files import check_once
 from blockwright.compile.tensorrt_engine import PLAN_FILE, TensorRtEngine, read_tensorrt_engine
 from blockwright.compile.tensorrt_executor import Executor, GpuExecutor, cuda_errors_told
 from blockwright.compile.tensorrt_package import Package, find_package
-from blockwright.compile.tensorrt_target import gpu_capability
+from blockwright.compile.tensorrt_runtime_cache import RuntimeCache, kernels_file
+from blockwright.compile.tensorrt_target import gpu_capability, gpu_identity
 from blockwright.compile.tensorrt_writing import TensorRtSequences
 from blockwright.errors import InputError
 
@@ -13,9 +16,11 @@ from blockwright.errors import InputError
 class TensorRtDecoder:
     """An engine opened for running."""
 
-    def __init__(self, engine: TensorRtEngine, executor: Executor) -> None:
+    def __init__(
+        self, engine: TensorRtEngine, executor: Executor, text_written: Callable[[], None] = lambda: None
+    ) -> None:
         self.engine = engine
-        self._executor = executor
+        self._executor, self._text_written = executor, text_written
 
     @classmethod
     def open(cls, folder: Path) -> "TensorRtDecoder":
@@ -32,7 +37,11 @@ class TensorRtDecoder:
             raise
         check_version(engine, package)
         check_gpu(engine, gpu)
-        return cls(engine, GpuExecutor(package, folder / PLAN_FILE))
+        plan = engine.files.get(PLAN_FILE)
+        check_once(folder, {} if plan is None else {PLAN_FILE: plan})
+        told = gpu_identity()
+        cache = RuntimeCache(None if plan is None or told is None else kernels_file(plan.sha256, package, told))
+        return cls(engine, GpuExecutor(package, folder / PLAN_FILE, cache=cache), cache.text_written)
 
     def start(self, batch: int, num_tokens: int) -> "TensorRtSequences":
         """Makes room for a batch of new sequences of up to `num_tokens` each.
@@ -50,7 +59,9 @@ class TensorRtDecoder:
                 remedy = "Ask for less" + (f", or compile with a larger {larger}." if larger else ".")
                 raise InputError(field, got=got, expected=f"at most {most}", remedy=remedy)
         with cuda_errors_told():
-            return self._executor.on_stream(lambda: TensorRtSequences(engine, self._executor, batch))
+            return self._executor.on_stream(
+                lambda: TensorRtSequences(engine, self._executor, batch, self._text_written)
+            )
 
 
 def check_gpu(engine: TensorRtEngine, gpu: str | None) -> None:

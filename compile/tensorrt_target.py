@@ -1,6 +1,8 @@
 """Which GPUs an engine is built for, and by which TensorRT."""
 
+import ctypes
 import re
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -31,6 +33,24 @@ def gpu_capability() -> str | None:
         return None
     major, minor = torch.cuda.get_device_capability()
     return f"sm{major}{minor}"
+
+
+def gpu_identity() -> tuple[str, ...] | None:
+    """What kernels compiled on the GPU at hand depend on: its name, its capability, and the CUDA of its driver.
+
+    None where there is no GPU, or a driver that does not tell.
+    """
+    capability = gpu_capability()
+    if capability is None:
+        return None
+    number = ctypes.c_int()
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
+    if driver.cuDriverGetVersion(ctypes.byref(number)):
+        return None
+    return torch.cuda.get_device_name(), capability, f"CUDA {number.value}"
 
 
 def choose_package(gpu: str | None, form: Form = "fused") -> Package:

@@ -33,7 +33,10 @@ R = TypeVar("R")
 class TensorRtSequences:
     """A batch of sequences being written, with their caches. To be made on the executor's stream."""
 
-    def __init__(self, engine: TensorRtEngine, executor: Executor, batch: int) -> None:
+    def __init__(
+        self, engine: TensorRtEngine, executor: Executor, batch: int, text_written: Callable[[], None]
+    ) -> None:
+        self._text_written = text_written
         self._executor, self._model, self._slots = executor, engine.model, engine.slots
         self._cache = make_cache(engine.model, batch, engine.slots, DTYPES[engine.activations], executor.device)
         self._length_B = torch.zeros(batch, dtype=torch.int64, device=executor.device)
@@ -46,7 +49,9 @@ class TensorRtSequences:
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
         """Reads the prompts, shorter ones padded on the right, and returns the logits after each, logits_BV."""
-        return _waited(self._there(lambda: self._read_and_fetch(prompts)))
+        logits_BV = _waited(self._there(lambda: self._read_and_fetch(prompts)))
+        self._text_written()  # what follows are steps, of which nobody says which is the last
+        return logits_BV
 
     def step(self, ids_B: np.ndarray) -> np.ndarray:
         """Appends one token to each sequence and returns the logits after it, logits_BV."""
@@ -64,6 +69,14 @@ class TensorRtSequences:
         Yields:
             The next token of every sequence, ids_B.
         """
+        try:
+            yield from self._written(prompts, num_tokens, sampling)
+        except (GeneratorExit, KeyboardInterrupt):  # somebody has read enough of it
+            self._text_written()
+            raise
+        self._text_written()
+
+    def _written(self, prompts: Sequence[Sequence[int]], num_tokens: int, sampling: Sampling) -> Iterator[np.ndarray]:
         rule = replace(sampling, seed=0)
         if rule not in self._writers:
             self._writers[rule] = self._there(lambda: self._writer(rule))

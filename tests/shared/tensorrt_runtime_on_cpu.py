@@ -2,9 +2,12 @@
 
 It refuses what TensorRT or CUDA would: a run without a workspace, a profile or an address, and touching a context while
 a graph is captured. What it cannot show is how real ones fail.
+
+TensorRT-RTX's compiles a kernel for each profile and number of tokens that it meets, and has a cache of these.
 """
 
 import ctypes
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
@@ -36,6 +39,11 @@ class World:
         """The call that TensorRT refuses from now on."""
         self.is_capturable = True
         self.num_replays = 0
+        self.gpu = "a GPU"
+        """Whose kernels are taken from a cache, and no other's."""
+        self.num_compiled = 0
+        self.num_serialised = 0
+        self.configs: list[RuntimeConfig] = []
 
     def package(self) -> Package:
         strategies = SimpleNamespace(__members__={"EAGER": "eager"}) if self.is_rtx else None
@@ -86,25 +94,67 @@ class Engine:
     def get_tensor_mode(self, name: str) -> str:
         return "input" if name in self.inputs else "output"
 
-    def create_runtime_config(self) -> Any:
+    def create_runtime_config(self) -> "RuntimeConfig":
         assert self.world.is_rtx
-        config = SimpleNamespace(dynamic_shapes_kernel_specialization_strategy="lazy")
-        config.set_execution_context_allocation_strategy = lambda strategy: setattr(config, "memory", strategy)
-        return config
+        self.world.configs.append(RuntimeConfig(self.world))
+        return self.world.configs[-1]
 
     def create_execution_context(self, asked: Any) -> Any:
         memory = asked.memory if self.world.is_rtx else asked
         assert memory == "ours"
-        context = Context(self, asked.dynamic_shapes_kernel_specialization_strategy if self.world.is_rtx else None)
+        context = Context(self, asked if self.world.is_rtx else None)
         self.world.contexts.append(context)
         return self.world.or_none("context", context)
+
+
+class RuntimeConfig:
+    """What TensorRT-RTX's contexts are made with."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.dynamic_shapes_kernel_specialization_strategy = "lazy"
+        self.memory = self.cache = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.memory = strategy
+
+    def create_runtime_cache(self) -> Any:
+        return self.world.or_none("cache", RuntimeCache(self.world))
+
+    def set_runtime_cache(self, cache: Any) -> bool:
+        assert isinstance(cache, RuntimeCache)
+        self.cache = cache
+        return True
+
+
+class RuntimeCache:
+    """TensorRT-RTX's compiled kernels."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.kernels: set[tuple[int | None, int]] = set()
+
+    def serialize(self) -> Any:
+        """A buffer, as TensorRT's memory is, and no bytes."""
+        self.world.num_serialised += 1
+        data = json.dumps([self.world.gpu, *sorted(self.kernels, key=str)]).encode()
+        return self.world.or_none("serialise", np.frombuffer(data, dtype=np.uint8))
+
+    def deserialize(self, blob: bytes) -> bool:
+        gpu, *kernels = json.loads(blob)
+        if gpu != self.world.gpu:
+            return False
+        self.kernels |= {(profile, num_tokens) for profile, num_tokens in kernels}
+        return True
 
 
 class Context:
     """An execution context."""
 
-    def __init__(self, engine: Engine, specialisation: str | None) -> None:
-        self.engine, self.world, self.specialisation = engine, engine.world, specialisation
+    def __init__(self, engine: Engine, config: RuntimeConfig | None) -> None:
+        self.engine, self.world = engine, engine.world
+        self.specialisation = None if config is None else config.dynamic_shapes_kernel_specialization_strategy
+        self.kernels = None if config is None else RuntimeCache(self.world) if config.cache is None else config.cache
         self.profile: int | None = None
         self.memory: tuple[int, int] | None = None
         self.addresses: dict[str, int] = {}
@@ -139,6 +189,11 @@ class Context:
             assert self.num_runs, "to be run once before it is captured"
             self.was_captured = True
             self.world.tape.calls.append(self._run)
+        kernel = (self.profile, self.shapes["ids"][1])
+        if self.kernels is not None and kernel not in self.kernels.kernels:
+            assert self.world.tape is None, "a kernel is compiled while a graph is captured"
+            self.world.num_compiled += 1
+            self.kernels.kernels.add(kernel)
         self._run()
         self.num_runs += 1
         return True

@@ -1,0 +1,166 @@
+"""Files of an engine are held against their sums when they are opened, and not again until they change."""
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from blockwright.compile import checked_files
+from blockwright.compile.checked_files import check_once
+from blockwright.compile.device_session import DeviceDecoder
+from blockwright.compile.engine import (
+    DATA_FILE,
+    ENGINE_FILE,
+    GRAPH_FILE,
+    EngineOrder,
+    SessionSettings,
+    StoredFile,
+    write_engine,
+)
+from blockwright.compile.session import Decoder
+from blockwright.compile.tensorrt_package import Package
+from blockwright.compile.tensorrt_session import TensorRtDecoder
+from blockwright.errors import InputError
+from blockwright.files import write_json
+from blockwright.llama import llama
+from blockwright.profiler.synthetic import random_weights
+from blockwright.spec import Attention, Block, GatedFFN
+from blockwright.strict import to_data
+from tensorrt_on_cpu import engine_of
+
+NAME = "model.plan"
+SIZE = 1000
+LAYERS = (Block(mixer=Attention(num_kv_heads=2), ffn=GatedFFN(width=64)),)
+MODEL = llama(LAYERS, hidden_size=32, num_heads=2, head_dim=16, vocab_size=40, max_positions=32)
+
+
+@pytest.fixture
+def marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where marks are made: of any file, and as if each had been written long ago."""
+    monkeypatch.setattr(checked_files, "SMALL_BYTES", 0)
+    monkeypatch.setattr(checked_files, "_SETTLED_S", -1.0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "blockwright" / "checked"
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, StoredFile]:
+    return _written(tmp_path)
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of files whose every byte was read, as they come."""
+    found: list[str] = []
+    check = checked_files.check_digests
+
+    def counted(folder: Path, files: dict[str, StoredFile]) -> None:
+        found.extend(files)
+        check(folder, files)
+
+    monkeypatch.setattr(checked_files, "check_digests", counted)
+    return found
+
+
+def _written(folder: Path) -> dict[str, StoredFile]:
+    data = os.urandom(SIZE)
+    (folder / NAME).write_bytes(data)
+    return {NAME: StoredFile(size_bytes=SIZE, sha256=sha256(data).hexdigest())}
+
+
+def _flip(path: Path) -> None:
+    """Changes a bit in the middle; size and time of writing stay what they were."""
+    look, data = path.stat(), bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(look.st_atime_ns, look.st_mtime_ns))
+
+
+def test_a_large_file_is_read_once(marks: Path, files: dict[str, StoredFile], read: list[str], tmp_path: Path) -> None:
+    for _ in range(3):
+        check_once(tmp_path, files)
+    assert read == [NAME] and len(list(marks.iterdir())) == 1
+
+
+def test_it_is_read_again_when_it_was_written_again(
+    marks: Path, files: dict[str, StoredFile], read: list[str], tmp_path: Path
+) -> None:
+    check_once(tmp_path, files)
+    check_once(tmp_path, _written(tmp_path))
+    assert read == [NAME, NAME] and len(list(marks.iterdir())) == 2
+
+
+def test_a_bit_that_differs_is_found_before_and_after_it_was_right_once(
+    marks: Path, files: dict[str, StoredFile], tmp_path: Path
+) -> None:
+    for _ in range(2):
+        _flip(tmp_path / NAME)
+        with pytest.raises(
+            InputError, match=r"model\.plan: got other bytes .*engine\.json\. It was .* compile it again"
+        ):
+            check_once(tmp_path, files)
+        _flip(tmp_path / NAME)
+        check_once(tmp_path, files)
+
+
+def test_a_small_file_is_read_each_time_and_leaves_no_mark(
+    marks: Path, files: dict[str, StoredFile], read: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checked_files, "SMALL_BYTES", SIZE)
+    for _ in range(2):
+        check_once(tmp_path, files)
+    assert read == [NAME, NAME] and not marks.exists()
+
+
+def test_what_was_written_a_moment_ago_is_read_again(
+    marks: Path, files: dict[str, StoredFile], read: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checked_files, "_SETTLED_S", 3600.0)
+    for _ in range(2):
+        check_once(tmp_path, files)
+    assert read == [NAME, NAME] and not marks.exists()
+
+
+def test_where_no_mark_can_be_made_files_are_read_each_time(
+    marks: Path, files: dict[str, StoredFile], read: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    for _ in range(2):
+        check_once(tmp_path, files)
+    assert read == [NAME, NAME]
+
+
+def test_marks_do_not_pile_up(marks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checked_files, "_MOST_MARKS", 3)
+    for _ in range(5):
+        check_once(tmp_path, _written(tmp_path))
+    assert len(list(marks.iterdir())) == 3
+
+
+@pytest.mark.parametrize("name", [DATA_FILE, GRAPH_FILE])
+@pytest.mark.parametrize("open_engine", [Decoder.open, lambda folder: DeviceDecoder.open(folder, "cpu")])
+def test_an_engine_with_a_bit_that_differs_is_not_opened(
+    name: str, open_engine: Callable[[Path], object], marks: Path, tmp_path: Path
+) -> None:
+    settings = SessionSettings(num_threads=1)
+    order = EngineOrder(model=MODEL, weights_format=None, num_positions=32, session=settings, built_from="digest")
+    write_engine(order, random_weights(MODEL), tmp_path)
+    open_engine(tmp_path)
+    _flip(tmp_path / name)
+    with pytest.raises(InputError, match="other bytes than were written"):
+        open_engine(tmp_path)
+
+
+def test_a_plan_with_a_bit_that_differs_does_not_come_to_tensorrt(
+    marks: Path, files: dict[str, StoredFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(tmp_path / ENGINE_FILE, to_data(replace(engine_of(MODEL, 32), files=files)))
+    package = Package(name="tensorrt_rtx", version="1.7.1", trt=None)  # asked for anything, it would raise
+    monkeypatch.setattr("blockwright.compile.tensorrt_session.find_package", lambda names: package)
+    monkeypatch.setattr("blockwright.compile.tensorrt_session.gpu_capability", lambda: "sm86")
+    _flip(tmp_path / NAME)
+    with pytest.raises(InputError, match=r"model\.plan: got other bytes than were written"):
+        TensorRtDecoder.open(tmp_path)
