@@ -9,7 +9,8 @@ from typing import assert_never
 from blockwright.spec import FFN, Attention, Block, Format, GatedFFN, LinearFFN, LinearMixer, Mixer, Model, NoOp
 
 _BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4}
-_SCALE_BITS = 32  # ONNX Runtime's blocked weights keep fp32 scales beside fp32 activations
+_NUMBER_BYTES = 4
+"""Of what is no matrix: ONNX Runtime's engines keep norms, biases and scales in fp32 beside fp32 activations."""
 
 
 def mixer_matrices(model: Model, mixer: Mixer) -> list[tuple[int, int]]:
@@ -82,40 +83,49 @@ def parameters(model: Model) -> int:
     return embeddings + model.hidden_size + sum(block_parameters(model, block) for block in model.layers)
 
 
-def matrix_bytes(inputs: int, outputs: int, weights: Format) -> int:
-    """Bytes of a stored matrix: whole groups along the inputs, each with one scale, where it is quantised."""
+def matrix_bytes(inputs: int, outputs: int, weights: Format, number_bytes: int = _NUMBER_BYTES) -> int:
+    """Bytes of a stored matrix: whole groups along the inputs, each with one scale, where it is quantised.
+
+    Args:
+        inputs: of the matrix.
+        outputs: of the matrix.
+        weights: how it is stored.
+        number_bytes: of a scale; 2 beside activations in fp16 or bf16.
+    """
     if weights.group_size is None:
         return inputs * outputs * _BITS[weights.name] // 8
     groups = -(-inputs // weights.group_size)
-    bits_per_group = weights.group_size * _BITS[weights.name] + _SCALE_BITS
+    bits_per_group = weights.group_size * _BITS[weights.name] + 8 * number_bytes
     return groups * outputs * bits_per_group // 8
 
 
-def mixer_weight_bytes(model: Model, mixer: Mixer) -> int:
-    """Bytes of the mixer's weights as stored; norms and biases are fp32."""
+def mixer_weight_bytes(model: Model, mixer: Mixer, number_bytes: int = _NUMBER_BYTES) -> int:
+    """Bytes of the mixer's weights as stored; scales, norms and biases take `number_bytes` each."""
     if isinstance(mixer, NoOp):
         return 0
-    matrices = sum(matrix_bytes(*shape, mixer.weights) for shape in mixer_matrices(model, mixer))
-    return matrices + 4 * mixer_vectors(model, mixer)
+    matrices = sum(matrix_bytes(*shape, mixer.weights, number_bytes) for shape in mixer_matrices(model, mixer))
+    return matrices + number_bytes * mixer_vectors(model, mixer)
 
 
-def ffn_weight_bytes(model: Model, ffn: FFN) -> int:
-    """Bytes of the ffn's weights as stored; norms and biases are fp32."""
+def ffn_weight_bytes(model: Model, ffn: FFN, number_bytes: int = _NUMBER_BYTES) -> int:
+    """Bytes of the ffn's weights as stored; scales, norms and biases take `number_bytes` each."""
     if isinstance(ffn, NoOp):
         return 0
-    matrices = sum(matrix_bytes(*shape, ffn.weights) for shape in ffn_matrices(model, ffn))
-    return matrices + 4 * ffn_vectors(model, ffn)
+    matrices = sum(matrix_bytes(*shape, ffn.weights, number_bytes) for shape in ffn_matrices(model, ffn))
+    return matrices + number_bytes * ffn_vectors(model, ffn)
 
 
-def shared_weight_bytes(model: Model) -> int:
+def shared_weight_bytes(model: Model, number_bytes: int = _NUMBER_BYTES) -> int:
     """Bytes of the weights outside the layers as stored: the embedding, the head and the last norm.
+
+    Scales and the norm take `number_bytes` each.
 
     A tied head is the embedding's table, except where the head is quantised: rows are looked up in one order and
     multiplied in another, so they are stored twice.
     """
     shape = (model.hidden_size, model.vocab_size)
-    head = 0 if model.is_head_the_embedding else matrix_bytes(*shape, model.head_format)
-    return matrix_bytes(*shape, model.embedding_weights) + head + 4 * model.hidden_size
+    head = 0 if model.is_head_the_embedding else matrix_bytes(*shape, model.head_format, number_bytes)
+    return matrix_bytes(*shape, model.embedding_weights, number_bytes) + head + number_bytes * model.hidden_size
 
 
 def kv_bytes_per_slot(model: Model, mixer: Mixer, bytes_per_value: int = 4) -> int:

@@ -19,11 +19,13 @@ from blockwright.cost import MEASURED_QUANTITIES, UNIT_OF, Cost, Load, Quantity,
 from blockwright.count import ffn_matrices, ffn_vectors, mixer_matrices, mixer_vectors
 from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Backend, Profile, is_imported
+from blockwright.profiler.counted import counting_of
+from blockwright.profiler.counted import exact_memory as exact_memory
+from blockwright.profiler.counted import reaches_of as reaches_of
 from blockwright.profiler.imported_costs import imported_phases
 from blockwright.profiler.known import Known, costs_from, what_is_known
-from blockwright.profiler.memory_model import exact_disk
-from blockwright.profiler.memory_model import exact_memory as exact_memory
 from blockwright.profiler.parts import PartCosts, Source
+from blockwright.profiler.parts import Reaches as Reaches
 from blockwright.profiler.points import decode_points as decode_points
 from blockwright.profiler.points import prefill_points as prefill_points
 from blockwright.spec import Format, Model, NoOp, parse_format
@@ -57,7 +59,14 @@ def predict(
     for quantity in known_quantities(profile, backend):
         if quantity != "throughput":
             parts = part_costs(
-                profile, model, load, quantity, backend, formats=formats, may_extrapolate=may_extrapolate
+                profile,
+                model,
+                load,
+                quantity,
+                backend,
+                formats=formats,
+                may_extrapolate=may_extrapolate,
+                reaches=reaches_of(block.mixer for block in model.layers),
             )
             costs[quantity] = parts.of_model(model)
         elif costs["request_latency"].low > 0:
@@ -74,14 +83,16 @@ def known_quantities(profile: Profile, backend: Backend = "onnxruntime") -> tupl
 
 
 def _unmeasured(profile: Profile, backend: Backend) -> tuple[Quantity, ...]:
-    """What needs a phase that was not imported; of blocks on a GPU, where a parent's were measured, memory."""
+    """What needs a phase that was not imported; of blocks on a GPU, where a parent's were measured, maybe memory."""
     if is_imported(profile, backend):
         phases = imported_phases(profile, backend)
         if phases == {"prefill", "decode"}:
             return ()
         gone: Quantity = "time_per_token" if phases == {"prefill"} else "time_to_first_token"
         return (gone, "request_latency", "throughput", "energy")
-    return ("memory",) if backend in ("torch", "tensorrt") and profile.times else ()
+    told = counting_of(backend).is_told
+    is_measured = told == "where measured" and any(row.backend == backend for row in profile.memory)
+    return () if told == "always" or is_measured or not profile.times else ("memory",)
 
 
 def all_part_costs(
@@ -92,10 +103,20 @@ def all_part_costs(
     *,
     formats: Sequence[Format] = (),
     may_extrapolate: bool = False,
+    reaches: Reaches = None,
 ) -> dict[Quantity, PartCosts]:
     """`part_costs` of every quantity that a runtime is measured for: what a promise can be held against."""
     return {
-        quantity: part_costs(profile, model, load, quantity, backend, formats=formats, may_extrapolate=may_extrapolate)
+        quantity: part_costs(
+            profile,
+            model,
+            load,
+            quantity,
+            backend,
+            formats=formats,
+            may_extrapolate=may_extrapolate,
+            reaches=reaches,
+        )
         for quantity in MEASURED_QUANTITIES
         if quantity not in _unmeasured(profile, backend)
     }
@@ -110,6 +131,7 @@ def part_costs(
     *,
     formats: Sequence[Format] = (),
     may_extrapolate: bool = False,
+    reaches: Reaches = None,
 ) -> PartCosts:
     """The costs of a model's fixed part and of any mixer and ffn in it.
 
@@ -125,6 +147,7 @@ def part_costs(
         may_extrapolate: beyond the measured loads, continue the line through the nearest two instead of refusing.
             The interval widens by the difference between that and simply taking the nearest (`time_model`,
             `memory_model`). The same goes for variants beyond the measured ones (`between`).
+        reaches: how all layers of a child may reach, where the cache of one hangs on the others (`counted`).
 
     Raises:
         InputError: the profile has no measurements for this model's shape, one of the formats or this load, or does
@@ -134,13 +157,14 @@ def part_costs(
     if quantity == "parameters":
         return _parameter_costs(model)
     if quantity == "disk":
-        return exact_disk(model)
+        return counting_of(backend).disk(model)
     known = what_is_known(profile, model, backend)
     source = Source(
         profile=profile,
         backend=backend,
         formats=_formats(profile, backend, model, formats),
         may_extrapolate=may_extrapolate,
+        reaches=reaches,
     )
     try:
         return costs_from(known, source, model, load, quantity)

@@ -13,8 +13,9 @@ from blockwright.errors import InputError
 from blockwright.hw_profiles.datasheet_profile import is_datasheet
 from blockwright.hw_profiles.profile import IMPORTED, Backend, Profile, is_imported, parent_of
 from blockwright.hw_profiles.tried import TriedChild
+from blockwright.profiler.counted import counting_of
 from blockwright.profiler.imported_costs import imported_ratio, imported_times
-from blockwright.profiler.memory_model import exact_memory, memory_costs
+from blockwright.profiler.memory_model import memory_costs
 from blockwright.profiler.operator_costs import operator_costs, operator_memory
 from blockwright.profiler.parts import PartCosts, Source, added, multiplied
 from blockwright.profiler.points import decode_points, prefill_points, reads_of
@@ -151,7 +152,8 @@ def _phase_energy(
 def _memory_costs(known: Known, source: Source, model: Model, load: Load) -> PartCosts:
     match known:
         case "blocks":
-            return memory_costs(source, exact_memory(model, load), load)
+            counted = counting_of(source.backend).memory(model, load, source.reaches)
+            return memory_costs(source, counted, load)
         case "operators":
             return operator_memory(source, model, load)
         case "datasheet" | "wholes":

@@ -1,6 +1,6 @@
-"""How much memory and disk a model takes: counted, and what the runtime takes beyond that.
+"""How much memory a model takes: what is counted (`counted`), and what the runtime takes beyond that.
 
-Weights as stored and caches are counted. What the runtime takes beyond them comes from a line through measured whole
+What the runtime takes beyond them comes from a line through measured whole
 models: something in any case, and a share of the counted bytes. Where layers differ in format, the models of all those
 formats make one line.
 """
@@ -11,34 +11,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from blockwright.compile.slots import chunks_of, slots_for
-from blockwright.cost import Cost, Load, Origin, exact
-from blockwright.count import ffn_weight_bytes, kv_bytes_per_slot, mixer_weight_bytes, shared_weight_bytes
+from blockwright.cost import Cost, Load, Origin, exact, product
 from blockwright.errors import InputError
-from blockwright.hw_profiles.profile import MemoryRow
+from blockwright.hw_profiles.profile import Backend, MemoryRow
 from blockwright.profiler.parts import PartCosts, Source
-from blockwright.spec import Model
 
 _MIN_RELATIVE_ERROR = 0.02
 """Of the workspace: the peak of the same engine repeats within 2 % (dev/LOG.md)."""
 
-
-def exact_disk(model: Model) -> PartCosts:
-    """Bytes of all weights as stored, by counting; the embedding is a table in fp32."""
-    return PartCosts(
-        fixed=exact(shared_weight_bytes(model)),
-        of_mixer=lambda mixer: exact(mixer_weight_bytes(model, mixer)),
-        of_ffn=lambda ffn: exact(ffn_weight_bytes(model, ffn)),
-    )
+_MEASURE = "blockwright profile --load … --format …"
+_MEASURE_ELSEWHERE: dict[Backend, str] = {
+    "tensorrt": "blockwright profile --device cuda --backend tensorrt --load … --format …",
+}
+"""For runtimes that are not measured on a processor."""
 
 
-def exact_memory(model: Model, load: Load) -> PartCosts:
-    """Bytes of the weights as stored and of the caches, by counting."""
-    slots, weights = slots_for(load.total_tokens) * load.batch, exact_disk(model)
-    return PartCosts(
-        fixed=weights.fixed,
-        of_mixer=lambda m: exact(weights.of_mixer(m).value + slots * kv_bytes_per_slot(model, m)),
-        of_ffn=weights.of_ffn,
-    )
+def how_to_measure(backend: Backend) -> str:
+    """The command that measures memory of a runtime, the parent aside."""
+    return _MEASURE_ELSEWHERE.get(backend, _MEASURE)
 
 
 def memory_costs(source: Source, counted: PartCosts, load: Load) -> PartCosts:
@@ -46,7 +36,7 @@ def memory_costs(source: Source, counted: PartCosts, load: Load) -> PartCosts:
 
     Args:
         source: the profile, and whether a load that was not measured may borrow the nearest one's workspace.
-        counted: what `exact_memory` counts at the load.
+        counted: what `counted` counts at the load.
         load: the workload.
 
     Raises:
@@ -55,11 +45,16 @@ def memory_costs(source: Source, counted: PartCosts, load: Load) -> PartCosts:
     line = _workspace(source, load)
 
     def with_share(cost: Cost) -> Cost:
-        return exact((1 + line.share) * cost.value)
+        return product(exact(1 + line.share), cost)
 
-    fixed = with_share(counted.fixed).value + line.base_bytes
+    fixed = with_share(counted.fixed)
     return PartCosts(
-        fixed=Cost(value=fixed, low=fixed - line.below_bytes, high=fixed + line.above_bytes, origin=line.origin),
+        fixed=Cost(
+            value=fixed.value + line.base_bytes,
+            low=fixed.low + line.base_bytes - line.below_bytes,
+            high=fixed.high + line.base_bytes + line.above_bytes,
+            origin=line.origin,
+        ),
         of_mixer=lambda mixer: with_share(counted.of_mixer(mixer)),
         of_ffn=lambda ffn: with_share(counted.of_ffn(ffn)),
     )
@@ -176,7 +171,7 @@ def _formats_at(rows: list[MemoryRow], load: Load) -> set[str]:
 
 def _not_measured(source: Source, load: Load, measured: list[Load]) -> InputError:
     where = f"{', '.join(source.formats)} on {source.backend}"
-    again = "Profile again with this load and format: blockwright profile --load … --format …"
+    again = f"Profile again with this load and format: {how_to_measure(source.backend)}"
     names = "; ".join(_describe(each) for each in measured)
     return InputError(
         f"profile {source.profile.name}: memory",

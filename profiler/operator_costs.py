@@ -11,7 +11,7 @@ from collections.abc import Callable
 from blockwright.cost import Cost, Load, exact
 from blockwright.hw_profiles.profile import Backend, Point
 from blockwright.profiler.check import operator_of
-from blockwright.profiler.memory_model import exact_memory
+from blockwright.profiler.counted import exact_memory
 from blockwright.profiler.operators import Elementwise, Operator, ffn_operators, mixer_operators, shared_operators
 from blockwright.profiler.parts import PartCosts, Same, Source
 from blockwright.profiler.utilisation import OperatorTimes, Timed, fit_times

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 from blockwright.cost import Cost, product, total
 from blockwright.hw_profiles.profile import Backend, Profile
-from blockwright.spec import FFN, Mixer, Model
+from blockwright.spec import FFN, Mixer, Model, Reach
+
+Reaches = frozenset[Reach] | None
+"""How the layers of a child may reach; None where that is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +35,8 @@ class Source:
     """Those that parts may be stored in. The first one's whole models tell what a model costs beyond its parts."""
     may_extrapolate: bool
     """Whether beyond what was measured a line is continued, at a wider interval, or the load refused."""
+    reaches: Reaches = None
+    """Of all layers that are asked about: runtimes may lay out the cache of one by the others'."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

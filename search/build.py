@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from blockwright.cost import Cost, Load, Quantity
 from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Backend, Profile
-from blockwright.profiler.cost_model import PartCosts, latency_of_throughput, part_costs
+from blockwright.profiler.cost_model import PartCosts, Reaches, latency_of_throughput, part_costs, reaches_of
 from blockwright.search.budget import Amount, Budget
 from blockwright.search.offered import offered
 from blockwright.search.problem import Choice, Limit, Pair, Problem, merged
@@ -79,6 +79,8 @@ class Order:
     min_layers_differ: int = 1
     compares: bool = False
     """Whether simpler ways to choose stand beside the plan."""
+    reaches: Reaches = None
+    """Of all layers that a child may have, where costs hang on them; see `build_problem`."""
 
     def costs(self, parent: Model, device: str, load: Load, quantity: Quantity) -> PartCosts:
         """What parts cost on a device at a load.
@@ -94,6 +96,7 @@ class Order:
             self.backend,
             formats=self.formats,
             may_extrapolate=self.may_extrapolate,
+            reaches=self.reaches,
         )
 
 
@@ -105,6 +108,7 @@ def build_problem(table: ScoreTable, order: Order) -> Problem:
     """
     _check_kept(order.rules, len(table.parent.layers))
     parent = with_format(table.parent, order.formats[0])
+    order = replace(order, reaches=_reaches(table))
     rows = [row for budget in order.budgets for row in _rows(budget, table.parent, order)]
     by_group: dict[tuple[int, str], list[Choice]] = {}
     for candidate, value in offered(table, order.metric, order.formats):
@@ -125,6 +129,12 @@ def build_problem(table: ScoreTable, order: Order) -> Problem:
         most_shapes=order.rules.most_shapes,
         is_contiguous=order.rules.removes_contiguously,
     )
+
+
+def _reaches(table: ScoreTable) -> Reaches:
+    offered = (score.candidate.variant for score in table.scores)
+    own = (block.mixer for block in table.parent.layers)
+    return reaches_of(variant for variant in (*offered, *own) if isinstance(variant, Attention))
 
 
 def decision_of(load: str, device: str) -> str:

@@ -1,12 +1,12 @@
 """What a plan promises: what its child costs on every device at every load, beside its parent."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blockwright.cost import Cost, Load, Quantity
 from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Profile
-from blockwright.profiler.cost_model import PartCosts, all_part_costs, throughput_of
+from blockwright.profiler.cost_model import PartCosts, all_part_costs, reaches_of, throughput_of
 from blockwright.search.build import Order, decision_of
 from blockwright.search.plan import Absent, Promise
 from blockwright.spec import Model
@@ -31,6 +31,7 @@ def promises_of(parent: Model, child: Model, order: Order, decided: Mapping[str,
     Raises:
         InputError: a profile is not of this parent, or does not tell what the only device costs.
     """
+    order = replace(order, reaches=reaches_of(block.mixer for block in (*parent.layers, *child.layers)))
     promises: list[Promise] = []
     absent: list[Absent] = []
     for device in order.devices:
@@ -64,8 +65,15 @@ def decided_loads(order: Order, device: str, decided: Mapping[str, str]) -> dict
 
 
 def _known(parent: Model, device: str, load: Load, order: Order) -> dict[Quantity, PartCosts]:
-    profile, formats = order.devices[device], order.formats
-    return all_part_costs(profile, parent, load, order.backend, formats=formats, may_extrapolate=order.may_extrapolate)
+    return all_part_costs(
+        order.devices[device],
+        parent,
+        load,
+        order.backend,
+        formats=order.formats,
+        may_extrapolate=order.may_extrapolate,
+        reaches=order.reaches,
+    )
 
 
 def _is_not_covered(error: InputError, profile: Profile) -> bool:

@@ -22,8 +22,8 @@ from blockwright.hw_profiles.device import Device
 from blockwright.hw_profiles.folder import read_profile, shipped_profiles
 from blockwright.hw_profiles.profile import MemoryRow, Point, Profile, TimeRow, WholeRow
 from blockwright.llama import llama
+from blockwright.profiler.counted import exact_memory
 from blockwright.profiler.measure import layer_names
-from blockwright.profiler.memory_model import exact_memory
 from blockwright.profiler.points import decode_points, prefill_points
 from blockwright.search.scores import Score, ScoreTable
 from blockwright.search.space import SpaceSettings, candidates

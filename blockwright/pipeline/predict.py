@@ -6,8 +6,10 @@ from typing import Any
 
 from blockwright.cost import UNIT_OF, Cost, Load, Quantity
 from blockwright.hw_profiles.profile import Backend, Profile, is_imported
-from blockwright.profiler.cost_model import known_quantities, part_costs, throughput_of
+from blockwright.profiler.cost_model import known_quantities, part_costs, reaches_of, throughput_of
+from blockwright.profiler.counted import counting_of
 from blockwright.profiler.imported_costs import imported_phases
+from blockwright.profiler.memory_model import how_to_measure
 from blockwright.spec import Format, Model, NoOp
 from blockwright.strict import to_data
 
@@ -56,7 +58,7 @@ def predict_costs(order: PredictOrder) -> list[Prediction]:
 
 
 def untold(order: PredictOrder) -> list[str]:
-    """What is left out of each device for want of the times of a phase, why, and what would mend it."""
+    """What is left out of each device for want of the times of a phase or of memory, why, and what would mend it."""
     words: list[str] = []
     for device, profile in order.devices.items():
         phases = (
@@ -68,6 +70,13 @@ def untold(order: PredictOrder) -> list[str]:
             )
         if phases == {"prefill"} and any(load.new_tokens > 1 for load in order.loads.values()):
             words.append(_words(device, order.backend, "reading the prompt", "writing one token", "time per token"))
+        if counting_of(order.backend).is_told == "where measured" and "memory" not in known_quantities(
+            profile, order.backend
+        ):
+            words.append(
+                f"{device}: no memory of {order.backend} was measured, so none is told. Profile this GPU again: "
+                f"{how_to_measure(order.backend)}"
+            )
     return words
 
 
@@ -94,6 +103,7 @@ def predictions_to_data(order: PredictOrder, found: list[Prediction]) -> list[di
 def _costs(order: PredictOrder, profile: Profile, load: Load) -> dict[Quantity, list[Cost]]:
     """Of the parent, where there is one, and the model, from one sum over parts as a search adds it up."""
     models = [order.model] if order.parent is None else [order.parent, order.model]
+    reaches = reaches_of(block.mixer for model in models for block in model.layers)
     found: dict[Quantity, list[Cost]] = {}
     for quantity in known_quantities(profile, order.backend):
         if quantity == "throughput":
@@ -106,6 +116,7 @@ def _costs(order: PredictOrder, profile: Profile, load: Load) -> dict[Quantity, 
             order.backend,
             formats=_formats(models[-1]),
             may_extrapolate=order.may_extrapolate,
+            reaches=reaches,
         )
         found[quantity] = [parts.of_model(model) for model in models]
     latencies = found.get("request_latency", [])

@@ -25,8 +25,8 @@ from blockwright.profiler.cost_model import (
     predict,
     throughput_of,
 )
+from blockwright.profiler.counted import exact_disk, exact_memory
 from blockwright.profiler.measure import layer_names
-from blockwright.profiler.memory_model import exact_disk, exact_memory
 from blockwright.profiler.points import decode_points, prefill_points
 from blockwright.profiler.synthetic import random_weights
 from blockwright.spec import (

@@ -11,7 +11,8 @@ from blockwright.cost import Load, exact
 from blockwright.errors import InputError
 from blockwright.hw_profiles.folder import read_profile, shipped_profiles
 from blockwright.hw_profiles.profile import MemoryRow, Profile, parent_of
-from blockwright.profiler.memory_model import exact_memory, memory_costs
+from blockwright.profiler.counted import exact_memory
+from blockwright.profiler.memory_model import memory_costs
 from blockwright.profiler.parts import PartCosts, Source
 from blockwright.spec import Model
 

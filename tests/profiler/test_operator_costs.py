@@ -10,7 +10,7 @@ from blockwright.hw_profiles.ceilings import Figure
 from blockwright.hw_profiles.folder import measured_profiles, read_profile
 from blockwright.hw_profiles.profile import OperatorKind, OperatorRow, Point, Profile, parent_of
 from blockwright.profiler.cost_model import known_quantities, part_costs, predict
-from blockwright.profiler.memory_model import exact_memory
+from blockwright.profiler.counted import exact_memory
 from blockwright.profiler.operators import (
     Attend,
     Elementwise,

@@ -12,7 +12,7 @@ from blockwright.hw_profiles.datasheet_figures import known_devices
 from blockwright.hw_profiles.folder import measured_profiles, read_profile
 from blockwright.hw_profiles.profile import Backend, parent_of
 from blockwright.profiler.cost_model import all_part_costs, known_quantities, part_costs, predict, throughput_of
-from blockwright.profiler.memory_model import exact_disk
+from blockwright.profiler.counted import exact_disk
 from blockwright.profiler.served_costs import decode_phase, prefill_phase, runtime_of, storage_of
 from blockwright.profiler.serving import Server, power_of, step_use
 from blockwright.profiler.serving_operators import Step
