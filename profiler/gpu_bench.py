@@ -8,13 +8,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from blockwright.compile.slots import SLOT_BUCKET
+from blockwright.cost import Load
 from blockwright.count import ffn_weight_bytes, mixer_weight_bytes
-from blockwright.hw_profiles.profile import Backend, Point, TimeRow, WholeRow
+from blockwright.hw_profiles.profile import Backend, MemoryRow, Point, TimeRow, WholeRow
 from blockwright.profiler.bench import COPIES, block_of
-from blockwright.profiler.gpu_clock import GpuClock, GpuTiming, num_copies, slope_of
+from blockwright.profiler.gpu_clock import GpuClock, GpuTiming, Sample, num_copies, slope_of
 from blockwright.profiler.gpu_device import TorchDevice
+from blockwright.profiler.gpu_memory import Notes, Scales, memory_row
 from blockwright.spec import FFN, Format, Mixer, Model, NoOp, variant_name
+from blockwright.strict import to_data
 
+_FEW = 512
+"""Tokens of a vocabulary that is there only because a model has one."""
 Opened = Callable[[Point], Callable[[], object]]
 """What is ready to run at points: makes inputs and caches of one, and gives a run, which a device captures."""
 
@@ -50,6 +56,20 @@ class Bench:
     clock: GpuClock
     device: TorchDevice
     runtime: Runtime
+    scales: Scales | None = None
+    """What whole models are weighed with while they are timed; None where they are not, or in cases of their own."""
+
+
+def with_scales(bench: Bench) -> Bench:
+    """The same with what weighs whole models while they are timed."""
+    small = replace(bench.parent, layers=bench.parent.layers[:1], vocab_size=min(_FEW, bench.parent.vocab_size))
+    point = Point(batch=1, new_tokens=1, slots=SLOT_BUCKET)
+
+    def open_once() -> None:
+        bench.device.ready(bench.runtime.open_whole(small, [point])(point))()
+        bench.device.release()
+
+    return replace(bench, scales=Scales(bench.device, open_once))
 
 
 def measure_part(bench: Bench, variant: Mixer | FFN, points: Sequence[Point]) -> list[tuple[TimeRow, GpuTiming]]:
@@ -69,15 +89,37 @@ def measure_part(bench: Bench, variant: Mixer | FFN, points: Sequence[Point]) ->
 
 
 def measure_whole(
-    bench: Bench, model: Model, points: Sequence[Point], is_anchor: bool
-) -> list[tuple[WholeRow, GpuTiming]]:
-    """The time of a whole model at each point, from tokens to the next token."""
+    bench: Bench, model: Model, points: Sequence[Point], is_anchor: bool, load: Load | None = None
+) -> list[tuple[WholeRow | MemoryRow, GpuTiming | Notes]]:
+    """The time of a whole model at each point, from tokens to the next token; and its memory, where there are scales.
+
+    It is weighed when all points are recorded, as an engine is that has read a prompt and writes.
+
+    Args:
+        bench: what to measure with.
+        model: what to measure.
+        points: of the load.
+        is_anchor: whether others are fitted to it.
+        load: whose points these are; None for times alone.
+    """
+    before = None if bench.scales is None or load is None else bench.scales.before()
     child = bench.runtime.open_whole(model, points)
-    found = []
+    found: list[tuple[WholeRow | MemoryRow, GpuTiming | Notes]] = []
+    recorded: list[Sample] = []
     for point in points:
-        timing = bench.clock.time(bench.device.ready(child(point)))
+        if before is None:
+            recorded.clear()  # nobody asks what all of them take together
+        recorded.append(bench.device.ready(child(point)))
+        timing = bench.clock.time(recorded[-1])
         found.append((_whole_row(bench.runtime, model, point, timing, is_anchor), timing))
-    del child
+    if before is not None and load is not None:
+        after = bench.device.taken()
+        try:
+            found.append(memory_row(bench.runtime.backend, bench.runtime.weights, model, load, (before, after)))
+        except RuntimeError as error:  # times are good all the same
+            row, timing = found[-1]
+            found[-1] = (row, to_data(timing) | {"not_weighed": str(error)})
+    del child, recorded
     bench.device.release()
     return found
 

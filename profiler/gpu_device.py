@@ -3,6 +3,7 @@
 import gc
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -14,6 +15,18 @@ from blockwright.profiler.gpu_clock import Sample
 _CALLS_BEFORE_CAPTURE = 3
 """Libraries choose their kernels and take their workspaces before a graph is captured."""
 _SMALL_CACHE_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """What is taken of a device's memory at one time."""
+
+    used_bytes: int
+    """By all who use it, torch among them."""
+    reserved_bytes: int
+    """Of these, what torch has taken from the driver and not given back."""
+    given_out_bytes: int
+    """Of these again, what torch's tensors have."""
 
 
 class TorchDevice(Protocol):
@@ -40,6 +53,10 @@ class TorchDevice(Protocol):
 
     def peak_bytes(self) -> tuple[int, int] | None:
         """The most that torch had allocated and reserved since this was last asked; None where nobody counts."""
+        ...
+
+    def taken(self) -> Taken | None:
+        """What is taken now, once all is given back that nothing uses; None where nobody counts."""
         ...
 
 
@@ -106,6 +123,15 @@ class CudaDevice:
         torch.cuda.reset_peak_memory_stats()
         return peaks
 
+    def taken(self) -> Taken | None:
+        self.release()
+        free, everything = torch.cuda.mem_get_info()
+        return Taken(
+            used_bytes=everything - free,
+            reserved_bytes=torch.cuda.memory_reserved(),
+            given_out_bytes=torch.cuda.memory_allocated(),
+        )
+
 
 class CpuDevice:
     """The CPU, by the wall clock, to try the code out: its times are worth nothing."""
@@ -138,4 +164,7 @@ class CpuDevice:
         pass
 
     def peak_bytes(self) -> tuple[int, int] | None:
+        return None
+
+    def taken(self) -> Taken | None:
         return None

@@ -93,7 +93,7 @@ def at_load(plan: Plan, load: Load) -> Plan:
 def profile_steps(benches: Sequence[Bench], plan: Plan) -> list[Step]:
     """The cases of a profile: operators, parts, whole models, memory; mixed, so that drift meets all alike.
 
-    Operators and memory are torch's.
+    Operators are torch's, and so are the cases of memory: TensorRT's whole models are weighed while they are timed.
     """
     steps = [step for bench in benches for step in _steps_of(bench, plan)]
     random.Random(0).shuffle(steps)
@@ -175,7 +175,7 @@ def points_of(load: Load) -> list[Point]:
 
 
 def _whole_step(bench: Bench, name: str, model: Model, load: Load, *, is_anchor: bool) -> Step:
-    return Step(name=_of(bench, name), measure=lambda: measure_whole(bench, model, points_of(load), is_anchor))
+    return Step(name=_of(bench, name), measure=lambda: measure_whole(bench, model, points_of(load), is_anchor, load))
 
 
 def _of(bench: Bench, name: str) -> str:

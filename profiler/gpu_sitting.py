@@ -121,9 +121,9 @@ def corrected_rows(done: Sequence[Done]) -> list[list[Row]]:
 
 def drift_of(rows: Sequence[Sequence[Row]], num_steps: int) -> Drift | None:
     """What the repeats say, which stand behind so many steps."""
-    steps = [(one, other) for one, other in zip(rows, rows[num_steps:], strict=False) if len(one) == len(other)]
-    both = [(_time(one), _time(other)) for step in steps for one, other in zip(*step, strict=True)]
-    pairs = [(one, other) for one, other in both if one is not None and other is not None]
+    times = [[row.time_s for row in step if not isinstance(row, MemoryRow)] for step in rows]
+    both = zip(times, times[num_steps:], strict=False)
+    pairs = [pair for one, other in both if len(one) == len(other) for pair in zip(one, other, strict=True)]
     return drift_between([one for one, _ in pairs], [other for _, other in pairs])
 
 
@@ -175,7 +175,3 @@ def _divided(row: Row, drift: float) -> Row:
     if isinstance(row, MemoryRow):
         return row
     return replace(row, time_s=row.time_s / drift, low_s=row.low_s / drift, high_s=row.high_s / drift)
-
-
-def _time(row: Row) -> float | None:
-    return None if isinstance(row, MemoryRow) else row.time_s

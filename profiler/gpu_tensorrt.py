@@ -172,46 +172,56 @@ class TensorRtRuntime:
             stored = self._opener.stored(model)
             network = self._opener.open(kind, stored, first)
         dtype = DTYPES[stored.activations]
-        return lambda point: _run_of(network, kind, stored.model, point, dtype)
+        caches = make_cache(stored.model, first.batch, first.slots, dtype, network.device)
+        for tensor in caches.values():
+            tensor.normal_()
+        net = _Net(kind=kind, model=stored.model, network=network, dtype=dtype, caches=caches)
+        return lambda point: _run_of(net, point)
 
 
-def _run_of(network: Network, kind: Kind, model: Model, point: Point, dtype: torch.dtype) -> Callable[[], object]:
-    """A run over tensors of its own: one token over a full cache, or a prompt into an empty one.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Net:
+    """A network that is open, with caches that its runs share, as an engine has them once."""
+
+    kind: Kind
+    model: Model
+    network: Network
+    dtype: torch.dtype
+    caches: Mapping[str, torch.Tensor]
+
+
+def _run_of(net: _Net, point: Point) -> Callable[[], object]:
+    """A run over tensors of its own beside the caches: one token over full ones, or a prompt into empty ones.
 
     That of a whole model is an engine's step: where its tokens stand is written by the device each time.
     """
-    places, tensors = _prepare(network, kind, model, point, dtype)
-    starts_B = _starts(point, network.device)
+    places, tensors = _prepare(net, point)
+    starts_B, is_whole = _starts(point, net.network.device), net.kind == "whole"
     places.write(starts_B)
     with _as_runtime_error():
-        enqueue = network.bind(_profile_of(point), tensors)
+        enqueue = net.network.bind(_profile_of(point), tensors)
 
     def run() -> object:
-        if kind == "whole":
+        if is_whole:
             places.write(starts_B)
         with _as_runtime_error():
             enqueue()
-        return tensors["logits"].argmax(-1) if kind == "whole" else None
+        return tensors["logits"].argmax(-1) if is_whole else None
 
     return run
 
 
-def _prepare(
-    network: Network, kind: Kind, model: Model, point: Point, dtype: torch.dtype
-) -> tuple[Places, dict[str, torch.Tensor]]:
-    """All inputs and outputs, with random caches, hidden states and tokens, and what writes where these stand."""
-    batch, num_tokens, device = point.batch, point.new_tokens, network.device
-    places = Places(model, (batch, num_tokens, point.slots), network.inputs, device)
-    tensors = places.inputs | make_cache(model, batch, point.slots, dtype, device)
-    for name, tensor in tensors.items():
-        if name.startswith("past_"):
-            tensor.normal_()
-    if kind == "stack":
-        hidden_BTD = torch.randn((batch, num_tokens, model.hidden_size), dtype=dtype, device=device)
+def _prepare(net: _Net, point: Point) -> tuple[Places, dict[str, torch.Tensor]]:
+    """All inputs and outputs, with random hidden states and tokens, and what writes where these stand."""
+    batch, num_tokens, device = point.batch, point.new_tokens, net.network.device
+    places = Places(net.model, (batch, num_tokens, point.slots), net.network.inputs, device)
+    tensors = places.inputs | dict(net.caches)
+    if net.kind == "stack":
+        hidden_BTD = torch.randn((batch, num_tokens, net.model.hidden_size), dtype=net.dtype, device=device)
         return places, tensors | {"hidden_in": hidden_BTD, "hidden_out": torch.empty_like(hidden_BTD)}
-    tensors["ids"].random_(model.vocab_size)
+    tensors["ids"].random_(net.model.vocab_size)
     tensors["last"].fill_(num_tokens - 1)
-    return places, tensors | {"logits": torch.empty((batch, model.vocab_size), device=device)}
+    return places, tensors | {"logits": torch.empty((batch, net.model.vocab_size), device=device)}
 
 
 def with_integer_rates(ceilings: Ceilings, formats: Sequence[Format]) -> Ceilings:

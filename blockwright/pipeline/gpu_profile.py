@@ -1,6 +1,7 @@
 """Stage: measure an NVIDIA GPU: ceilings, operators, blocks and whole children of a parent, memory, power.
 
-Blocks and children run in torch or in TensorRT; operators and memory are measured of torch alone.
+Blocks and children run in torch or in TensorRT, whose children are weighed while they are timed; operators are measured
+of torch alone.
 
 Beside the profile stand `FOLDER.journal.json`, how each measurement went and what held the clock down, and,
 until all of it is measured, `FOLDER.work`, with which a run that was stopped goes on. The same code runs on the CPU
@@ -204,10 +205,7 @@ def _sit(parent: Model, device: TorchDevice, chosen: Chosen, plan: Plan, work: P
     looking.time(reference)  # brings the clock to what is then the reference clock
     state = device.state()
     clock = GpuClock(device, plan.effort, None if state is None else state.sm_hz)
-    benches = [
-        Bench(parent=with_format(parent, runtime.weights), clock=clock, device=device, runtime=runtime)
-        for runtime in chosen.runtimes(device)
-    ]
+    benches = [chosen.bench(parent, clock, device, runtime) for runtime in chosen.runtimes(device)]
     ceilings = _once(work / "ceilings.json", lambda: to_data(measure_ceilings(clock, device, plan.sizes)))
     steps, (mixes, trials) = profile_steps(benches, plan), validation(benches, plan)
     todo = with_repeats([*steps, *trials])
@@ -255,7 +253,7 @@ def _check_some(done: Sequence[Done]) -> None:
 def _tried(profile: Profile, sitting: Sitting, plan: Plan) -> Profile:
     """With how well it foretells children that it does not know; without where too little was measured for that."""
     checks = sitting.rows[sitting.num_steps : sitting.num_once]
-    wholes = [[row for row in step if isinstance(row, WholeRow)] for step in checks]
+    wholes = [[row for row in step if isinstance(row, WholeRow | MemoryRow)] for step in checks]
     measured = [(mix, rows) for mix, rows in zip(sitting.mixes, wholes, strict=True) if rows]
     try:
         return replace(profile, accuracy=validate(profile, plan.load, measured))

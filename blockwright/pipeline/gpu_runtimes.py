@@ -8,11 +8,12 @@ from typing import Literal
 from blockwright.compile.tensorrt_stored import stored_for_tensorrt
 from blockwright.compile.tensorrt_target import choose_capabilities, choose_package, gpu_capability
 from blockwright.errors import InputError
-from blockwright.profiler.gpu_bench import Runtime
+from blockwright.profiler.gpu_bench import Bench, Runtime, with_scales
 from blockwright.profiler.gpu_blocks import BF16, TorchRuntime
+from blockwright.profiler.gpu_clock import GpuClock
 from blockwright.profiler.gpu_device import TorchDevice
 from blockwright.profiler.gpu_tensorrt import InOnnxRuntime, InPlans, Opener, TensorRtRuntime
-from blockwright.spec import FP16, Format, Model
+from blockwright.spec import FP16, Format, Model, with_format
 
 DeviceName = Literal["cuda", "cpu"]
 GpuBackend = Literal["torch", "tensorrt"]
@@ -36,6 +37,11 @@ class Chosen:
         if self.opener is None:
             return [TorchRuntime(device)]
         return [TensorRtRuntime(weights, self.opener) for weights in self.formats]
+
+    def bench(self, parent: Model, clock: GpuClock, device: TorchDevice, runtime: Runtime) -> Bench:
+        """What blocks of a parent are measured with; TensorRT's whole models are weighed too."""
+        bench = Bench(parent=with_format(parent, runtime.weights), clock=clock, device=device, runtime=runtime)
+        return bench if self.opener is None else with_scales(bench)
 
 
 def choose_runtimes(

@@ -1,14 +1,12 @@
 """A whole profile of TensorRT's blocks, with ONNX Runtime in its place on the CPU; and what is refused before that."""
 
 import json
-import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from blockwright.cli.main import BAD_INPUT, main
 from blockwright.cost import Load
@@ -18,13 +16,13 @@ from blockwright.llama import LLAMA_8B
 from blockwright.pipeline import gpu_profile, gpu_runtimes
 from blockwright.pipeline.gpu_profile import GpuOrder, profile_gpu
 from blockwright.profiler.cost_model import known_quantities, predict
-from blockwright.profiler.gpu_device import CpuDevice
-from blockwright.profiler.gpu_plan import QUICK
-from blockwright.profiler.gpu_tensorrt import InOnnxRuntime, Network
+from blockwright.profiler.gpu_plan import QUICK, points_of
+from blockwright.profiler.gpu_tensorrt import InOnnxRuntime
 from blockwright.search.plan import read_plan
 from blockwright.search.scores import ScoreTable, write_scores
-from blockwright.spec import Attention, Format, GatedFFN, LinearMixer, Model, NoOp, Variant, parse_format, with_format
+from blockwright.spec import Attention, Format, GatedFFN, LinearMixer, Model, parse_format, with_format
 from forked import fork_script
+from tensorrt_simulated import memory_of, simulate, time_of
 
 LOAD = Load(batch=1, prompt_tokens=8, new_tokens=8)
 PLAN = replace(QUICK, num_variants=7, num_validated=2, load=LOAD)
@@ -32,77 +30,8 @@ FP16, INT4 = parse_format("fp16"), parse_format("int4-g32")
 DEMO = Path(__file__).parents[2] / "recipes" / "demo-parent"
 
 
-class Simulated(CpuDevice):
-    """A clock of its own, which plans move on by what their blocks are made up to take, all else by a millisecond."""
-
-    elapsed_s = 0.0
-    noise = random.Random(0)
-
-    def eager(self, run: Callable[[], object]) -> Callable[[], float]:
-        def sample() -> float:
-            before = Simulated.elapsed_s
-            run()
-            if Simulated.elapsed_s == before:
-                Simulated.elapsed_s += 1e-3
-            return Simulated.elapsed_s - before
-
-        return sample
-
-    def now_s(self) -> float:
-        return Simulated.elapsed_s
-
-
-@dataclass(frozen=True)
-class Timed:
-    """A network that takes the time it is made up to take."""
-
-    network: Network
-    model: Model
-
-    @property
-    def inputs(self) -> frozenset[str]:
-        return self.network.inputs
-
-    @property
-    def device(self) -> torch.device:
-        return self.network.device
-
-    def bind(self, profile: int, tensors: Mapping[str, torch.Tensor]) -> Callable[[], None]:
-        enqueue = self.network.bind(profile, tensors)
-
-        def run() -> None:
-            enqueue()
-            Simulated.elapsed_s += _time_of(self.model, profile == 0) * Simulated.noise.uniform(0.9999, 1.0001)
-
-        return run
-
-
-def _time_of(model: Model, is_prompt: bool) -> float:
-    parts = [part for block in model.layers for part in (block.mixer, block.ffn) if not isinstance(part, NoOp)]
-    return 0.02 + (2 if is_prompt else 1) * sum(map(_time_of_part, parts))
-
-
-def _time_of_part(part: Variant) -> float:
-    match part:
-        case Attention(num_kv_heads=num_kv_heads):
-            time_s = 0.01 * (1 + num_kv_heads)
-        case GatedFFN(width=width):
-            time_s = 0.01 + 1e-4 * width
-        case _:
-            time_s = 0.005
-    return time_s * (0.6 if part.weights.name == "int4" else 1.0)  # type: ignore[union-attr]
-
-
 def _order(parent: Model, *formats: Format) -> GpuOrder:
     return GpuOrder(parent=parent, device="cpu", plan=PLAN, backend="tensorrt", formats=formats)
-
-
-def _simulate(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = InOnnxRuntime.open
-    monkeypatch.setattr(
-        InOnnxRuntime, "open", lambda self, kind, stored, point: Timed(real(self, kind, stored, point), stored.model)
-    )
-    monkeypatch.setattr(gpu_profile, "CpuDevice", Simulated)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +39,7 @@ def profiled(made_up_parent: Model, tmp_path_factory: pytest.TempPathFactory) ->
     """A profile in two formats, by a simulated clock."""
     folder = tmp_path_factory.mktemp("profiled") / "device"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        _simulate(monkeypatch)
+        simulate(monkeypatch)
         profile_gpu(_order(made_up_parent, FP16, INT4), folder)
     return folder
 
@@ -123,10 +52,14 @@ def test_rows_are_of_tensorrt_in_each_format(profiled: Path) -> None:
         assert {("mixer", "linear"), ("ffn", "linear"), ("mixer", "attention-kv4")} <= parts
         wholes = [row for row in profile.wholes if row.format == text]
         assert sum(row.is_anchor for row in wholes) == 2 * 3 and len(wholes) == 2 * 12
-    assert (profile.operators, profile.memory, profile.coverage.status) == ((), (), "complete")
+    assert [row.format for row in profile.memory].count("fp16") == len(profile.memory) / 2 == 12
+    assert {row.backend for row in profile.memory} == {"tensorrt"}
+    assert (profile.operators, profile.coverage.status) == ((), "complete")
     assert profile.software["tensorrt"] == "none: ONNX Runtime in its place"
     assert {(row.quantity, row.format, row.num_held_out) for row in profile.accuracy} == {
-        (quantity, text, 2) for quantity in ("time_per_token", "time_to_first_token") for text in ("fp16", "int4-g32")
+        (quantity, text, 2)
+        for quantity in ("time_per_token", "time_to_first_token", "memory")
+        for text in ("fp16", "int4-g32")
     }
     assert not profiled.with_name("device.work").exists()
     names = [case["name"] for case in json.loads(profiled.with_name("device.journal.json").read_text())["cases"]]
@@ -137,14 +70,16 @@ def test_rows_are_of_tensorrt_in_each_format(profiled: Path) -> None:
 def test_children_are_foretold_from_blocks_in_tensorrt(weights: Format, profiled: Path, made_up_parent: Model) -> None:
     profile = read_profile(profiled)
     quantities = known_quantities(profile, "tensorrt")
-    assert "memory" not in quantities and {"time_per_token", "time_to_first_token", "disk"} <= set(quantities)
+    assert {"time_per_token", "time_to_first_token", "memory", "disk"} <= set(quantities)
     first, *rest = made_up_parent.layers
     linear = replace(made_up_parent, layers=(replace(first, mixer=LinearMixer()), *rest))
     for each in (made_up_parent, linear):
         model = with_format(each, weights)
         costs = predict(profile, model, LOAD, "tensorrt")
         for quantity, is_prompt in (("time_per_token", False), ("time_to_first_token", True)):
-            assert costs[quantity].value == pytest.approx(_time_of(model, is_prompt), rel=5e-3)  # type: ignore[index]
+            assert costs[quantity].value == pytest.approx(time_of(model, is_prompt), rel=5e-3)  # type: ignore[index]
+        true = memory_of(model, points_of(LOAD)[0])
+        assert costs["memory"].value == pytest.approx(true, rel=1e-6) and costs["memory"].low <= true + 1
 
 
 @pytest.mark.parametrize("weights", [FP16, INT4])
@@ -155,7 +90,7 @@ def test_a_width_between_measured_ones_is_told(weights: Format, profiled: Path, 
     assert f"ffn-{ffn.width}" not in widths and len(widths) > 2
     model = replace(made_up_parent, layers=tuple(replace(b, ffn=ffn) for b in made_up_parent.layers))
     found = predict(profile, with_format(model, weights), LOAD, "tensorrt")["time_per_token"]
-    assert found.low < _time_of(with_format(model, weights), is_prompt=False) < found.high
+    assert found.low < time_of(with_format(model, weights), is_prompt=False) < found.high
 
 
 def test_a_format_or_shape_that_was_not_measured_is_told(profiled: Path, made_up_parent: Model) -> None:
@@ -179,7 +114,7 @@ def test_the_search_and_predict_commands_use_it(
     capsys.readouterr()
     assert main(["predict", str(out), "--profile", str(profiled), "--json"]) == 0
     told = {record["quantity"] for record in json.loads(capsys.readouterr().out)}
-    assert {"time_per_token", "time_to_first_token", "request_latency"} <= told and "memory" not in told
+    assert {"time_per_token", "time_to_first_token", "request_latency", "memory"} <= told
 
 
 def test_a_profile_that_was_killed_goes_on_and_opens_nothing_twice(
