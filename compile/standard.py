@@ -13,25 +13,47 @@ from typing import assert_never
 import numpy as np
 
 from blockwright.compile.flavour import Matrix, Operators, Residual, fused_norm, plain_linear
+from blockwright.compile.graph import Dimension, Graph
 from blockwright.compile.rotary import rotary_tables
 from blockwright.compile.slots import Held
-from blockwright.spec import Attention, Full, Reach, Window
+from blockwright.spec import Attention, Full, Model, Reach, Window
 
 
 class StandardOperators(Operators):
     """TensorScatter into the cache, Attention under a mask, blocked DequantizeLinear before MatMul."""
 
+    def __init__(self, graph: Graph, model: Model, slots: Dimension = "slots") -> None:
+        super().__init__(graph, model, slots)
+        self._indices: dict[str, str] = {}
+        """By their inputs' names, the values that say where new tokens go."""
+
     def declare_attention_inputs(self, num_positions: int) -> None:
         graph, model = self.graph, self.model
         graph.input("positions", "int64", ["batch", "tokens"])
         ways = list(dict.fromkeys(self.held.values()))
-        for name in dict.fromkeys(map(index_name, ways)):
-            graph.input(name, "int64", ["batch"])
+        for held in ways:
+            self._declare_index(held)
         for held in ways:
             graph.input(mask_name(held.reach, held.goes_round), "bool", ["batch", 1, "tokens", held.slots])
         cosines, sines = rotary_tables(model.rope, model.head_dim, num_positions)
         graph.floats("cosines", cosines)
         graph.floats("sines", sines)
+
+    def _declare_index(self, held: Held) -> None:
+        """Declares where tokens go in caches that are held so, unless it is; the second that is declared is computed.
+
+        TensorRT-RTX 1.7.1 builds no network in which two layers write where one input says and a later one where
+        another does («uses before defs», or it crashes). It does where the other is computed, before all else; so that
+        is brought within its slots, where it is anyway.
+        """
+        graph, name = self.graph, index_name(held)
+        if name in self._indices:
+            return
+        self._indices[name] = graph.input(name, "int64", ["batch"])
+        if len(self._indices) > 1:
+            slots = graph.constant(f"{name}.slots", np.array([held.num_slots]))
+            self._indices[name] = graph.node("Mod", [name, slots], f"{name}.within")
+            graph.nodes.insert(0, graph.nodes.pop())
 
     def linear(self, matrix: Matrix, x: str, output: str) -> str:
         return plain_linear(self.graph, matrix, x, output)
@@ -51,7 +73,7 @@ class StandardOperators(Operators):
             states[name] = graph.node("RotaryEmbedding", rotated, f"{prefix}.{name}_rotated")
         for name, word in (("k", "key"), ("v", "value")):
             past, present = self.cache(index, mixer, word)
-            updated = [past, states[name], index_name(held)]
+            updated = [past, states[name], self._indices[index_name(held)]]
             states[name] = graph.node("TensorScatter", updated, present, axis=2, mode="linear")
         attended = graph.node(
             "Attention",
