@@ -5,7 +5,8 @@ From the loaders' own code: vLLM 0.33 ``nemotron_nas.py``, SGLang ``nemotron_nas
 load the checkpoint itself. llama.cpp loads the GGUF file that `compile/export_gguf.py` writes of it; what stands in its
 way was found by loading such files (2026-11, build of October). Its own converter reads less: it loses the scaling of
 positions, and tokenizers that are not Llama's. ``ours`` is what `compile/` builds for ONNX Runtime; onnxruntime-genai
-loads the same graph in its contrib flavour (0.18 did so with children of every kind of block, 2026-11).
+loads the same graph in its contrib flavour (0.18 did so with children of every kind of block, 2026-11). ``tensorrt`` is
+what `compile/` builds for TensorRT (`servable_tensorrt`).
 
 A rotary embedding counts as read only where it comes out as transformers computes it: the frequencies of ``dynamic``
 grow with the text there and stay fixed everywhere else.
@@ -14,10 +15,23 @@ grow with the text there and stay fixed everywhere else.
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
+from blockwright import servable_tensorrt
 from blockwright.errors import InputError
-from blockwright.spec import Attention, Format, FormatName, Full, GatedFFN, LinearFFN, LinearMixer, Model, NoOp
+from blockwright.spec import (
+    FP16,
+    Attention,
+    Format,
+    FormatName,
+    Full,
+    GatedFFN,
+    LinearFFN,
+    LinearMixer,
+    Model,
+    NoOp,
+    with_format,
+)
 
-Engine = Literal["transformers", "vllm", "sglang", "tensorrt-llm", "llama.cpp", "onnxruntime-genai", "ours"]
+Engine = Literal["transformers", "vllm", "sglang", "tensorrt-llm", "llama.cpp", "onnxruntime-genai", "tensorrt", "ours"]
 
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
@@ -47,12 +61,16 @@ STORABLE: tuple[FormatName, ...] = ("fp32", "fp16", "int8", "int4")
 fp16 halves the file and nothing else, for the CPU computes in fp32: weights are widened when the engine is opened.
 """
 
+SCORABLE: tuple[FormatName, ...] = ("fp32", "fp16", "bf16", "int8", "int4")
+"""Formats that candidates' weights are rounded to when they are scored: those that engines of some target store."""
+
 _ROPES: dict[Engine, tuple[str, ...]] = {
     "vllm": ("default", "linear", "llama3", "yarn"),
     "sglang": ("default", "linear", "llama3", "yarn"),
     "tensorrt-llm": ("default", "linear", "llama3", "yarn"),
     "llama.cpp": ("default", "linear", "llama3", "yarn"),
     "onnxruntime-genai": ("default", "linear", "llama3", "yarn"),
+    "tensorrt": ("default", "linear", "llama3", "yarn"),
     "ours": ("default", "linear", "llama3", "yarn"),
 }
 """Ways to scale positions that each engine reads: from GGUF, or transformers 5's ``rope_parameters``."""
@@ -107,8 +125,12 @@ def parse_engines(names: Sequence[str], field: str) -> tuple[Engine, ...]:
 
 
 def engine_obstacles(model: Model) -> dict[Engine, list[str]]:
-    """For each engine that loads checkpoints, what `obstacles` says."""
-    return {engine: obstacles(model, engine) for engine in READERS}
+    """For each engine that loads checkpoints, what `obstacles` says of one.
+
+    Formats play no part: a checkpoint can be compiled in any, and every engine has one that keeps all shapes, fp16.
+    """
+    checkpoint = with_format(model, FP16)
+    return {engine: obstacles(checkpoint, engine) for engine in READERS}
 
 
 def obstacles(model: Model, engine: Engine) -> list[str]:
@@ -123,7 +145,7 @@ def obstacles(model: Model, engine: Engine) -> list[str]:
         if engine in ATTENTION_FIRST and not has_attention and not isinstance(block.ffn, NoOp):
             reasons.append(_FFN_FIRST[engine])
         found += [f"layer {index}: {reason}" for reason in reasons]
-    return found
+    return found + (servable_tensorrt.network_obstacles(model) if engine == "tensorrt" else [])
 
 
 def shape_obstacles(model: Model, engine: Engine) -> list[str]:
@@ -133,6 +155,8 @@ def shape_obstacles(model: Model, engine: Engine) -> list[str]:
     found = []
     if model.activation != "silu":
         found.append("its loader has no other activation than SiLU")
+    if engine == "tensorrt":  # stores the embedding in what it computes in, whatever its format is here
+        return found
     if engine in ("onnxruntime-genai", "ours"):
         return found + _format_obstacles("the embedding", model.embedding_weights)
     if model.has_qk_norm:
@@ -201,7 +225,11 @@ def _our_obstacles(model: Model, index: int) -> list[str]:
     block = model.layers[index]
     parts = (("a mixer", block.mixer), ("an ffn", block.ffn))
     found = [r for name, part in parts if not isinstance(part, NoOp) for r in _format_obstacles(name, part.weights)]
-    return found + (_rope_obstacles(model, "ours") if isinstance(block.mixer, Attention) else [])
+    return found + _attended_rope_obstacles(model, index)
+
+
+def _attended_rope_obstacles(model: Model, index: int) -> list[str]:
+    return _rope_obstacles(model, "ours") if isinstance(model.layers[index].mixer, Attention) else []
 
 
 def _head_obstacles(model: Model, index: int) -> list[str]:
@@ -217,5 +245,6 @@ _LAYER_RULES: dict[Engine, tuple[Callable[[Model, int], list[str]], ...]] = {
     "tensorrt-llm": (_reach_obstacles, _width_obstacles),
     "llama.cpp": (_reach_obstacles, _llama_cpp_obstacles),
     "onnxruntime-genai": (_our_obstacles, _head_obstacles),
+    "tensorrt": (servable_tensorrt.layer_obstacles, _attended_rope_obstacles),
     "ours": (_our_obstacles,),
 }

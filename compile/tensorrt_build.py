@@ -221,7 +221,7 @@ def _unbuilt(errors: list[str], package: Package) -> InputError:
         expected=f"a network that {package.title} builds",
         remedy="Free memory, or build for fewer sequences (--batch) or a shorter --context."
         if is_memory
-        else "Choose other compute capabilities, another format or another block.",
+        else "Choose other compute capabilities, another format or another block, or --form decomposed.",
     )
 
 

@@ -1,21 +1,20 @@
 """How a model's weights are stored for TensorRT, and what stands in the way.
 
 TensorRT keeps int4 in groups, and nothing else that is narrower than what it computes in: of three matrices in int8 it
-multiplied two out to fp16 (TensorRT-RTX 1.7.1, by the size of the plan). Groups of 256 were kept in one network and not
-in another; those of up to 128 always. So layers and head
-are in fp16, bf16 or int4. The token embedding is looked up, not multiplied: it may be int8 or int4 too, in words that
-arithmetic takes apart (`compile/embedding.py`).
+multiplied two out to fp16 (TensorRT-RTX 1.7.1, by the size of the plan). So layers and head are in fp16, bf16 or int4.
+The token embedding is looked up, not multiplied: it may be int8 or int4 too, in words that arithmetic takes apart
+(`compile/embedding.py`). What layers are refused stands in `blockwright/servable_tensorrt.py`, for searches to keep to.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import assert_never
 
 from blockwright.compile.graph import Activations
-from blockwright.count import ffn_matrices, mixer_matrices
 from blockwright.errors import InputError
+from blockwright.servable_tensorrt import LARGEST_GROUP, format_obstacle, network_obstacles
 from blockwright.spec import (
     FP16,
+    FP32,
     Attention,
     Format,
     FormatName,
@@ -28,7 +27,6 @@ from blockwright.spec import (
 )
 
 BF16 = Format(name="bf16")
-LARGEST_GROUP = 128
 FORMATS: tuple[FormatName, ...] = ("fp16", "bf16", "int4")
 """Of layers."""
 
@@ -74,10 +72,9 @@ def stored_for_tensorrt(
     _check_table("--embedding", embedding, ("int8", "int4"), model.hidden_size)
     model = model if weights is None else with_format(model, weights)
     found = _fp32_obstacles(model)
-    found += [f"layer {index}: {reason}" for index, part in _parts(model) if (reason := _obstacle(model, part))]
-    names = {part.weights.name for _, part in _parts(model)}
-    if {"fp16", "bf16"} <= names:
-        found.append("fp16 and bf16 in one network")
+    narrow = [(index, part) for index, part in _parts(model) if part.weights != FP32]
+    found += [f"layer {index}: {reason}" for index, part in narrow if (reason := format_obstacle(model, part))]
+    found += network_obstacles(model)
     if found:
         raise InputError(
             "--format" if weights is not None else "plan: child",
@@ -85,6 +82,7 @@ def stored_for_tensorrt(
             expected="fp16 or bf16, or int4 in groups of 16, 32, 64 or 128 that divide a matrix's inputs",
             remedy="Compile with --format fp16, int4-g32, int4-g64 or int4-g128, whichever fits the widths.",
         )
+    names = {part.weights.name for _, part in _parts(model)}
     is_brain = "bf16" in names or (not names and model.embedding_weights == BF16)
     plain = BF16 if is_brain else FP16
     own_head = head or (plain if embedding else None)
@@ -122,22 +120,3 @@ def _fp32_obstacles(model: Model) -> list[str]:
     is_all = layers.keys() == dict(_parts(model)).keys()
     where = "all layers" if is_all else ("layers " if len(layers) > 1 else "layer ") + ", ".join(map(str, layers))
     return [f"fp32 in {where}, where TensorRT's attention computes in fp16 or bf16 only"] if layers else []
-
-
-def _obstacle(model: Model, part: Attention | LinearMixer | GatedFFN | LinearFFN) -> str | None:
-    weights, word = part.weights, "a mixer" if isinstance(part, Attention | LinearMixer) else "an ffn"
-    match weights.name:
-        case "fp16" | "bf16" | "fp32":  # of fp32 `_fp32_obstacles` tells
-            return None
-        case "int8":
-            return f"{word} in {weights}, which TensorRT multiplies out to fp16"
-        case "int4":
-            pass
-        case _:
-            assert_never(weights.name)
-    assert weights.group_size is not None, "int4 has one"
-    if weights.group_size > LARGEST_GROUP:
-        return f"{word} in {weights}, which TensorRT does not always keep"
-    matrices = mixer_matrices(model, part) if isinstance(part, Attention | LinearMixer) else ffn_matrices(model, part)
-    odd = [inputs for inputs, _ in matrices if inputs % weights.group_size]
-    return f"{word} in {weights} with {odd[0]} inputs, which is no whole number of groups" if odd else None

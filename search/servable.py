@@ -1,8 +1,9 @@
 """A problem whose choices are exactly the children that some engines load.
 
 What keeps an engine from loading a block, whatever the others are, leaves the block out. Where mixer and ffn of a layer
-hang together in that, its groups become one of blocks. What hangs on other layers becomes limits, with a_i and f_i for
-whether layer i has attention and an ffn:
+hang together in that, its groups become one of blocks. Formats that must not meet in one child are refused where both
+stand to choice. What else hangs on other layers becomes limits, with a_i and f_i for whether layer i has attention and
+an ffn:
 
     Σ_i a_i ≥ 1                                       attention somewhere              (1)
     Σ_{j ≤ i} a_j − f_i ≥ 0    for every layer i      no ffn before the first attention (2)
@@ -35,6 +36,8 @@ def servable(problem: Problem, parent: Model, engines: Sequence[Engine]) -> Prob
                 expected="an engine that loads children of this parent",
                 remedy="Leave it out, or take another parent.",
             )
+    if "tensorrt" in engines:
+        _check_one_number(problem)
     groups: list[tuple[Choice, ...]] = []
     for layer, parts in itertools.groupby(problem.groups, key=lambda group: group[0].layer):
         groups += _loadable(replace(problem, groups=tuple(parts)), parent, layer, engines)
@@ -56,7 +59,7 @@ def _loadable(problem: Problem, parent: Model, layer: int, engines: Sequence[Eng
             f"--servable-by {', '.join(engines)}: layer {layer}",
             got="no block of this library that can be loaded: " + "; ".join(_reasons(blocks, parent, engines)),
             expected="one at least",
-            remedy="Offer candidates in the space that it can load.",
+            remedy="Offer candidates in the space that it can load, or other formats (--format).",
         )
     left = {candidate for choice in good for candidate in choice.candidates}
     groups = [tuple(c for c in group if c.candidates[0] in left) for group in problem.groups]
@@ -81,6 +84,19 @@ def _reasons(blocks: Sequence[Choice], parent: Model, engines: Sequence[Engine])
     """What keeps blocks from being loaded, each reason once."""
     found = (reason for c in blocks for engine in engines for reason in _obstacles(c, parent, c.layer, engine))
     return list(dict.fromkeys(found))
+
+
+def _check_one_number(problem: Problem) -> None:
+    """Refuses what could become a network of fp16 and bf16, which TensorRT does not build."""
+    variants = (c.variant for group in problem.groups for choice in group for c in choice.candidates)
+    names = {variant.weights.name for variant in variants if not isinstance(variant, NoOp)}
+    if {"fp16", "bf16"} <= names:
+        raise InputError(
+            "--servable-by tensorrt",
+            got="fp16 and bf16 to choose from",
+            expected="one of them, for TensorRT computes a network in one",
+            remedy="Search with --format fp16, or with --format bf16, and int4 beside it.",
+        )
 
 
 def _check_attention(

@@ -183,7 +183,7 @@ def add_rules(parser: argparse.ArgumentParser) -> None:
         default="",
         metavar="ENGINE[,ENGINE…]",
         help="engines that must load it as it is: transformers, vllm, sglang, tensorrt-llm, llama.cpp, "
-        "onnxruntime-genai, ours",
+        "onnxruntime-genai, tensorrt, ours",
     )
     rules.add_argument("--shapes", type=int, metavar="K", help="at most so many kinds of block, removed ones aside")
     rules.add_argument("--homogeneous", action="store_true", help="one kind of block: the same as --shapes 1")

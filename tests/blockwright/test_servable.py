@@ -55,7 +55,7 @@ PLAIN = Model(
     layers=(Block(mixer=Attention(num_kv_heads=2), ffn=GatedFFN(width=256)),) * 3,
 )
 OTHERS: set[Engine] = {"vllm", "sglang", "tensorrt-llm", "llama.cpp"}
-OURS: set[Engine] = {"onnxruntime-genai"}
+OURS: set[Engine] = {"onnxruntime-genai", "tensorrt"}
 """Of the engines that are asked for, those that load the graph that we write."""
 
 

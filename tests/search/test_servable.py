@@ -17,10 +17,12 @@ from blockwright.search.scores import Score, ScoreTable
 from blockwright.search.solve import Optimal, solve
 from blockwright.servable import ENGINES, Engine, obstacles
 from blockwright.spec import (
+    FP16,
     FP32,
     Attention,
     Block,
     Candidate,
+    Format,
     GatedFFN,
     LinearFFN,
     LinearMixer,
@@ -28,12 +30,16 @@ from blockwright.spec import (
     NoOp,
     Rope,
     Window,
+    parse_format,
+    stored_as,
+    with_format,
 )
 from blockwright.statistics import Estimate
 
 LOAD = Load(batch=1, prompt_tokens=40, new_tokens=24)
 MakeOrder = Callable[..., Order]
 EveryChild = Callable[..., list[tuple[float, Model]]]
+NO_NOOPS = ("*-none",)
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +47,11 @@ def order(make_profile: Callable[..., Profile]) -> MakeOrder:
     """Makes an order with rules: `order("memory <= 80%", servable_by=("vllm",))`."""
     profile = make_profile([LOAD])
 
-    def make(*budgets: str, **rules: object) -> Order:
+    def make(*budgets: str, formats: tuple[Format, ...] = (FP32,), **rules: object) -> Order:
         return Order(
             devices={"d": profile},
             backend="onnxruntime",
-            formats=(FP32,),
+            formats=formats,
             loads={"chat": (LOAD,)},
             budgets=[parse_budget(text, {"chat": LOAD}, ["d"]) for text in budgets],
             rules=Rules(**rules),  # type: ignore[arg-type]
@@ -105,7 +111,9 @@ def _is_removed(block: Block) -> bool:
 
 
 def _reasons(table: ScoreTable, every_child: EveryChild) -> Reasons:
-    return {child: {engine: obstacles(child, engine) for engine in ENGINES} for _, child in every_child(table)}
+    """Of every child in fp16, which all engines store."""
+    children = {child: with_format(child, FP16) for _, child in every_child(table)}
+    return {child: {engine: obstacles(half, engine) for engine in ENGINES} for child, half in children.items()}
 
 
 def _allowed(problem: Problem, parent: Model) -> list[Model]:
@@ -123,12 +131,65 @@ def _allowed(problem: Problem, parent: Model) -> list[Model]:
 def test_exactly_the_children_that_every_engine_loads_are_let_through(
     engines: tuple[Engine, ...], order: MakeOrder, wide_table: ScoreTable, reasons: Reasons
 ) -> None:
-    problem = build_problem(wide_table, order(servable_by=engines))
-    allowed = _allowed(problem, wide_table.parent)
+    weights = FP16 if "tensorrt" in engines else FP32
+    problem = build_problem(wide_table, order(servable_by=engines, formats=(weights,)))
+    allowed = [with_format(child, FP32) for child in _allowed(problem, wide_table.parent)]
     expected = {child for child, found in reasons.items() if not any(found[engine] for engine in engines)}
     assert len(allowed) == len(set(allowed)), "a child stands to choice twice"
     assert set(allowed) == expected
     assert 0 < len(expected) <= len(reasons)
+
+
+STORED = tuple(map(parse_format, ("fp16", "fp32", "int8", "int4-g32", "int4-g64", "int4-g256")))
+
+
+@pytest.fixture(scope="module")
+def stored_table(wide_parent: Model) -> ScoreTable:
+    """Two layers in formats of every kind, of which some suit no width of 96, and some nothing."""
+    parent, estimate = (
+        replace(wide_parent, layers=wide_parent.layers[:2]),
+        Estimate(value=0.1, low=0.1, high=0.1, num_values=4),
+    )
+    offered = [(0, "mixer", LinearMixer()), (0, "ffn", GatedFFN(width=96)), (0, "ffn", NoOp())]
+    offered += [(1, "mixer", wide_parent.layers[0].mixer), (1, "ffn", GatedFFN(width=256))]
+    scores = {
+        Score(
+            candidate=Candidate(layer=layer, part=part, variant=stored_as(v, f)), metric="kl", estimate=estimate
+        ): None
+        for layer, part, v in offered
+        for f in STORED
+    }
+    return ScoreTable(parent=parent, scores=tuple(scores))
+
+
+def test_tensorrt_is_offered_the_formats_that_it_keeps(order: MakeOrder, stored_table: ScoreTable) -> None:
+    problem, free = (
+        build_problem(stored_table, order(servable_by=engines, formats=STORED)) for engines in (("tensorrt",), ())
+    )
+    children = {*_allowed(free, stored_table.parent)}
+    allowed = _allowed(problem, stored_table.parent)
+    assert len(allowed) == len({*allowed}) < len(children)
+    assert {*allowed} == {child for child in children if not obstacles(child, "tensorrt")}
+    assert len(problem.groups) == 4, "parts stay apart"
+
+
+def test_formats_that_tensorrt_has_no_network_for_are_refused(order: MakeOrder, wide_table: ScoreTable) -> None:
+    with pytest.raises(InputError, match=r"--servable-by tensorrt: layer 0: .* an ffn in int8-g32.*--format"):
+        build_problem(wide_table, order(servable_by=("tensorrt",), formats=(parse_format("int8"),), forbidden=NO_NOOPS))
+
+
+def test_tensorrt_is_not_offered_fp16_beside_bf16(order: MakeOrder, stored_table: ScoreTable) -> None:
+    brain, half = Format(name="bf16"), FP16
+    scores = [
+        replace(each, candidate=replace(each.candidate, variant=stored_as(each.candidate.variant, weights)))
+        for each in stored_table.scores
+        for weights in (half, brain)
+    ]
+    table = replace(stored_table, scores=tuple(dict.fromkeys(scores)))
+    with pytest.raises(InputError, match=r"--servable-by tensorrt: got fp16 and bf16 to choose from"):
+        build_problem(table, order(servable_by=("tensorrt",), formats=(half, brain)))
+    assert build_problem(table, order(formats=(half, brain))).groups
+    assert build_problem(table, order(servable_by=("tensorrt",), formats=(brain,))).groups
 
 
 @pytest.mark.parametrize("engine", ["vllm", "sglang"])
