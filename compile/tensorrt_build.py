@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from blockwright.compile.tensorrt_checks import Expected, check_network, layer_census
+from blockwright.compile.tensorrt_checks import Expected, check_groups, check_network, layer_census
 from blockwright.compile.tensorrt_package import Package, PackageName, find_package, in_words, no_start
 from blockwright.errors import InputError
 from blockwright.files import new_file, read_json, write_json
@@ -129,6 +129,7 @@ def build(request: BuildRequest, package: Package) -> Built:
     Raises:
         InputError: TensorRT refuses the graph or cannot build it; says why in its own words.
     """
+    check_groups(request.expected, package)
     start, trt = time.perf_counter(), package.trt
     log = package.new_log()
     try:
@@ -151,10 +152,12 @@ def build(request: BuildRequest, package: Package) -> Built:
     timings = None if request.timing_cache is None else Path(request.timing_cache)
     if timings is not None:
         _take_timings(config, timings.read_bytes() if timings.exists() else b"")
+    log.errors.clear()  # a cache that is no longer of use is no reason why the build fails
     plan = builder.build_serialized_network(network, config)
     has_no_kernel = plan is None and any("is_decomposable" in error for error in log.errors)
     if has_no_kernel:
         _decompose(network, trt)
+        log.errors.clear()
         plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise _unbuilt(log.errors, package)

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from blockwright.compile.tensorrt_package import Form
+from blockwright.compile.tensorrt_package import Form, Package
 from blockwright.count import ffn_matrices, mixer_matrices
 from blockwright.errors import InputError
 from blockwright.spec import Attention, Model, NoOp
@@ -16,6 +16,10 @@ from blockwright.spec import Attention, Model, NoOp
 KERNEL_BYTES = 12_000_000
 """What the kernels of a profile may take in a plan: 3.2 to 11.3 MB with TensorRT-RTX 1.7.1, more the more shapes there
 are. So plans of small models do not tell how their integers are kept."""
+
+_DOCUMENTED_GROUPS = (64, 128)
+"""Of int4 in TensorRT, by its documentation, Quantization Schemes. That TensorRT-RTX 1.7.1 keeps 16 and 32 too was seen
+by the size of its plans."""
 
 _MASK = 3
 """Which input of an attention layer the mask is, behind queries, keys and values."""
@@ -34,6 +38,8 @@ class Expected:
     num_softmaxes: int
     """Those of attention that is written out."""
     num_integer_matrices: int
+    int4_groups: tuple[int, ...]
+    """Sizes of their groups."""
 
 
 def expected_of(model: Model, form: Form = "fused") -> Expected:
@@ -46,12 +52,44 @@ def expected_of(model: Model, form: Form = "fused") -> Expected:
         num_rotations=2 * num_attentions,
         num_softmaxes=num_layers - num_attentions,
         num_integer_matrices=len(_int4_matrices(model)),
+        int4_groups=_int4_groups(model),
     )
 
 
 def int4_bytes(model: Model) -> int:
     """Of a model's codes, two in a byte; their scales aside."""
     return sum(inputs * outputs // 2 for inputs, outputs in _int4_matrices(model))
+
+
+def check_groups(expected: Expected, package: Package) -> None:
+    """Refuses int4 in groups that a TensorRT is not documented to keep.
+
+    Args:
+        expected: of the model.
+        package: who is to build.
+
+    Raises:
+        InputError: there are such groups.
+    """
+    odd = groups_of_rtx(expected)
+    if package.name == "tensorrt" and odd:
+        raise InputError(
+            "--format",
+            got=f"int4-g{odd[0]} for {package.title}",
+            expected="int4 in groups of 64 or 128, as NVIDIA documents it; TensorRT-RTX takes smaller ones too",
+            remedy="Compile with --format int4-g64 or int4-g128, and so for --head.",
+        )
+
+
+def groups_of_rtx(expected: Expected) -> list[int]:
+    """Groups of int4 that TensorRT-RTX keeps, and TensorRT is not documented to."""
+    return [size for size in expected.int4_groups if size not in _DOCUMENTED_GROUPS]
+
+
+def _int4_groups(model: Model) -> tuple[int, ...]:
+    parts = [part for block in model.layers for part in (block.mixer, block.ffn)]
+    stored = {model.head_format, *(part.weights for part in parts if not isinstance(part, NoOp))}
+    return tuple(sorted(each.group_size for each in stored if each.name == "int4" and each.group_size is not None))
 
 
 def _int4_matrices(model: Model) -> list[tuple[int, int]]:

@@ -48,7 +48,7 @@ from blockwright.spec import Model, parse_format
 from blockwright.strict import to_data
 
 PACKAGES: tuple[PackageName, ...] = ("tensorrt_rtx", "tensorrt")
-FORMATS = ("fp16", "int4")
+FORMATS = ("fp16", "int4-g64")
 TOLERANCE = 5e-2
 """Largest difference of logits, as a share of their standard deviation: fp16 on both sides, rounded in other places."""
 _STEPS = 4

@@ -16,9 +16,9 @@ and compile/decomposed.py of the repository).
   blockwright compile child --target vllm --format int4-g128 --out vllm
   blockwright compile child --target onnxruntime-genai --format int4 --context 4096 --out genai
   blockwright compile child --target tensorrt --format int4 --for sm86,sm89,sm120 --out tensorrt
-  blockwright compile child --target tensorrt --format int4 --kit --out kit.zip     # to build on the device itself
-  blockwright compile child --target tensorrt --format int4 --kit --profile jetson_agx_orin --form decomposed
-  blockwright compile child --target tensorrt --format int4 --kit --form decomposed --out orin.zip   # with JetPack 6
+  blockwright compile child --target tensorrt --format int4-g64 --kit --out kit.zip     # to build on the device itself
+  blockwright compile child --target tensorrt --format int4-g64 --kit --profile jetson_agx_orin --form decomposed
+  blockwright compile child --target tensorrt --format int4-g64 --kit --form decomposed --out orin.zip  # JetPack 6
 """
 
 import argparse

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from blockwright.compile.tensorrt_checks import check_groups, expected_of, groups_of_rtx
 from blockwright.compile.tensorrt_engine import (
     TensorRtEngine,
     TensorRtOrder,
@@ -24,7 +25,7 @@ from blockwright.errors import InputError
 from blockwright.files import digest_of
 from blockwright.hw_profiles.folder import read_profile
 from blockwright.pipeline.compile import check_context, check_is_of
-from blockwright.pipeline.console import progress
+from blockwright.pipeline.console import progress, say
 from blockwright.pipeline.inputs import Checkpoint, open_checkpoint
 from blockwright.pipeline.stage import Stage, check_is_no_folder, check_spares, running, whole
 from blockwright.search.plan import Plan
@@ -75,6 +76,7 @@ def compile_for_tensorrt(
     source, stored, num_positions = _stored(checkpoint, order, plan)
     gpu = gpu_capability()
     package = choose_package(gpu, order.form)
+    check_groups(expected_of(stored.model, order.form), package)
     capabilities = choose_capabilities(package, order.capabilities, gpu, stored.narrow)
     stage = Stage(
         name=f"compile-{output.name}",
@@ -127,6 +129,8 @@ def pack_tensorrt_kit(checkpoint: str, order: TensorRtCompileOrder, output: Path
     source, stored, num_positions = _stored(checkpoint, order, plan)
     check_spares(output, whole(source.folder))
     check_kit_capabilities(order.capabilities or (), stored.narrow)
+    if (groups := groups_of_rtx(expected_of(stored.model, order.form))) and not order.capabilities:
+        say(f"int4 in groups of {groups[0]} is built by TensorRT-RTX; TensorRT takes 64 and 128 (--format int4-g64)")
     kit = TensorRtKitOrder(
         stored=stored,
         num_positions=num_positions,

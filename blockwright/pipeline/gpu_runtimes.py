@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from blockwright.compile.tensorrt_checks import check_groups, expected_of
 from blockwright.compile.tensorrt_stored import stored_for_tensorrt
 from blockwright.compile.tensorrt_target import choose_capabilities, choose_package, gpu_capability
 from blockwright.errors import InputError
@@ -76,6 +77,8 @@ def choose_runtimes(
         return Chosen(backend=backend, formats=formats, software=_STAND_IN, opener=InOnnxRuntime(folder=folder))
     gpu = gpu_capability()
     package = choose_package(gpu)
+    for weights in formats:
+        check_groups(expected_of(stored_for_tensorrt(parent, weights).model), package)
     capabilities = choose_capabilities(package, None if gpu is None else (gpu,), gpu, tuple(dict.fromkeys(narrow)))
     opener = InPlans(package=package, capabilities=capabilities, folder=folder)
     return Chosen(backend=backend, formats=formats, software={"tensorrt": package.title}, opener=opener)

@@ -22,7 +22,7 @@ from blockwright.errors import InputError
 from tensorrt_here import needs_rtx
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks/gpu/race.py"
-PLAYERS = ("torch.compile, int4-g32", "ONNX Runtime contrib, fp16")
+PLAYERS = ("torch.compile, int4-g64", "ONNX Runtime contrib, fp16")
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_the_script_races_on_the_cpu_and_claims_nothing_of_a_gpu(tmp_path: Path)
     assert "says nothing of a GPU" in page.read_text() and results["accelerator"] is None
     why = {row["name"]: row["why"] for row in results["contestants"]}
     assert {name for name, said in why.items() if said is None} == {"torch eager, fp16", *PLAYERS}
-    assert why["torch.compile, fp16"] == "it was not asked for" and "tensorrt_rtx, int4-g32" in why
+    assert why["torch.compile, fp16"] == "it was not asked for" and "tensorrt_rtx, int4-g64" in why
     for row in results["contestants"]:
         if row["name"] in PLAYERS:
             assert 0 < max(row["came"]["compared"]["differences"].values()) < 2e-2
@@ -98,7 +98,7 @@ def test_who_refuses_who_dies_and_who_takes_too_long_are_told_apart(module: Any,
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here a GPU opens the plan")
 def test_plans_of_both_models_are_built_before_they_are_refused(module: Any) -> None:
     engines = module("race_engines")
-    entry = _entry(module, runtime="TensorRT", variant="tensorrt_rtx", format="int4-g32", capability="sm86")
+    entry = _entry(module, runtime="TensorRT", variant="tensorrt_rtx", format="int4-g64", capability="sm86")
     with pytest.raises(InputError, match="GPU: got none that torch sees"):
         engines.TensorRt(entry)
 

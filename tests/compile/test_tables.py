@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +19,10 @@ from blockwright.compile.embedding import CodesIn, integer_rows
 from blockwright.compile.export import ExportOrder, check_exportable
 from blockwright.compile.flavour import Flavour, FlavourName
 from blockwright.compile.graph import Graph
+from blockwright.compile.tensorrt_build import BuildRequest, build
+from blockwright.compile.tensorrt_checks import check_groups, expected_of
 from blockwright.compile.tensorrt_engine import PLAN_FILE, read_tensorrt_engine
+from blockwright.compile.tensorrt_package import Package, PackageName
 from blockwright.compile.tensorrt_stored import stored_for_tensorrt
 from blockwright.errors import InputError
 from blockwright.llama import llama
@@ -132,6 +136,59 @@ def test_what_is_not_asked_for_is_in_what_the_layers_compute_in(text: str) -> No
     only_rows = stored_for_tensorrt(CHILD, weights, embedding=INT8)
     assert (only_rows.model.embedding_weights, only_rows.model.head_format) == (INT8, plain)
     assert "int4" in only_head.narrow and ("int4" in only_rows.narrow) == (text == "int4-g32")
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])
+@pytest.mark.parametrize(
+    ("layers", "head", "complaint"),
+    [
+        ("int4-g64", None, None),
+        ("int4-g32", None, "int4-g32 for TensorRT 11.4"),
+        ("int4-g64", INT4, "int4-g32"),
+        ("fp16", parse_format("int4-g16"), "int4-g16"),
+        ("fp16", None, None),
+    ],
+)
+def test_tensorrt_is_given_the_groups_that_it_is_documented_to_keep(
+    layers: str, head: Format | None, complaint: str | None, name: PackageName
+) -> None:
+    model = replace(CHILD, layers=every_kind(128, 64, 64))
+    expected = expected_of(stored_for_tensorrt(model, parse_format(layers), head, embedding=INT8).model)
+    package = Package(name=name, version="11.4", trt=None)
+    if complaint is None or name == "tensorrt_rtx":
+        check_groups(expected, package)
+        return
+    with pytest.raises(InputError, match=complaint):
+        check_groups(expected, package)
+    with pytest.raises(InputError, match=complaint):  # before any of its interface is asked
+        build(BuildRequest(**BUILD | {"package": name, "expected": expected}), package)
+
+
+BUILD: dict[str, Any] = {
+    "graph": "model.onnx",
+    "plan": "model.plan",
+    "capabilities": (),
+    "profiles": (),
+    "most_sequences": 1,
+    "timing_cache": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (("--format", "int4"), True),
+        (("--format", "int4", "--for", "sm86"), False),
+        (("--format", "int4-g64"), False),
+        (("--format", "fp16", "--head", "int4-g32"), True),
+    ],
+)
+def test_a_kit_whose_device_may_not_take_its_groups_says_so(
+    asked: tuple[str, ...], says: bool, wide_parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["compile", str(wide_parent), "--target", "tensorrt", "--kit", "--out", str(tmp_path / "kit.zip"), *asked]
+    assert main(words) == 0
+    assert ("int4 in groups of 32 is built by TensorRT-RTX" in capsys.readouterr().err) == says
 
 
 @pytest.mark.parametrize("option", ["head", "embedding"])

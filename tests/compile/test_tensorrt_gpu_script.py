@@ -47,7 +47,7 @@ def test_without_a_gpu_the_script_says_what_to_do(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("format_name", "plan_name"), [("fp16", "SMALL"), ("int4", "SMALL"), ("fp16", "_PROBE")])
+@pytest.mark.parametrize(("format_name", "plan_name"), [("fp16", "SMALL"), ("int4-g64", "SMALL"), ("fp16", "_PROBE")])
 def test_logits_are_held_against_torch_and_engines_raced(
     script: Any, format_name: str, plan_name: str, tmp_path: Path
 ) -> None:
@@ -92,7 +92,7 @@ def test_a_process_that_dies_is_told_with_how_far_it_came(script: Any) -> None:
 
 
 def test_formats_are_tried_where_the_tiny_plan_runs_only(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for why, formats in ((None, ["fp16", "fp16", "int4"]), ("it aborts", ["fp16"])):
+    for why, formats in ((None, ["fp16", "fp16", "int4-g64"]), ("it aborts", ["fp16"])):
         tried: list[Any] = []
 
         def try_case(case: Any, tried: list[Any] = tried, why: str | None = why) -> dict[str, Any]:
