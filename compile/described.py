@@ -58,6 +58,14 @@ def read_description(folder: Path, target: str) -> Any:
     return data
 
 
+def is_kit_file(path: Path) -> bool:
+    """Whether a file is a kit that is still packed."""
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return _KIT_FILE in archive.namelist()
+
+
 def _described(folder: Path) -> dict[str, Any]:
     path = folder / ENGINE_FILE
     if not path.exists():
@@ -79,11 +87,7 @@ def _refuse_what_others_run(folder: Path) -> None:
     """Says what a folder is that holds no engine, where that can be told."""
     ours = "for this command compile the checkpoint with --target onnxruntime."
     files = sorted(folder.glob("*.gguf"))
-    is_kit = (folder / _KIT_FILE).exists()
-    if folder.is_file() and zipfile.is_zipfile(folder):
-        with zipfile.ZipFile(folder) as archive:
-            is_kit = _KIT_FILE in archive.namelist()
-    if is_kit:
+    if (folder / _KIT_FILE).exists() or is_kit_file(folder):
         unpack = f"python3 -m zipfile -e {folder} kit && " if folder.is_file() else ""
         build = f"{unpack}python3 {'kit' if unpack else folder}/build.py --out engine"
         got, remedy = "a kit", f"Build it first, on the device that is to run it: {build}"

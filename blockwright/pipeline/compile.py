@@ -6,10 +6,11 @@ from pathlib import Path
 from blockwright.compile.engine import Engine, EngineOrder, SessionSettings, build_engine, read_whole_engine
 from blockwright.compile.export import FORMATS, Export, ExportOrder, Target, read_export, write_export
 from blockwright.compile.flavour import FlavourName, check_writable
+from blockwright.compile.replaced import check_may_be_replaced
 from blockwright.errors import InputError
 from blockwright.files import digest_of, new_folder
 from blockwright.hw_profiles.device import this_device
-from blockwright.pipeline.console import progress
+from blockwright.pipeline.console import progress, say
 from blockwright.pipeline.inputs import Checkpoint, open_checkpoint
 from blockwright.pipeline.realise import checkpoint_spec
 from blockwright.pipeline.recipe import check_formats
@@ -52,8 +53,8 @@ def compile_checkpoint(
         plan: says how each layer is stored, where the order names no format.
 
     Raises:
-        InputError: the checkpoint is broken, the context longer than its own, the plan is not of its blocks, or the
-            flavour lacks an operator for them.
+        InputError: the checkpoint is broken, the context longer than its own, the plan is not of its blocks, the
+            flavour lacks an operator for them, or the folder holds what is not to be replaced.
     """
     source = open_checkpoint(checkpoint)
     model = _stored(source, order, plan)
@@ -67,7 +68,9 @@ def compile_checkpoint(
         inputs |= {"device": this_device().digest, "software": digest_of(engine_software())}
     stage = Stage(name=f"compile-{output.name}", output=output, inputs=inputs, home=home, reads=whole(source.folder))
     if (before := stage.reuse(lambda: read_whole_engine(output))) is not None:
+        say(f"{stage.name:<9} unchanged  {output}")
         return before
+    check_may_be_replaced(output, "onnxruntime")
     built = EngineOrder(
         model=model,
         weights_format=None if order.format is None or order.head else parse_format(order.format),
@@ -106,8 +109,8 @@ def export_checkpoint(
         num_positions: the longest text, for targets whose files say it; None for the checkpoint's own context.
 
     Raises:
-        InputError: the checkpoint is broken, the context longer than its own, the target cannot load it, or the plan is
-            not of its blocks.
+        InputError: the checkpoint is broken, the context longer than its own, the target cannot load it, the plan is
+            not of its blocks, or the folder holds what is not to be replaced.
     """
     source = open_checkpoint(checkpoint)
     if plan is None:
@@ -132,7 +135,9 @@ def export_checkpoint(
         reads=whole(source.folder),
     )
     if (before := stage.reuse(lambda: read_export(output))) is not None:
+        say(f"{stage.name:<9} unchanged  {output}")
         return before
+    check_may_be_replaced(output, target)
     with running(stage), progress(f"compile {output.name}", 1) as advance:
         export = write_export(order, source.folder, output)
         advance()

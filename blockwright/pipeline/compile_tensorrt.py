@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blockwright.compile.tensorrt_checks import check_groups, expected_of, groups_of_rtx
+from blockwright.compile.replaced import check_is_kit_or_new, check_may_be_replaced
 from blockwright.compile.tensorrt_engine import (
     TensorRtEngine,
     TensorRtOrder,
@@ -71,7 +72,7 @@ def compile_for_tensorrt(
 
     Raises:
         InputError: the checkpoint is broken, the plan is not of its blocks, no TensorRT is installed that builds for
-            what was asked, or it refuses the network.
+            what was asked, it refuses the network, or the folder holds what is not to be replaced.
     """
     source, stored, num_positions = _stored(checkpoint, order, plan)
     gpu = gpu_capability()
@@ -92,6 +93,7 @@ def compile_for_tensorrt(
     )
     if (before := stage.reuse(lambda: read_tensorrt_engine(output, is_whole=True))) is not None:
         return before, False
+    check_may_be_replaced(output, "tensorrt")
     built = TensorRtOrder(
         stored=stored,
         num_positions=num_positions,
@@ -124,6 +126,7 @@ def pack_tensorrt_kit(checkpoint: str, order: TensorRtCompileOrder, output: Path
             TensorRT-RTX does not build for what was asked.
     """
     check_is_no_folder(output)
+    check_is_kit_or_new(output)
     if output.suffix != ".zip":
         raise InputError("--out", got=str(output), expected="a file that ends in .zip", remedy="Write: --out kit.zip")
     source, stored, num_positions = _stored(checkpoint, order, plan)
