@@ -19,7 +19,7 @@ from blockwright.compile.engine import Engine, StoredFile, check_digests, read_e
 from blockwright.compile.user_cache import cache_folder, remove_oldest
 
 SMALL_BYTES = 16_000_000
-"""Up to here a file is read each time, in some 10 ms, and leaves no mark."""
+"""Up to here a file is read each time and leaves no mark: 22 to 38 ms, with both cores busy."""
 _SETTLED_S = 2.0
 """Times of files have a grain, of 2 s on FAT: what was written more recently may be written again and show no other."""
 _MOST_MARKS = 256
