@@ -6,10 +6,13 @@ into its MatMulNBits kernel, and TensorRT takes as it is.
 Shapes: K inputs, N outputs, G groups of `group_size` inputs, the last one possibly shorter.
 """
 
+import ml_dtypes
 import numpy as np
 
-from blockwright.spec import FP16, Format
+from blockwright.spec import Format
 
+NUMBERS = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+"""Formats of plain numbers."""
 BITS = {"int4": 4, "int8": 8}
 _SHRINKS = np.linspace(1.0, 0.8, 9)
 """Scales tried, as shares of the one that just covers the group; the one with the least squared error is kept."""
@@ -88,7 +91,7 @@ def dequantise_blocks(codes_KN: np.ndarray, scales_GN: np.ndarray, group_size: i
 def rounded(weight_KN: np.ndarray, weights: Format) -> np.ndarray:
     """The matrix as it comes back after being stored in a format."""
     if weights.group_size is None:
-        return weight_KN.astype(np.float16 if weights == FP16 else np.float32).astype(np.float32)
+        return weight_KN.astype(NUMBERS[weights.name]).astype(np.float32)
     codes_KN, scales_GN = quantise_blocks(weight_KN, weights)
     return dequantise_blocks(codes_KN, scales_GN, weights.group_size)
 

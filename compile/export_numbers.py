@@ -18,7 +18,7 @@ def as_type(name: str, value: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
             f"weights: {name}",
             got=f"{np.abs(value).max():g}",
             expected=f"at most the largest number of {np.dtype(dtype).name}",
-            remedy="Compile with --format fp32, or bf16 where the target takes it.",
+            remedy="Take --format fp32, or bf16 where the target takes it.",
         )
     return cast
 

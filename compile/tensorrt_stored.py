@@ -54,6 +54,21 @@ class Stored:
         return ("int4",) * self._has_int4 + ("bf16",) * (self.activations == "bfloat16")
 
 
+def check_choices(formats: Sequence[Format]) -> None:
+    """Refuses formats that layers of one network cannot be chosen among.
+
+    Raises:
+        InputError: fp16 and bf16 are both there.
+    """
+    if {FP16, BF16} <= set(formats):
+        raise InputError(
+            "--format",
+            got="fp16 and bf16",
+            expected="one of them, with int4 beside it or without: a TensorRT network computes in one of them",
+            remedy="Search twice, once with each, and compare the plans.",
+        )
+
+
 def stored_for_tensorrt(
     model: Model, weights: Format | None, head: Format | None = None, embedding: Format | None = None
 ) -> Stored:

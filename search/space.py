@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from blockwright.errors import InputError
-from blockwright.servable import BUILDABLE
+from blockwright.servable import SCORABLE
 from blockwright.spec import (
     FFN,
     Attention,
@@ -265,9 +265,9 @@ def _check(settings: SpaceSettings | LayerSpace, prefix: str) -> None:
 
 
 def _check_format(field: str, text: str) -> None:
-    expected = f"a format that an engine can be built in: {format_words(BUILDABLE)}"
+    expected = f"a format that an engine can be built in: {format_words(SCORABLE)}"
     try:
-        is_buildable = parse_format(text).name in BUILDABLE
+        is_buildable = parse_format(text).name in SCORABLE
     except InputError:
         is_buildable = False
     if not is_buildable:

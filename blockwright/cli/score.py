@@ -15,6 +15,10 @@ Examples:
   blockwright score library --text texts/ --metric kl --metric lm_loss --task items.jsonl
   blockwright score library --text texts/ --metric my_metric.py:wrong_digits
   blockwright score library --text texts/ --format fp32 --format int4
+  blockwright score library --text texts/ --format fp16 --format int4     # what TensorRT's layers may be stored in
+
+Weights are rounded as engines store them; what is computed with them is in fp32, so what an engine loses by computing
+in fp16 or bf16, as TensorRT's do, is in no score.
 
 With budgets it is a race: all candidates are scored on an eighth of the tokens, and more are spent only on those that
 the plan within these budgets still hangs on:
@@ -55,7 +59,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--format",
         action="append",
         default=None,
-        help="score every candidate with weights stored so: fp32, int8, int4, int4-g128; repeatable (default: fp32)",
+        help="score every candidate with weights stored so: fp32, fp16, bf16, int8, int4, int4-g128; repeatable "
+        "(default: fp32)",
     )
     race = parser.add_argument_group("race", "Spend tokens on what the plan within these budgets hangs on only.")
     race.add_argument("--profile", action="append", default=[], metavar="[NAME=]PROFILE", help="as for search")
@@ -75,11 +80,12 @@ def run(arguments: argparse.Namespace) -> None:
     from blockwright.pipeline.score import ScoreOrder, score_library
     from blockwright.pipeline.search import SearchOrder, read_devices
     from blockwright.pipeline.tables import print_scores
+    from blockwright.servable import SCORABLE
 
     tokens = read_tokens(arguments)
     metrics, formats = tuple(arguments.metric or ["kl"]), tuple(arguments.format or ["fp32"])
     check_distinct("--metric", metrics)
-    check_formats("--format", formats)
+    check_formats("--format", formats, SCORABLE)
     order = ScoreOrder(
         text=arguments.text,
         window_tokens=arguments.window,

@@ -101,7 +101,7 @@ def _add_more_answers(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
-    from blockwright.compile.tensorrt_stored import FORMATS
+    from blockwright.compile.tensorrt_stored import FORMATS, check_choices
     from blockwright.pipeline.recipe import check_above_zero, check_at_least, check_formats
     from blockwright.pipeline.search import SearchOrder, search_plan
     from blockwright.pipeline.tables import print_plan
@@ -112,6 +112,8 @@ def run(arguments: argparse.Namespace) -> None:
     is_tensorrt = arguments.backend == "tensorrt"
     formats = arguments.format or ["fp16" if is_tensorrt else "fp32"]
     check_formats("--format", formats, tuple(dict.fromkeys([*FORMATS, *BUILDABLE])) if is_tensorrt else BUILDABLE)
+    if is_tensorrt:
+        check_choices([parse_format(text) for text in formats])
     check_above_zero("--time-limit", arguments.time_limit)
     check_finite(arguments, ("tolerance", "most_score"))
     for field, least in (("frontier", 0), ("pool", 1), ("differ", 1), ("tolerance", 0), ("trials", 0)):

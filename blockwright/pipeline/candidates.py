@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from blockwright.compile.blocked import rounded
+from blockwright.compile.blocked import NUMBERS, rounded
+from blockwright.compile.export_numbers import as_type
 from blockwright.library import Library
 from blockwright.model.child import layer_with, part_weights
 from blockwright.search.offered import in_formats
@@ -63,18 +64,35 @@ def candidate_layers(
         elif is_own(trained, library.parent):
             weights = part_weights(model.model.layers[candidate.layer], candidate.part)
         if not isinstance(candidate.variant, NoOp):
-            weights = stored(weights, candidate.variant.weights)
+            weights = stored(weights, candidate.variant.weights, candidate.name)
         layers[candidate] = layer_with(model, library.parent, candidate, weights)
     return layers
 
 
-def stored(weights: dict[str, Tensor], weights_format: Format) -> dict[str, Tensor]:
-    """Weights as they come back after an engine has stored them: matrices are rounded, norms and biases are not."""
-    if weights_format.group_size is None:
+def stored(weights: dict[str, Tensor], weights_format: Format, whose: str) -> dict[str, Tensor]:
+    """Weights as they come back after an engine has stored them: matrices are rounded, norms and biases are not.
+
+    What is computed with them is not rounded: engines that compute in fp16 or bf16 lose a little more.
+
+    Args:
+        weights: by name.
+        weights_format: of matrices.
+        whose: the candidate's name, for the error.
+
+    Raises:
+        InputError: a weight is too large for the format.
+    """
+    if weights_format == FP32:
         return weights
-    return {name: _rounded(tensor, weights_format) if tensor.ndim == 2 else tensor for name, tensor in weights.items()}
+    return {
+        name: _rounded(f"{whose} {name}", tensor, weights_format) if tensor.ndim == 2 else tensor
+        for name, tensor in weights.items()
+    }
 
 
-def _rounded(weight_NK: Tensor, weights_format: Format) -> Tensor:
+def _rounded(name: str, weight_NK: Tensor, weights_format: Format) -> Tensor:
+    numbers_NK = weight_NK.float().numpy()
+    if weights_format.group_size is None:
+        return torch.from_numpy(as_type(name, numbers_NK, NUMBERS[weights_format.name]).astype(np.float32))
     # An engine's groups run along the inputs, torch's second dimension.
-    return torch.from_numpy(np.ascontiguousarray(rounded(weight_NK.float().numpy().T, weights_format).T))
+    return torch.from_numpy(np.ascontiguousarray(rounded(numbers_NK.T, weights_format).T))

@@ -17,6 +17,7 @@ from blockwright.pipeline.stage import Stage, check_is_no_folder, running, whole
 from blockwright.search.metrics import TextMetrics, load_function
 from blockwright.search.scores import ScoreTable, read_scores, write_scores
 from blockwright.search.task import Question, read_questions
+from blockwright.servable import SCORABLE
 from blockwright.spec import parse_format
 from blockwright.strict import to_data
 from blockwright.train.sources import local_paths
@@ -120,7 +121,7 @@ def read_yardsticks(order: ScoreOrder, parent: Parent) -> Yardsticks:
     Raises:
         InputError: names the metric, or the file and line of the item, that has to be mended.
     """
-    check_formats("score.formats", order.formats)
+    check_formats("score.formats", order.formats, SCORABLE)
     functions = tuple(load_function(metric) for metric in order.metrics if metric not in _BUILT_IN)
     for name, _ in functions:
         if name in (*_BUILT_IN, TASK):

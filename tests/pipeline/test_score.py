@@ -255,7 +255,7 @@ def test_a_candidate_whose_score_is_no_number_is_named(
         ({"metrics": ("kl", "kl")}, "score.metrics"),
         ({"metrics": ()}, "score.metrics"),
         ({"formats": ("int4", "int4-g32")}, "score.formats"),
-        ({"formats": ("bf16",)}, "score.formats"),
+        ({"formats": ("int3",)}, "score.formats"),
         ({"task": "nowhere.jsonl"}, "nowhere.jsonl"),
     ],
 )
@@ -289,7 +289,7 @@ def test_the_command_line_scores_by_what_it_is_told(
     assert read_scores(out).metrics == ("kl", "lm_loss", "task")
 
 
-@pytest.mark.parametrize("flags", [["--format", "bf16"], ["--metric", "kl", "--metric", "kl"]])
+@pytest.mark.parametrize("flags", [["--format", "int3"], ["--metric", "kl", "--metric", "kl"]])
 def test_the_command_line_names_the_flag_that_it_refuses(
     flags: list[str], library: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -137,7 +137,7 @@ overrides:
         ("windows: [-1]", "windows[0]", "-1"),
         ("overrides: [{layers: '2,3', ffn_widths: [200]}]", "overrides[0].ffn_widths[0]", "200 for layer 2"),
         ("formats: [int5]", "formats[0]", "'int5'"),
-        ("formats: [bf16]", "formats[0]", "'bf16'"),
+        ("formats: [tf32]", "formats[0]", "'tf32'"),
         ("has_linear: 1", "has_linear", "1"),
     ],
 )
