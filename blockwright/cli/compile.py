@@ -163,7 +163,12 @@ def _build(arguments: argparse.Namespace, weights: str | None, plan: "Plan | Non
 
 
 def _build_for_tensorrt(arguments: argparse.Namespace, weights: str | None, plan: "Plan | None") -> None:
-    from blockwright.pipeline.compile_tensorrt import TensorRtCompileOrder, compile_for_tensorrt, pack_tensorrt_kit
+    from blockwright.pipeline.compile_tensorrt import (
+        TensorRtCompileOrder,
+        beyond_promises,
+        compile_for_tensorrt,
+        pack_tensorrt_kit,
+    )
     from blockwright.pipeline.recipe import check_at_least
 
     if arguments.context is not None:
@@ -196,6 +201,8 @@ def _build_for_tensorrt(arguments: argparse.Namespace, weights: str | None, plan
     assert engine.build_s is not None, "built here"
     how = f"built by {engine.package} {engine.package_version} in {engine.build_s:.1f} s"
     print(f"{how if is_new else f'unchanged, {how} before'}; opens in this version only")
+    for line in beyond_promises(plan, engine) if plan is not None else ():
+        print(f"note: {line}")
     print(f"next, on such a GPU, blockwright generate {arguments.out} --prompt …")
 
 

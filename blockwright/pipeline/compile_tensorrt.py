@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from blockwright.compile.tensorrt_checks import check_groups, expected_of, groups_of_rtx
 from blockwright.compile.replaced import check_is_kit_or_new, check_may_be_replaced
+from blockwright.compile.slots import slots_for
+from blockwright.compile.tensorrt_checks import check_groups, expected_of, groups_of_rtx
 from blockwright.compile.tensorrt_engine import (
     TensorRtEngine,
     TensorRtOrder,
@@ -22,6 +23,7 @@ from blockwright.compile.tensorrt_target import (
     gpu_capability,
     is_of_rtx,
 )
+from blockwright.cost import Load
 from blockwright.errors import InputError
 from blockwright.files import digest_of
 from blockwright.hw_profiles.folder import read_profile
@@ -29,6 +31,7 @@ from blockwright.pipeline.compile import check_context, check_is_of
 from blockwright.pipeline.console import progress, say
 from blockwright.pipeline.inputs import Checkpoint, open_checkpoint
 from blockwright.pipeline.stage import Stage, check_is_no_folder, check_spares, running, whole
+from blockwright.profiler.counted import tensorrt_cache_bytes
 from blockwright.search.plan import Plan
 from blockwright.spec import Format, FormatName, parse_format
 from blockwright.strict import to_data
@@ -147,6 +150,26 @@ def pack_tensorrt_kit(checkpoint: str, order: TensorRtCompileOrder, output: Path
         size = write_tensorrt_kit(kit, source.folder, output)
         advance()
     return size
+
+
+def beyond_promises(plan: Plan, engine: TensorRtEngine) -> list[str]:
+    """What an engine takes more than its plan promises, because it was compiled for longer texts than a load's.
+
+    Promises are of an engine for just the load (`profiler/counted.py`): a longer one's caches are longer from the first
+    token on. A line for each load of a plan for TensorRT; none where they are as long.
+    """
+    if plan.backend != engine.target:
+        return []
+    lines = list[str]()
+    for name, load in plan.loads.items():
+        if slots_for(load.total_tokens) < engine.slots:
+            longer = Load(batch=load.batch, prompt_tokens=engine.slots - 1, new_tokens=1)
+            more = tensorrt_cache_bytes(engine.model, longer) - tensorrt_cache_bytes(engine.model, load)
+            lines.append(
+                f"{name} was promised of an engine for --context {load.total_tokens}; this one, for "
+                f"{engine.num_positions} tokens, takes {more / 1e6:.2f} MB more, and its steps may take longer"
+            )
+    return lines
 
 
 def capabilities_of(place: str, is_for_kit: bool) -> tuple[str, ...] | None:
