@@ -37,7 +37,15 @@ from blockwright.strict import to_data
 
 KIT_FILE, BUILDER_FILE, SCRIPT_FILE = "kit.json", "build.py", "build.sh"
 _MODULES = ("__init__", "errors", "files", "strict", "spec", "count")
-_COMPILE_MODULES = ("__init__", "older_python", "tensorrt_build", "tensorrt_checks", "tensorrt_package")
+_COMPILE_MODULES = (
+    "__init__",
+    "described",
+    "older_python",
+    "replaced",
+    "tensorrt_build",
+    "tensorrt_checks",
+    "tensorrt_package",
+)
 """What the builder imports; a test holds this against what it really does."""
 
 _FIRST_OF_ALL = "\nfrom blockwright.compile import older_python as older_python\n"

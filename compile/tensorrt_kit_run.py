@@ -31,6 +31,7 @@ if (HERE / "kit.json").exists():
     sys.path.insert(0, str(HERE))
 
 try:
+    from blockwright.compile.replaced import check_may_be_replaced
     from blockwright.compile.tensorrt_build import BuildRequest, TokenRange, build_apart
     from blockwright.compile.tensorrt_checks import Expected, check_plan_size
     from blockwright.compile.tensorrt_package import Package, PackageName, find_package
@@ -84,16 +85,18 @@ def build_kit(kit: Path, output: Path, plan: Path | None = None, version: str | 
 
     Args:
         kit: the unpacked kit.
-        output: the engine's folder, a new one or an earlier engine's.
+        output: the engine's folder, a new one or an earlier engine's for TensorRT.
         plan: made by trtexec; None to build one.
         version: of the TensorRT that made it.
 
     Raises:
-        InputError: the kit is incomplete or damaged, there is no GPU or no TensorRT, or it refuses the network.
+        InputError: the kit is incomplete or damaged, the folder is another's, there is no GPU or no TensorRT, or it
+            refuses the network.
     """
     told, known = _read(kit)
     if output.exists() and any(output.iterdir()) and not (output / ENGINE_FILE).exists():
         raise InputError("--out", got=f"{output}, with other things in it", expected="a new folder", remedy="Name one.")
+    check_may_be_replaced(output, "tensorrt")
     with new_folder(output) as folder:
         for name in (*known["files"], "tokenizer.json"):
             shutil.copyfile(kit / name, folder / name)

@@ -195,6 +195,11 @@ def test_a_folder_with_other_things_is_not_replaced(kit: Path, tmp_path: Path) -
     done = _run(kit, "--out", str(tmp_path))
     assert done.returncode == 2 and "with other things in it" in done.stderr
     assert (tmp_path / "mine").read_text() == "mine"
+    for target, said in (("onnxruntime", "compiled for onnxruntime"), ("tensorrt", "not written by compile")):
+        (tmp_path / "engine.json").write_text(json.dumps({"schema_version": 1, "target": target}))
+        done = _run(kit, "--out", str(tmp_path))
+        assert done.returncode == 2 and said in done.stderr
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_a_plan_of_trtexec_is_taken_in_with_its_version(
