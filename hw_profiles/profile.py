@@ -91,7 +91,7 @@ class WholeRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryRow:
-    """Memory of a whole model in a process of its own, beyond what the empty runtime takes."""
+    """Memory of a whole model, beyond what the empty runtime takes: of a process of its own, or of an accelerator."""
 
     backend: Backend
     format: str

@@ -113,9 +113,7 @@ class CudaDevice:
         time.sleep(seconds)
 
     def release(self) -> None:
-        gc.collect()  # models refer to themselves
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
+        _release_cuda()
 
     def peak_bytes(self) -> tuple[int, int] | None:
         torch.cuda.synchronize()
@@ -124,13 +122,24 @@ class CudaDevice:
         return peaks
 
     def taken(self) -> Taken | None:
-        self.release()
-        free, everything = torch.cuda.mem_get_info()
-        return Taken(
-            used_bytes=everything - free,
-            reserved_bytes=torch.cuda.memory_reserved(),
-            given_out_bytes=torch.cuda.memory_allocated(),
-        )
+        return cuda_taken()
+
+
+def cuda_taken() -> Taken:
+    """What is taken of the GPU at hand, once all is given back that nothing uses."""
+    _release_cuda()
+    free, everything = torch.cuda.mem_get_info()
+    return Taken(
+        used_bytes=everything - free,
+        reserved_bytes=torch.cuda.memory_reserved(),
+        given_out_bytes=torch.cuda.memory_allocated(),
+    )
+
+
+def _release_cuda() -> None:
+    gc.collect()  # models refer to themselves
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
 
 
 class CpuDevice:

@@ -1,8 +1,9 @@
 """Measures two TensorRT engines in turn, on the GPU at hand. Apart from `measure`, for it loads no ONNX Runtime.
 
 Times are those of texts as they are written (`profiler.written`). Memory is what the GPU has less of once an engine is
-open and has written one: its plan, its workspaces, its caches and what was recorded, the driver's own beginning aside.
-Nothing of this was run on a GPU yet.
+open and has written one: its plan, its workspaces, its caches and what was recorded, as profiles weigh whole children.
+What is there before any engine is aside: the driver's own beginning, and what libraries load once and keep. Nothing of
+this was run on a GPU yet.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from blockwright.errors import InputError
 from blockwright.hw_profiles.gpu import nvidia_gpus
 from blockwright.measured import MeasuredCost
 from blockwright.pipeline.promises import check_is_of_device, check_is_of_engine
+from blockwright.profiler.gpu_device import cuda_taken
 from blockwright.profiler.written import time_written, write_once
 from blockwright.search.plan import Plan
 
@@ -48,6 +50,7 @@ def measure_tensorrt_costs(
         for engine in engines:
             check_gpu(engine, gpu_capability())
         used_bytes = _taken_of_gpu
+    write_once(open_engine(pair[0]), next(iter(loads.values())))  # and drop it: libraries have loaded what they keep
     costs: list[MeasuredCost] = []
     for name, load in loads.items():
         opened, memory = _opened(pair, load, open_engine, used_bytes)
@@ -117,7 +120,4 @@ def gpu_name() -> str | None:
 
 def _taken_of_gpu() -> int:
     torch.zeros(1, device="cuda")  # the driver's own beginning is no engine's
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info()
-    return total - free
+    return cuda_taken().used_bytes

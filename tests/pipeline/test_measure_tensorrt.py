@@ -38,14 +38,18 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 
 
 class _Memory:
-    """Of a device on which an engine takes 1000 bytes, or 400, and its caches 100, as long as they are there."""
+    """Of a device on which an engine takes 1000 bytes, or 400, and its caches 100, as long as they are there.
+
+    What opens the first one takes 70 bytes, which it keeps.
+    """
 
     def __init__(self) -> None:
         self.living: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-        self.most = 0
+        self.most, self.kept = 0, 0
 
     def open(self, folder: Path) -> TensorRtDecoder:
         decoder = open_on_cpu({"parent": PARENT, "child": CHILD}[folder.name], SLOTS)[0]
+        self.kept = 70
         self.living[decoder] = 1000 if folder.name == "parent" else 400
         start = TensorRtDecoder.start
 
@@ -62,7 +66,7 @@ class _Memory:
 
     def used_bytes(self) -> int:
         self.most = max(self.most, len(self.living))
-        return sum(self.living.values())
+        return self.kept + sum(self.living.values())
 
 
 def test_every_quantity_is_measured_of_both_at_every_load(pair: tuple[Path, Path]) -> None:

@@ -165,9 +165,10 @@ def _size(tensor: onnx.TensorProto) -> int:
 
 
 def test_fp16_and_bf16_are_no_choices_of_one_network(
-    scores: Path, profile: Path, capsys: pytest.CaptureFixture[str]
+    scores: Path, profile: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["--scores", str(scores), "--profile", str(profile), "--budget", "memory@chat <= 2GB"]
+    common += ["--out", str(tmp_path / "plan.json")]
     assert main(["search", *common, *WORDS, "--format", "fp16", "--format", "bf16"]) == BAD_INPUT
     told = " ".join(capsys.readouterr().err.split())
     assert "fp16 and bf16" in told and "Search twice" in told
@@ -185,13 +186,14 @@ def without_memory(profile: Path, tmp_path: Path) -> Path:
 def test_a_profile_without_memory_says_what_to_do(
     without_memory: Path, scores: Path, plan: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    out = tmp_path / "plan.json"
     common = ["--scores", str(scores), "--profile", str(without_memory), *WORDS, *BOTH, "--frontier", "0"]
+    common += ["--out", str(out)]
     assert main(["search", *common, "--budget", "memory@chat <= 2GB"]) == BAD_INPUT
     told = " ".join(capsys.readouterr().err.split())
     assert "no measurement of fp16, int4-g32 on tensorrt at batch 1, 16+16 tokens" in told
     assert "blockwright profile --device cuda --backend tensorrt --load" in told
-    out = tmp_path / "plan.json"
-    assert main(["search", *common, "--budget", "time_per_token@chat <= 90%", "--out", str(out)]) == 0
+    assert main(["search", *common, "--budget", "time_per_token@chat <= 90%"]) == 0
     assert "memory" not in {promise.quantity for promise in read_plan(out).promises}
     capsys.readouterr()
     assert main(["predict", str(plan), "--profile", str(without_memory), "--json"]) == 0
