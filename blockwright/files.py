@@ -3,101 +3,59 @@
 import contextlib
 import hashlib
 import json
-import os
-import re
 import shutil
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from blockwright.errors import InputError
-
-if sys.platform != "win32":
-    import fcntl
+from blockwright.unfinished import marked, remove_unfinished, temporary_beside
 
 SUMS = "SHA256SUMS"
 """The file of a folder's digests."""
-_UNFINISHED = ".unfinished"
-"""Ends the name of a file beside a folder that is being written; its lock is the system's, and ends with its writer."""
 
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path` to write to; renames it to `path` when all went well, else removes it."""
+    """Gives a temporary path beside `path` to write to; renames it to `path` when all went well, else removes it.
+
+    Removes what killed writers of the same file have left beside it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    remove_unfinished(path)
+    temporary = temporary_beside(path)
+    with marked(temporary):
+        try:
+            temporary.touch(mode=0o600, exist_ok=False)
+            yield temporary
+            temporary.chmod(0o644)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """As `new_file`, for a folder; what stood at `path` is replaced, and goes only when the new one stands there.
-
-    Removes what killed writers of the same folder have left beside it.
-    """
+    """As `new_file`, for a folder; what stood at `path` is replaced, and goes only when the new one stands there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_unfinished(path)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    with _marked(temporary):
+    remove_unfinished(path)
+    temporary = temporary_beside(path)
+    with marked(temporary):
         try:
+            temporary.mkdir(mode=0o700)
             yield temporary
             temporary.chmod(0o755)
             if path.exists():
-                aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+                aside = temporary_beside(path)
+                aside.mkdir(mode=0o700)
                 path.rename(aside / path.name)
                 temporary.rename(path)
-                with _marked(aside):  # and not before: until now it held the only one
+                with marked(aside):  # and not before: until now it held the only one
                     shutil.rmtree(aside, ignore_errors=True)
             else:
                 temporary.rename(path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _marked(folder: Path) -> Iterator[None]:
-    """Marks a folder as unfinished, by a file beside it and its lock, which ends with this process."""
-    mark = folder.with_name(folder.name + _UNFINISHED)
-    early = mark.with_name(f"{mark.name}.early")
-    with early.open("w") as stream:
-        if _lock(stream):
-            early.rename(mark)  # locked before it has its name: others would take it for a dead writer's
-        else:
-            early.unlink()
-        try:
-            yield
-        finally:
-            mark.unlink(missing_ok=True)
-
-
-def _remove_unfinished(path: Path) -> None:
-    """Removes the folders beside `path` whose writers were killed; others may be alive, or a user's, and stay."""
-    name = re.compile(re.escape(f".{path.name}.") + "[a-z0-9_]{8}" + re.escape(_UNFINISHED))  # as tempfile makes them
-    for mark in [each for each in path.parent.iterdir() if name.fullmatch(each.name)]:
-        with contextlib.suppress(OSError), mark.open("r+") as stream:
-            if _lock(stream):
-                shutil.rmtree(mark.with_name(mark.name.removesuffix(_UNFINISHED)), ignore_errors=True)
-                mark.unlink()
-
-
-def _lock(stream: IO[str]) -> bool:
-    """Takes a file's lock until it is closed; False where another process has it, or the system grants none."""
-    if sys.platform == "win32":
-        return False
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def write_json(path: Path, data: Any) -> None:

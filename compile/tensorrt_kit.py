@@ -36,7 +36,7 @@ from blockwright.spec import format_of_model
 from blockwright.strict import to_data
 
 KIT_FILE, BUILDER_FILE, SCRIPT_FILE = "kit.json", "build.py", "build.sh"
-_MODULES = ("__init__", "errors", "files", "strict", "spec", "count")
+_MODULES = ("__init__", "errors", "files", "unfinished", "strict", "spec", "count")
 _COMPILE_MODULES = (
     "__init__",
     "described",

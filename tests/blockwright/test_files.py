@@ -1,9 +1,6 @@
 """Files appear whole or not at all, and digests notice every change."""
 
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -101,44 +98,3 @@ def test_the_digest_of_files_changes_with_contents_names_and_places(tmp_path: Pa
     ]
     assert len({digest(tree) for tree in trees}) == len(trees)
     assert digest(trees[0]) == digest(trees[0])
-
-
-def test_what_a_killed_writer_left_goes_with_the_next_folder(tmp_path: Path) -> None:
-    path = tmp_path / "folder"
-    program = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom blockwright.files import new_folder\n"
-        "with new_folder(Path(sys.argv[1])) as temporary:\n"
-        "    (temporary / 'half').touch()\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    for _ in range(2):
-        assert subprocess.run([sys.executable, "-c", program, path], check=False).returncode == -signal.SIGKILL
-        assert len(list(tmp_path.glob("*/half"))) == 1, "its own, and not the one before"
-    with new_folder(path) as temporary:
-        (temporary / "new").touch()
-    assert (os.listdir(tmp_path), os.listdir(path)) == (["folder"], ["new"])
-
-
-def test_a_folder_that_another_is_writing_stays(tmp_path: Path) -> None:
-    path = tmp_path / "folder"
-    with new_folder(path) as first:
-        with new_folder(path) as second:
-            (second / "second").touch()
-        (first / "first").touch()
-    assert os.listdir(path) == ["first"]
-    assert os.listdir(tmp_path) == ["folder"]
-
-
-def test_folders_that_merely_look_like_a_writers_stay(tmp_path: Path) -> None:
-    path = tmp_path / "a.b"
-    names = (".a.b.settings", ".a.b.backup_1", ".a.b.20261122x", ".acb.kq3x_t0z", "a.b.x")
-    others = [tmp_path / name for name in names]
-    for other in others:
-        other.mkdir(mode=0o700)
-        (other / "mine").touch()
-    for other in others[2:]:
-        other.with_name(f"{other.name}.unfinished").touch()
-    (tmp_path / ".a.b.kq3x_t0z").symlink_to(others[4])
-    (tmp_path / ".a.b.kq3x_t0z.unfinished").touch()
-    with new_folder(path):
-        pass
-    assert all((other / "mine").exists() for other in others)
