@@ -86,6 +86,9 @@ class Drawer:
 
     def draw(self, logits_BV: torch.Tensor) -> None:
         """Draws the next token of every sequence into `ids_B`."""
+        if self._rule.temperature == 0 and self._is_seen_BV is None:
+            torch.argmax(logits_BV, dim=-1, out=self.ids_B)
+            return
         uniform_B = self._chances_NB.index_select(0, self._count_1)[0]
         if self._is_seen_BV is not None:
             logits_BV = penalised_on(logits_BV, self._is_seen_BV, self._rule)

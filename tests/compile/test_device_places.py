@@ -1,14 +1,18 @@
 """Places by torch against their twin of numpy, and against a cache that is written token by token."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from blockwright.compile.device_places import Places, caches_by_new, make_cache
 from blockwright.compile.places import places, reach_by_mask
+from blockwright.compile.sampling import Sampling
 from blockwright.compile.slots import PREFILL_CHUNK, Held, caches_of
+from blockwright.compile.torch_sampling import Drawer
 from blockwright.llama import llama
 from blockwright.spec import Attention, Block, Full, GatedFFN, NoOp, Reach, Window
 
@@ -48,6 +52,34 @@ def test_where_no_window_goes_round_places_are_those_of_numpy(num_tokens: int) -
     assert found.inputs.keys() - {"ids", "last"} == expected.keys() - {"last_slot", "total_length"}
     for name in found.inputs.keys() - {"ids", "last"}:
         np.testing.assert_array_equal(found.inputs[name].numpy(), expected[name](), err_msg=name)
+
+
+class _Kernels(TorchDispatchMode):
+    """Counts what a device would have to start: all but views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.num += not func.is_view and out.numel() > 0
+        return out
+
+
+@pytest.mark.parametrize(("num_layers", "most"), [(1, 3), (2, 6)], ids=["all are seen", "a window beside"])
+def test_a_step_of_one_token_starts_few_kernels(num_layers: int, most: int) -> None:
+    model = replace(MODEL, layers=MODEL.layers[:num_layers])
+    found = Places(model, (1, 1, 64), {"ids", "last", "positions", "write_index", "mask", "mask_window_3"}, CPU)
+    starts_B = torch.tensor([7])
+    with _Kernels() as kernels:
+        found.write(starts_B)
+    assert 0 < kernels.num <= most
+    logits_BV = torch.zeros(1, 20)
+    drawer = Drawer(Sampling(temperature=0), 8, logits_BV)
+    with _Kernels() as kernels:
+        drawer.draw(logits_BV)
+    assert kernels.num == 1
 
 
 def test_only_what_a_network_has_is_made() -> None:
