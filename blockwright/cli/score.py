@@ -32,6 +32,7 @@ from pathlib import Path
 
 from blockwright.cli.cluster import add_ray, scoring_by
 from blockwright.cli.flags import (
+    ALL_BACKENDS,
     add_out,
     add_rules,
     add_search_loads,
@@ -64,6 +65,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     race = parser.add_argument_group("race", "Spend tokens on what the plan within these budgets hangs on only.")
     race.add_argument("--profile", action="append", default=[], metavar="[NAME=]PROFILE", help="as for search")
+    race.add_argument(
+        "--backend", default="onnxruntime", choices=ALL_BACKENDS, help="as for search (default: onnxruntime)"
+    )
     race.add_argument("--budget", action="append", default=[], help="as for search; repeatable")
     add_search_loads(race)
     add_rules(parser)
@@ -103,7 +107,7 @@ def run(arguments: argparse.Namespace) -> None:
             loads=read_search_loads(arguments.load),
             budgets=tuple(arguments.budget),
             formats=formats,
-            backend="onnxruntime",
+            backend=arguments.backend,
             time_limit_s=60.0,
             frontier_points=0,
             metric=metrics[0].rpartition(":")[2],

@@ -63,6 +63,7 @@ FLAGS = {
         "-o",
     ],
     "score": [
+        "--backend",
         "--budget",
         "--contiguous",
         "--forbid",

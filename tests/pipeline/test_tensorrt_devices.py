@@ -127,6 +127,16 @@ def test_every_candidate_is_scored_in_both_formats_and_loses_less_in_fp16(scores
         assert lost["fp16"] < lost["int4-g32"] / 2
 
 
+def test_a_race_is_run_for_budgets_on_tensorrt(
+    library: Path, profile: Path, small_text: Path, budgets: dict[Quantity, float], tmp_path: Path
+) -> None:
+    small = ["--text", str(small_text), "--window", "32", "--tokens", "1024", "--out", str(tmp_path / "scores.parquet")]
+    race = ["--profile", str(profile), "--budget", f"memory@chat <= {budgets['memory']}B"]
+    assert main(["score", str(library), *small, *BOTH, *race, *WORDS]) == 0
+    table = read_scores(tmp_path / "scores.parquet")
+    assert table.effort is not None and table.effort.spent < table.effort.offered
+
+
 def test_the_plan_keeps_both_budgets_with_a_format_for_each_layer(
     plan: Path, profile: Path, budgets: dict[Quantity, float]
 ) -> None:
