@@ -188,7 +188,7 @@ FLAGS = {
     ],
     "evaluate": ["--against", "--batch", "--json", "--limit", "--out", "--task-dir", "--tasks", "-o"],
     "compile": [
-        *("--batch", "--context", "--flavour", "--for", "--form", "--format", "--head"),
+        *("--batch", "--context", "--embedding", "--flavour", "--for", "--form", "--format", "--head"),
         *("--kit", "--out", "--plan", "--profile", "--target", "--threads", "--tune", "-o"),
     ],
     "kernels": ["--dtype", "--for", "--heads", "--json", "--out", "-o"],
