@@ -59,10 +59,10 @@ def open_work(work: Path, order: Any) -> None:
     Raises:
         InputError: those are of something else.
     """
-    path, digest = work / "order.json", digest_of(order)
+    path = work / "order.json"
     if not path.exists():
-        write_json(path, {"digest": digest, "order": order})
-    elif read_json(path)["digest"] != digest:
+        write_json(path, {"order": order})
+    elif digest_of(_said(read_json(path)["order"])) != digest_of(_said(order)):
         raise InputError(
             str(work),
             got="what was measured of another order, on another device or with other versions",
@@ -140,6 +140,13 @@ def marks_of_steps(done: Sequence[Done]) -> tuple[str, ...]:
         for row, notes in rows
         if is_marked(notes) and not isinstance(row, MemoryRow)
     )
+
+
+def _said(order: Any) -> Any:
+    """Without what is None: an older version may not have had the field, and meant the same."""
+    if isinstance(order, dict):
+        return {key: _said(value) for key, value in order.items() if value is not None}
+    return [_said(each) for each in order] if isinstance(order, list | tuple) else order
 
 
 def _measure(step: Step, look_s: float | None, path: Path) -> str | None:

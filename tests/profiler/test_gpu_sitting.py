@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from blockwright.errors import InputError
+from blockwright.files import write_json
 from blockwright.hw_profiles.folder import read_profile
 from blockwright.hw_profiles.profile import OperatorRow
 from blockwright.profiler.gpu_sitting import (
@@ -130,6 +131,14 @@ def test_a_sitting_of_something_else_is_refused(tmp_path: Path) -> None:
     open_work(tmp_path, {"parent": "a"})
     with pytest.raises(InputError, match="another order"):
         open_work(tmp_path, {"parent": "b"})
+
+
+def test_a_field_that_an_older_version_did_not_have_is_no_other_order(tmp_path: Path) -> None:
+    write_json(tmp_path / "order.json", {"digest": "of it", "order": {"parent": {"a": 1, "layers": [{"b": None}]}}})
+    open_work(tmp_path, {"parent": {"a": 1, "layers": ({"b": None, "c": None},), "head_weights": None}})
+    for other in ({"a": 1, "layers": [{"b": 0}]}, {"a": 1, "layers": []}, {"a": 1, "layers": [{}], "c": 0}):
+        with pytest.raises(InputError, match="another order"):
+            open_work(tmp_path, {"parent": other})
 
 
 @pytest.mark.slow
