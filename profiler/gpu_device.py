@@ -2,7 +2,8 @@
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +16,12 @@ from blockwright.profiler.gpu_clock import Sample
 _CALLS_BEFORE_CAPTURE = 3
 """Libraries choose their kernels and take their workspaces before a graph is captured."""
 _SMALL_CACHE_BYTES = 2**20
+_CYCLES_PER_S = 2e9
+"""Of an SM's clock, about."""
+_MOST_ASKING_S = 0.3
+"""The driver answers sooner, or is not waited for with the GPU at work."""
+_LONG_S = 5e-3
+"""Beside this a launch does not show."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +67,31 @@ class TorchDevice(Protocol):
         ...
 
 
+def _kept_busy(run: Callable[[], object], sample: Sample, work: object) -> Sample:
+    """The sample, begun while the device is at the same work, where that is short; it keeps `work` alive."""
+    last_s = 0.0
+
+    def begun_later(_: object = work) -> float:  # a graph knows addresses only: its work keeps the tensors
+        nonlocal last_s
+        if last_s < _LONG_S:
+            run()
+        last_s = sample()
+        return last_s
+
+    return begun_later
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """What Python frees in circles meanwhile may be CUDA's, and would end a capture."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 class CudaDevice:
     """The first GPU that this process sees.
 
@@ -70,11 +102,20 @@ class CudaDevice:
 
     def __init__(self, machine: Machine | None = None, index: int = 0) -> None:
         self._machine, self._index = machine or this_machine(), index
+        self._asking_s = _MOST_ASKING_S
         self.torch_device = torch.device("cuda", 0)
         self.cache_bytes = torch.cuda.get_device_properties(0).L2_cache_size
 
     def ready(self, run: Callable[[], object]) -> Sample:
-        """Runs the work on a stream beside, then captures it."""
+        """Runs the work on a stream beside, then captures it.
+
+        A sample of short work replays it twice, and times the second: events around one alone would count how long the
+        host takes to launch it on a GPU that has nothing else to do, some 10 µs.
+
+        Raises:
+            RuntimeError: the work cannot be captured. torch 2.11 may take the process to be capturing from then on
+                (pytorch/pytorch#180395), so nothing more should be measured in it.
+        """
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):
@@ -82,13 +123,14 @@ class CudaDevice:
                 run()
         torch.cuda.current_stream().wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            run()
+        stream = torch.cuda.current_stream()
+        try:
+            with _no_collection(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                run()
+        finally:
+            torch.cuda.set_stream(stream)  # torch 2.11 stays on the capture's where that fails
 
-        def replay(_: object = run) -> None:  # the graph knows addresses only: the work keeps its tensors alive
-            graph.replay()
-
-        return self.eager(replay)
+        return _kept_busy(graph.replay, self.eager(graph.replay), run)
 
     def eager(self, run: Callable[[], object]) -> Sample:
         """Work between two events."""
@@ -104,7 +146,12 @@ class CudaDevice:
         return sample
 
     def state(self) -> GpuState | None:
-        return gpu_state(self._machine, self._index)
+        """Asked while one thread of the GPU counts: at rest its clock would fall, and tell nothing of the samples'."""
+        torch.cuda._sleep(int(_CYCLES_PER_S * min(_MOST_ASKING_S, self._asking_s)))  # pyright: ignore[reportPrivateUsage]
+        started = time.monotonic()
+        found = gpu_state(self._machine, self._index)
+        self._asking_s = 1.5 * (time.monotonic() - started)
+        return found
 
     def now_s(self) -> float:
         return time.monotonic()
