@@ -110,7 +110,7 @@ class CudaDevice:
         """Runs the work on a stream beside, then captures it.
 
         A sample of short work replays it twice, and times the second: events around one alone would count how long the
-        host takes to launch it on a GPU that has nothing else to do, some 10 µs.
+        host takes to launch it on a GPU that has nothing else to do. How long that is nobody has measured.
 
         Raises:
             RuntimeError: the work cannot be captured. torch 2.11 may take the process to be capturing from then on
