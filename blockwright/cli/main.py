@@ -30,6 +30,7 @@ from blockwright.cli import (
     space,
 )
 from blockwright.cli.flags import Command, add_command
+from blockwright.cli.parser import BAD_INPUT, Parser, message_of
 from blockwright.errors import InputError
 
 _COMMANDS: tuple[Command, ...] = (
@@ -64,9 +65,6 @@ Every stage is a command of its own and says with --help what it reads and write
 run again: they go on from the last finished piece.
 """
 
-BAD_INPUT = 2
-"""Exit code where the user has to mend something."""
-
 
 class _Terminated(KeyboardInterrupt):
     """The system, or who started this, asks it to end: SIGTERM."""
@@ -85,16 +83,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _ending_by_sigterm():
             arguments.action(arguments)
     except InputError as error:
-        print(_message(error), file=sys.stderr)
+        print(message_of(error), file=sys.stderr)
         return BAD_INPUT
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(_message(_input_error_of(error)), file=sys.stderr)
+        print(message_of(_input_error_of(error)), file=sys.stderr)
         return BAD_INPUT
     except MemoryError as error:
-        print(_message(_input_error_of_memory(error)), file=sys.stderr)
+        print(message_of(_input_error_of_memory(error)), file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt as stop:
         print("\nStopped. Run the same command again to go on from the last finished piece.", file=sys.stderr)
@@ -124,7 +122,7 @@ def _ending_by_sigterm() -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="blockwright",
         description=_DESCRIPTION,
         epilog=_EPILOG,
@@ -136,15 +134,6 @@ def _parser() -> argparse.ArgumentParser:
     for module in _COMMANDS:
         add_command(commands, module, module.__name__.rpartition(".")[2])
     return parser
-
-
-def _message(error: InputError) -> str:
-    return (
-        f"blockwright: error in {error.field}\n"
-        f"  got       {error.got}\n"
-        f"  expected  {error.expected}\n"
-        f"  remedy    {error.remedy}"
-    )
 
 
 def _input_error_of(error: OSError) -> InputError:
