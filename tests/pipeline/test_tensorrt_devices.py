@@ -99,7 +99,7 @@ def plan(folder: Path, scores: Path, profile: Path, budgets: dict[Quantity, floa
     asked = [f"time_per_token@chat <= {1e3 * budgets['time_per_token']:.6f} ms", f"memory@chat <= {budgets['memory']}B"]
     words = [word for text in asked for word in ("--budget", text)]
     common = ["--scores", str(scores), "--profile", str(profile), "--frontier", "0", "--out", str(out)]
-    assert main(["search", *common, *WORDS, *BOTH, *words]) == 0
+    assert main(["search", *common, *WORDS, *BOTH, *words, "--servable-by", "tensorrt"]) == 0
     return out
 
 

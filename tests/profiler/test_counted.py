@@ -32,7 +32,7 @@ from blockwright.profiler.counted import (
     tensorrt_memory,
 )
 from blockwright.profiler.synthetic import random_weights
-from blockwright.spec import Attention, Block, Full, GatedFFN, Model, NoOp, Reach, Window, parse_format
+from blockwright.spec import Attention, Block, Format, Full, GatedFFN, Model, NoOp, Reach, Window, parse_format
 from decoders import every_kind
 from tensorrt_here import needs_rtx
 
@@ -156,12 +156,13 @@ def test_a_window_that_is_the_only_one_costs_what_it_takes() -> None:
 
 
 @needs_rtx
-def test_a_built_plan_is_as_large_as_its_counted_weights_and_some_kernels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wide", [FP16, BF16], ids=str)
+def test_a_built_plan_is_as_large_as_its_counted_weights_and_some_kernels(wide: Format, tmp_path: Path) -> None:
     layer = Block(
-        mixer=Attention(num_kv_heads=2, reach=Window(num_tokens=16), weights=FP16),
+        mixer=Attention(num_kv_heads=2, reach=Window(num_tokens=16), weights=wide),
         ffn=GatedFFN(width=1024, weights=INT4),
     )
-    other = Block(mixer=Attention(num_kv_heads=8, weights=INT4_G128), ffn=GatedFFN(width=1536, weights=FP16))
+    other = Block(mixer=Attention(num_kv_heads=8, weights=INT4_G128), ffn=GatedFFN(width=1536, weights=wide))
     model = llama((layer, other), hidden_size=512, num_heads=8, head_dim=64, vocab_size=40_000, max_positions=SLOTS)
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
