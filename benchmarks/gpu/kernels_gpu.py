@@ -11,8 +11,10 @@ without a GPU, in Triton's interpreter, whose times are worth nothing. Writes ke
 """
 
 import argparse
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,6 @@ def main() -> None:
     torch.manual_seed(0)
     checks = check_kernels(device, is_small=asked.small)
     bench = Bench(device, plan)
-    rows = [*products(bench), *decodes(bench), *prefills(bench)]
     command = "python benchmarks/gpu/kernels_gpu.py" + " --interpret" * asked.interpret + " --small" * asked.small
     accelerator = torch.cuda.get_device_name() if device.type == "cuda" else None
     results = origin(command, this_device()) | {
@@ -65,15 +66,20 @@ def main() -> None:
         "triton": triton.__version__,
         "checks": checks,
         "copy_bytes_per_s": bench.bytes_per_s,
-        "rows": rows,
+        "rows": [],
     }
     name = str(accelerator or "interpreter").replace(" ", "-").lower()
-    write_results(results, as_text(results), asked.out / f"kernels_{name}_{results['date']}")
+    stem = asked.out / f"kernels_{name}_{results['date']}"
+    for row in (each for kind in (products, decodes, prefills) for each in kind(bench)):
+        results["rows"].append(row)
+        with contextlib.redirect_stdout(None):  # whoever stops it keeps what was measured
+            write_results(results, as_text(results), stem)
+    print(as_text(results))
 
 
-def products(bench: Bench) -> list[dict[str, Any]]:
+def products(bench: Bench) -> Iterator[dict[str, Any]]:
     """Int4 in groups of 32 and 128 against fp16."""
-    rows, device = [], bench.device
+    device = bench.device
     for num_inputs, num_outputs in bench.plan.matrices:
         num_weights = num_inputs * num_outputs
         plain = [
@@ -93,8 +99,7 @@ def products(bench: Bench) -> list[dict[str, Any]]:
                     runs[f"{name} by tiles"] = [_by_tiles(x, pair, group) for pair in pairs]
                     least_bytes[f"{name} by tiles"] = least_bytes[name]
             row = {"what": "product", "inputs": num_inputs, "outputs": num_outputs, "rows": num_rows}
-            rows.append(row | bench.race(runs, least_bytes, "fp16"))
-    return rows
+            yield row | bench.race(runs, least_bytes, "fp16")
 
 
 def _packed(bench: Bench, num_inputs: int, num_outputs: int, group: int) -> list[tuple[Tensor, Tensor]]:
@@ -132,9 +137,9 @@ def _by_tiles(x: Tensor, pair: tuple[Tensor, Tensor], group: int) -> Run:
     return run
 
 
-def decodes(bench: Bench) -> list[dict[str, Any]]:
+def decodes(bench: Bench) -> Iterator[dict[str, Any]]:
     """A compacted cache against the whole one; ours over the whole one tells what compaction alone is worth."""
-    plan, rows = bench.plan, []
+    plan = bench.plan
     for num_slots in plan.contexts:
         for batch in plan.batches:
             q = _random(bench, batch, plan.heads, plan.head_dim)
@@ -152,13 +157,12 @@ def decodes(bench: Bench) -> list[dict[str, Any]]:
             }
             least_bytes = {"dense": whole_bytes, "ours, dense": whole_bytes, "sparse": whole_bytes * kept // num_slots}
             row = {"what": "decode", "slots": num_slots, "kept": kept, "batch": batch, "dense_by": dense_by}
-            rows.append(row | bench.race(runs, least_bytes, "dense"))
-    return rows
+            yield row | bench.race(runs, least_bytes, "dense")
 
 
-def prefills(bench: Bench) -> list[dict[str, Any]]:
+def prefills(bench: Bench) -> Iterator[dict[str, Any]]:
     """A prompt by separators and neighbours against a causal one; bytes bound neither."""
-    plan, rows = bench.plan, []
+    plan = bench.plan
     for num_tokens in plan.prompts:
         q = _random(bench, 1, plan.heads, num_tokens, plan.head_dim)
         k, v = (_random(bench, 1, plan.kv_heads, num_tokens, plan.head_dim) for _ in range(2))
@@ -172,8 +176,7 @@ def prefills(bench: Bench) -> list[dict[str, Any]]:
         num_bytes = 2 * (2 * q.numel() + k.numel() + v.numel())
         row = {"what": "prefill", "tokens": num_tokens, "far": int(far[1][0, -1]), "neighbours": plan.neighbours}
         row["dense_by"] = dense_by
-        rows.append(row | bench.race(runs, dict.fromkeys(runs, num_bytes), "dense"))
-    return rows
+        yield row | bench.race(runs, dict.fromkeys(runs, num_bytes), "dense")
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> Tensor:

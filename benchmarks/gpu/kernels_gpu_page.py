@@ -30,6 +30,8 @@ def as_text(results: dict[str, Any]) -> str:
             lines.append(
                 f"| {_words(row)} | {name} | {1e6 * each['time_s']:.1f} ({low:.1f} to {high:.1f}) | {share} | {ratio} |"
             )
+        for name, why in row["failed"].items():
+            lines.append(f"| {_words(row)} | {name} | failed: {why} | | |")
     return "\n".join([*lines, ""])
 
 

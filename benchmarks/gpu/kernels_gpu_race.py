@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+from blockwright.compile.triton_package import triton
+from blockwright.errors import InputError
+
 Run = Callable[[], object]
 
 
@@ -76,9 +79,22 @@ class Bench:
         return max(1, -(-4 * cache_bytes // num_bytes))
 
     def race(self, contestants: dict[str, list[Run]], least_bytes: dict[str, int], peer: str) -> dict[str, Any]:
-        """Seconds of each, how much of the copy's rate it read what it must at, and its speed over the peer's."""
-        times = self._times(contestants)
-        found = {}
+        """Seconds of each, how much of the copy's rate it read what it must at, and its speed over the peer's.
+
+        Whoever fails is left out, and told of in its own words; where the peer does, all are.
+        """
+        failed = dict[str, str]()
+        for name, runs in contestants.items():
+            try:
+                _all(runs)
+            except (
+                RuntimeError,
+                InputError,
+                triton.errors.TritonError,
+            ) as error:  # torch's and CUDA's are RuntimeErrors
+                failed[name] = str(error).splitlines()[0]
+        able = {name: runs for name, runs in contestants.items() if name not in failed and peer not in failed}
+        found, times = {}, self._times(able)
         for name, times_s in times.items():
             median_s = statistics.median(times_s)
             ratios = [theirs / own for theirs, own in zip(times[peer], times_s, strict=True)]
@@ -89,7 +105,7 @@ class Bench:
                 "times_as_fast": statistics.median(ratios),
                 "times_as_fast_range": [min(ratios), max(ratios)],
             }
-        return {"peer": peer, "contestants": found}
+        return {"peer": peer, "contestants": found, "failed": failed}
 
     def fastest(self, contestants: dict[str, list[Run]]) -> str:
         """The one with the least median."""

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("triton", reason="Triton is needed (the extra triton)")
 
@@ -55,3 +56,26 @@ def test_without_a_gpu_the_script_says_what_to_do(tmp_path: Path) -> None:
     done = _run(tmp_path)
     assert done.returncode == 1 and "--interpret --small tries the script out" in done.stderr
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(("failing", "left"), [("sparse", {"dense"}), ("dense", set())])
+def test_whoever_fails_is_told_of_and_the_others_are_timed(
+    failing: str, left: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    race: Any = importlib.import_module("kernels_gpu_race")
+    page: Any = importlib.import_module("kernels_gpu_page")
+
+    def fails() -> None:
+        raise RuntimeError("no room\nat all")
+
+    runs = {name: [fails if name == failing else lambda: None] for name in ("dense", "sparse")}
+    bench = race.Bench(torch.device("cpu"), race.SMALL)
+    row = bench.race(runs, {"dense": 1, "sparse": 1}, "dense")
+    assert (row["contestants"].keys(), row["failed"]) == (left, {failing: "no room"})
+    results = {"accelerator": None, "date": "", "command": "", "commit": "", "triton": "", "copy_bytes_per_s": 1.0}
+    results |= {
+        "checks": [{"error": 0.0, "case": ""}],
+        "rows": [row | {"what": "product", "inputs": 1, "outputs": 1, "rows": 1}],
+    }
+    assert f"{failing} | failed: no room" in page.as_text(results)
