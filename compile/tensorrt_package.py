@@ -90,6 +90,11 @@ class Package:
         return Log()
 
 
+def version_numbers(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version, to compare."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
 def in_words(message: str) -> str:
     """A message on one line, without what the absence of a GPU adds."""
     lines = [line.strip() for line in message.splitlines() if line.strip() and "catchCudaError" not in line]
@@ -146,7 +151,7 @@ def _load(name: PackageName, form: Form) -> Package | str:
     except ImportError as error:
         is_absent = isinstance(error, ModuleNotFoundError) and error.name == name
         return f"no {kind.title}" if is_absent else f"a {kind.title} that does not load ({error})"
-    numbers = tuple(int(part) for part in re.findall(r"\d+", trt.__version__)[:2])
+    numbers = version_numbers(trt.__version__)
     if numbers < needed.oldest:
         return f"{kind.title} {trt.__version__}, too old ({needed.why})"
     return Package(name=name, version=trt.__version__, trt=trt)

@@ -10,11 +10,16 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from blockwright.compile.kernel_build import check_capability, compile_kernel
 from blockwright.compile.kernels import Number
-from blockwright.compile.tensorrt_package import Package
+from blockwright.compile.tensorrt_package import Package, version_numbers
 from blockwright.compile.tensorrt_plugins import NAMESPACE, PLUGINS, Given, Plugin, extents_of
 from blockwright.errors import InputError
+
+_READS_ELEMENTS = (11, 4)
+"""The first version of TensorRT that is known to."""
 
 
 def plugin_module(package: Package) -> Any:
@@ -43,10 +48,11 @@ def register_plugins(package: Package, capability: str) -> tuple[str, ...]:
         Names of the plugins, as ``blockwright::int4_linear``.
 
     Raises:
-        InputError: this TensorRT takes no such plugins, or kernels are not compiled for the GPU.
+        InputError: this TensorRT takes no such plugins, not with this NumPy, or kernels are not compiled for the GPU.
     """
     check_capability(capability)
     module = plugin_module(package)
+    _check_numpy(package)
     known = getattr(module.op, NAMESPACE, None)
     for plugin in PLUGINS:
         if not hasattr(known, plugin.name):
@@ -170,6 +176,28 @@ def _number_of(dtype: Any, plugin: Plugin, trt: Any) -> Number:
         expected="fp16 or bf16",
         remedy="Cast them before the plugin.",
     )
+
+
+def _check_numpy(package: Package) -> None:
+    """Refuses a TensorRT that reads attributes in a way that NumPy has given up.
+
+    `tensorrt.plugin` of 10.15.1 makes a number of an array that holds one, that of 11.4 asks for its element; those
+    between were not looked at.
+
+    Raises:
+        InputError: it is older than 11.4, and NumPy refuses this.
+    """
+    if version_numbers(package.version) >= _READS_ELEMENTS:
+        return
+    try:
+        int(np.array([1]))  # type: ignore[arg-type]
+    except TypeError as error:
+        raise InputError(
+            "tensorrt",
+            got=f"{package.title} with NumPy {np.__version__}, which its plugins cannot read attributes with ({error})",
+            expected="TensorRT 11.4 or later, or an older NumPy",
+            remedy="pip install -U tensorrt, or pip install 'numpy<2.1'.",
+        ) from error
 
 
 def _lacking(package: Package, what: str) -> InputError:

@@ -3,11 +3,12 @@
 import inspect
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from types import SimpleNamespace
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 
 pytest.importorskip("triton", reason="Triton is needed (the extra triton)")
@@ -15,7 +16,7 @@ pytest.importorskip("triton", reason="Triton is needed (the extra triton)")
 from blockwright.compile.kernels import extents
 from blockwright.compile.ptx import entry_name, parameter_types, version
 from blockwright.compile.tensorrt_package import find_package
-from blockwright.compile.tensorrt_plugins import PLUGINS, Given, Plugin, extents_of, product
+from blockwright.compile.tensorrt_plugins import NAMESPACE, PLUGINS, Given, Plugin, extents_of, product
 from blockwright.compile.tensorrt_register import (
     add_int4_linear,
     add_sparse_decode,
@@ -240,6 +241,19 @@ def test_a_tensorrt_that_takes_no_kernels_is_refused(module: PluginModule, monke
     monkeypatch.setitem(sys.modules, "tensorrt.plugin", None)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"no plugin module that loads .* TensorRT 10\.15 or later"):
         plugin_module(PACKAGE)
+
+
+def test_a_tensorrt_that_cannot_read_attributes_with_this_numpy_is_refused(module: PluginModule) -> None:
+    older = replace(PACKAGE, version="10.15.1")
+    try:
+        int(np.array([1]))  # type: ignore[arg-type]
+    except TypeError:
+        with pytest.raises(InputError, match=r"TensorRT 10.15.1 with NumPy .*; expected TensorRT 11.4 or later"):
+            register_plugins(older, "sm86")
+        assert not hasattr(module.op, NAMESPACE), "none is left half-way"
+    else:
+        assert register_plugins(older, "sm86")
+    assert register_plugins(replace(PACKAGE, version="11.4.0"), "sm86")
 
 
 def test_tensorrt_rtx_as_installed_takes_none() -> None:
