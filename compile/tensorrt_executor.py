@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
+from blockwright.compile.capture import no_collection
 from blockwright.compile.tensorrt_package import Package, in_words, no_start
 from blockwright.compile.tensorrt_runtime_cache import RuntimeCache
 from blockwright.errors import InputError
@@ -91,12 +92,13 @@ def cuda_errors_told() -> Iterator[None]:
 class GpuExecutor:
     """A plan in TensorRT. All that it runs shares one workspace, for nothing runs side by side.
 
-    What is to be recorded has an execution context of its own: NVIDIA's guides ask for one per CUDA graph. The others
-    share one for each profile, which is tied anew where another of them ran last.
+    What is to be recorded has an execution context of its own, at addresses that stay; graphs of the same run share it,
+    and are replayed one after the other. All else shares one for each profile, which is tied anew where another ran
+    last.
     """
 
     def __init__(self, package: Package, plan: Path, device: str = "cuda", cache: RuntimeCache | None = None) -> None:
-        self._trt, self._log = package.trt, package.new_log()
+        self._trt, self._log = package.trt, package.shared_log()
         self.device = torch.device(device)
         with cuda_errors_told():
             self._stream = torch.cuda.Stream()  # makes CUDA's context, which TensorRT is to share
@@ -152,11 +154,12 @@ class GpuExecutor:
         try:
             if self._allocates_while_running:
                 raise RuntimeError("TensorRT allocates memory while it runs")
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            with no_collection(), torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 step()
         except (RuntimeError, InputError) as error:  # CUDA's and torch's errors are RuntimeErrors
             said = str(error).splitlines()[0]
-            warnings.warn(f"Every step is launched anew, not as a recorded CUDA graph: {said}", stacklevel=2)
+            words = "Every step is launched anew, not as a recorded CUDA graph; a new process may do better"
+            warnings.warn(f"{words}: {said}", stacklevel=2)
             return step
 
         def replay(graph: torch.cuda.CUDAGraph = graph, step: Callable[[], None] = step) -> None:

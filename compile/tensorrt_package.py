@@ -58,6 +58,10 @@ _KINDS: dict[PackageName, _Kind] = {
 }
 
 
+_SHARED_LOGS: dict[int, tuple[Any, Any]] = {}
+"""By TensorRT's module, which is kept so that no other takes its place in memory."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package:
     """An installed TensorRT."""
@@ -88,6 +92,16 @@ class Package:
                     self.warnings.append(msg)
 
         return Log()
+
+    def shared_log(self) -> Any:
+        """One logger for all that runs in this process, which it outlives.
+
+        TensorRT takes the first that it is given for engines and contexts whoever made them («the current new logger is
+        ignored»), and writes to it as long as any of them is there.
+        """
+        if id(self.trt) not in _SHARED_LOGS:
+            _SHARED_LOGS[id(self.trt)] = (self.trt, self.new_log())
+        return _SHARED_LOGS[id(self.trt)][1]
 
 
 def version_numbers(version: str) -> tuple[int, ...]:

@@ -2,13 +2,13 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from blockwright.compile.capture import no_collection
 from blockwright.hw_profiles.gpu_state import GpuState, gpu_state
 from blockwright.hw_profiles.machine import Machine, this_machine
 from blockwright.profiler.gpu_clock import Sample
@@ -81,17 +81,6 @@ def _kept_busy(run: Callable[[], object], sample: Sample, work: object) -> Sampl
     return begun_later
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """What Python frees in circles meanwhile may be CUDA's, and would end a capture."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 class CudaDevice:
     """The first GPU that this process sees.
 
@@ -125,7 +114,7 @@ class CudaDevice:
         graph = torch.cuda.CUDAGraph()
         stream = torch.cuda.current_stream()
         try:
-            with _no_collection(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with no_collection(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 run()
         finally:
             torch.cuda.set_stream(stream)  # torch 2.11 stays on the capture's where that fails
