@@ -3,8 +3,8 @@
 Counted is what the device has less of, whoever asked for it: TensorRT takes the weights, its contexts and its kernels
 from the driver itself, the driver takes what recorded graphs need, and torch takes caches and the workspace, in pieces
 that it keeps. Not counted is what is there before any model is: CUDA's context, and what libraries load when they are
-first used and keep. `blockwright measure` leaves that aside too. Beside a budget, a device must have room for it and for
-what opening a plan takes for a moment.
+first used and keep. `blockwright measure` leaves that aside too. Beside a budget, a device must have room for it and
+for what opening a plan takes for a moment.
 
 Torch may put a cache into what it had kept before, and then the device has no less. So of torch's part the larger one
 counts: what it reserves more than before, or what it has given out more than before.
