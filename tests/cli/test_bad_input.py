@@ -11,124 +11,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import BertConfig
 
 from blockwright.cli.main import main
 from blockwright.hw_profiles.folder import read_profile, write_profile
 from blockwright.search.plan import read_plan, write_plan
 from forked import fork_command
-
-DEMO_PARENT = Path(__file__).parents[2] / "recipes" / "demo-parent"
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must be refused; gives the message."""
-
-    def run(*command: object) -> str:
-        capsys.readouterr()
-        assert main([str(word) for word in command]) == 2
-        captured = capsys.readouterr()
-        assert captured.err.count("blockwright: error in ") == 1
-        for word in ("got", "expected", "remedy"):
-            assert f"\n  {word} " in captured.err
-        assert captured.out == ""
-        return captured.err[captured.err.index("blockwright: error in ") :]
-
-    return run
-
-
-@pytest.fixture
-def parent_copy(tmp_path: Path, small_parent: Path) -> Path:
-    """A copy of the small parent to break."""
-    return Path(shutil.copytree(small_parent, tmp_path / "broken"))
-
-
-def test_a_parent_that_is_no_decoder(
-    tmp_path: Path, parent_copy: Path, write_recipe: Callable[..., Path], refused: Callable[..., str]
-) -> None:
-    config = BertConfig(architectures=["BertForMaskedLM"])
-    config.save_pretrained(parent_copy)
-    message = refused("run", write_recipe(parent=str(parent_copy)), "-o", tmp_path / "run")
-    assert "architectures" in message and "BertForMaskedLM" in message and "decoder" in message
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_decoder_of_a_family_that_is_not_known(
-    tmp_path: Path, parent_copy: Path, write_recipe: Callable[..., Path], refused: Callable[..., str]
-) -> None:
-    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
-    (parent_copy / "config.json").write_text(json.dumps(config))
-    message = refused("run", write_recipe(parent=str(parent_copy)), "-o", tmp_path / "run")
-    assert "GPT2LMHeadModel" in message or "gpt2" in message
-
-
-def test_a_parent_that_is_not_there(
-    tmp_path: Path, write_recipe: Callable[..., Path], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    message = refused("run", write_recipe(parent="no/such-model"), "-o", tmp_path / "run")
-    assert "no/such-model" in message
-
-
-def test_a_parent_without_weights(
-    tmp_path: Path, parent_copy: Path, write_recipe: Callable[..., Path], refused: Callable[..., str]
-) -> None:
-    (parent_copy / "model.safetensors").unlink()
-    message = refused("run", write_recipe(parent=str(parent_copy)), "-o", tmp_path / "run")
-    assert "no safetensors file" in message
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("kept_share", [0.0, 0.01, 0.5, 0.999])
-def test_a_parent_whose_weights_are_cut_short(
-    tmp_path: Path,
-    parent_copy: Path,
-    kept_share: float,
-    write_recipe: Callable[..., Path],
-    refused: Callable[..., str],
-) -> None:
-    weights = parent_copy / "model.safetensors"
-    os.truncate(weights, int(weights.stat().st_size * kept_share))
-    message = refused("run", write_recipe(parent=str(parent_copy)), "-o", tmp_path / "run")
-    assert "model.safetensors" in message and "download it again" in message
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_tokenizer_with_more_tokens_than_the_parent_knows(
-    tmp_path: Path, parent_copy: Path, write_recipe: Callable[..., Path], refused: Callable[..., str]
-) -> None:
-    tokenizer = json.loads((parent_copy / "tokenizer.json").read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    vocabulary |= {f"extra{index}": len(vocabulary) + index for index in range(100)}
-    (parent_copy / "tokenizer.json").write_text(json.dumps(tokenizer))
-    message = refused("run", write_recipe(parent=str(parent_copy)), "-o", tmp_path / "run")
-    assert "tokenizer" in message and "vocabulary of 300" in message
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_parent_without_a_tokenizer_that_engines_take(
-    tmp_path: Path, parent_copy: Path, write_recipe: Callable[..., Path], refused: Callable[..., str]
-) -> None:
-    (parent_copy / "tokenizer.json").rename(parent_copy / "tokenizer.model")
-    message = refused("run", write_recipe(parent=str(parent_copy)), "-o", tmp_path / "run")
-    assert "tokenizer.json" in message and "save_pretrained" in message
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_tokenizer_of_another_model_of_the_same_size(
-    tmp_path: Path, write_recipe: Callable[..., Path], refused: Callable[..., str]
-) -> None:
-    parent = Path(shutil.copytree(DEMO_PARENT, tmp_path / "parent"))
-    tokenizer = json.loads((parent / "tokenizer.json").read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    size = len(vocabulary)
-    tokenizer["model"]["vocab"] = {token: (size - 1 - index if index else 0) for token, index in vocabulary.items()}
-    tokenizer["model"]["vocab"] |= {token: size - 1 for token, index in vocabulary.items() if index == size - 1}
-    (parent / "tokenizer.json").write_text(json.dumps(tokenizer))
-    message = refused("run", write_recipe(parent=str(parent), text="python"), "-o", tmp_path / "run")
-    assert "another model's" in message
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_budget_that_nothing_can_meet_is_refused_before_anything_is_trained(
@@ -300,88 +187,6 @@ def test_broken_files_between_stages_are_named(tmp_path: Path, refused: Callable
         assert "missing" in refused(*command)
 
 
-_COMMANDS = {
-    "compile": ["none"],
-    "distill": ["none", "--teacher", "none", "--text", "python"],
-    "generate": ["none"],
-    "library": ["none", "--text", "python"],
-    "measure": ["none", "--against", "none"],
-    "profile": ["--for", "none"],
-    "score": ["none", "--text", "python"],
-    "search": ["--scores", "none", "--profile", "none", "--budget", "memory <= 1GB"],
-}
-
-
-@pytest.mark.parametrize(
-    ("command", "flag", "values"),
-    [
-        ("compile", "--format", ["bf16", "fp16-g32", "int3", ""]),
-        ("compile", "--threads", ["0", "-1"]),
-        ("compile", "--context", ["0", "-1"]),
-        *((command, "--window", ["-1", "0", "1"]) for command in ("distill", "library", "score")),
-        *((command, "--seed", ["-1", str(2**32)]) for command in ("distill", "generate", "library", "score")),
-        *((command, "--tokens", ["0", "-1", "nan", "255", "1e999"]) for command in ("distill", "library", "score")),
-        *((command, "--batch", ["0", "-1"]) for command in ("distill", "library")),
-        *((command, "--learning-rate", ["0", "-1", "nan", "inf"]) for command in ("distill", "library")),
-        ("distill", "--loss", ["", "kl+", "kld", "nan*kl", "0*kl"]),
-        ("distill", "--temperature", ["0", "-1", "nan", "inf"]),
-        *(("distill", flag, ["0", "-1"]) for flag in ("--accumulate", "--top-k")),
-        ("distill", "--clip", ["0", "-1", "nan"]),
-        ("generate", "--tokens", ["0", "-1"]),
-        ("generate", "--temperature", ["-1", "nan", "inf"]),
-        ("generate", "--top-k", ["-1"]),
-        ("generate", "--repetition-penalty", ["0", "-1", "nan", "inf"]),
-        ("generate", "--stop", [""]),
-        ("generate", "--top-p", ["0", "-1", "nan", "2"]),
-        *((command, "--seconds", ["0", "-1", "nan", "inf"]) for command in ("measure", "profile")),
-        *((command, "--load", ["chat=0x1+1", "chat=1x00+1", "chat=-1x1+1"]) for command in ("measure", "profile")),
-        ("profile", "--load", ["chat=99999999999x1+1", f"chat=1x1{'0' * 25}+1", "chat=1x9999999+9999999"]),
-        ("search", "--load", ["chat=0x1+1", "chat=1x00+1"]),
-        ("profile", "--format", ["fp16", "int3"]),
-        ("profile", "--threads", ["0", "-1"]),
-        ("search", "--format", ["bf16", "int3"]),
-        ("search", "--time-limit", ["0", "-1", "nan", "inf"]),
-        ("search", "--frontier", ["-1"]),
-    ],
-)
-def test_a_flag_with_a_value_that_cannot_be(
-    command: str, flag: str, values: list[str], refused: Callable[..., str]
-) -> None:
-    for value in values:
-        message = refused(command, *_COMMANDS[command], flag, value)
-        assert flag in message.splitlines()[0], message
-
-
-@pytest.mark.parametrize(("flag", "value"), [("--format", "int4"), ("--backend", "torch"), ("--load", "chat=1x16+16")])
-def test_a_flag_that_says_the_same_twice(flag: str, value: str, refused: Callable[..., str]) -> None:
-    assert flag in refused("profile", *_COMMANDS["profile"], flag, value, flag, value)
-
-
-@pytest.mark.parametrize(
-    ("flag", "value"),
-    [
-        ("--load", "chat=1x128+128"),  # these are the defaults: given is given
-        ("--format", "fp32"),
-        ("--backend", "onnxruntime"),
-        ("--precision", "1"),
-        ("--time-limit", "600"),
-    ],
-)
-def test_flags_of_a_parent_without_a_parent(tmp_path: Path, refused: Callable[..., str], flag: str, value: str) -> None:
-    message = refused("profile", flag, value, "-o", tmp_path / "profile")
-    assert f"error in {flag}\n" in message and "without --for" in message
-    assert not (tmp_path / "profile").exists()
-
-
-def test_flags_that_do_not_fit(tmp_path: Path, small_parent: Path, refused: Callable[..., str]) -> None:
-    assert "--load" in refused("profile", "--for", small_parent, "--load", "chat=0x1+1")
-    assert "format" in refused("compile", small_parent, "--format", "int3", "-o", tmp_path / "engine")
-    assert "--tokens" in refused("library", small_parent, "--text", "python", "--tokens", "many")
-    with pytest.raises(SystemExit) as stop:
-        main(["run"])
-    assert stop.value.code == 2
-
-
 def test_a_prompt_that_leaves_no_room_to_write(
     refused: Callable[..., str], tmp_path: Path, write_recipe: Callable[..., Path]
 ) -> None:
@@ -401,12 +206,6 @@ def test_text_of_a_single_window_gives_no_interval(
     message = refused("run", write_recipe(text=str(text), window_tokens=60), "-o", tmp_path / "run")
     assert "one window of 60 tokens" in message
     assert not (tmp_path / "run").exists()
-
-
-def test_a_library_does_not_replace_its_parent(parent_copy: Path, refused: Callable[..., str]) -> None:
-    weights = (parent_copy / "model.safetensors").read_bytes()
-    assert "an input" in refused("library", parent_copy, "--text", "python", "-o", parent_copy)
-    assert (parent_copy / "model.safetensors").read_bytes() == weights
 
 
 def test_notes_in_the_folder_to_write_are_kept(tmp_path: Path, small_parent: Path, refused: Callable[..., str]) -> None:

@@ -11,63 +11,21 @@ from pathlib import Path
 import pytest
 
 from blockwright.cli.main import main
-from blockwright.cost import Cost, Load, Quantity
+from blockwright.cost import Cost, Quantity
 from blockwright.hw_profiles.folder import write_profile
 from blockwright.hw_profiles.profile import Profile
 from blockwright.profiler.cost_model import predict
 from blockwright.report.figures import frontier_figure
 from blockwright.search.plan import read_plan
 from blockwright.search.scores import Score, ScoreTable, write_scores
-from blockwright.spec import FP32, Attention, Format, LinearFFN, LinearMixer, NoOp, with_candidate
-
-CHAT = Load(batch=1, prompt_tokens=40, new_tokens=24)
-SERVE = tuple(Load(batch=batch, prompt_tokens=20, new_tokens=30) for batch in (1, 2, 4))
-LOADS = ["--load", "chat=1x40+24", "--load", "serve=1,2,4x20+30"]
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def profiles(tmp_path: Path, make_profile: Callable[..., Profile]) -> dict[str, Profile]:
-    """Two devices, in the folders server and edge."""
-    found = {
-        "server": make_profile([CHAT, *SERVE], formats=[FP32, Format(name="int4", group_size=32)], name="big-one"),
-        "edge": make_profile([CHAT, *SERVE], slowness=3.0, name="small-one"),
-    }
-    for name, profile in found.items():
-        write_profile(profile, tmp_path / name)
-    return found
-
-
-@pytest.fixture
-def search(
-    tmp_path: Path,
-    profiles: dict[str, Profile],
-    make_table: Callable[..., ScoreTable],
-    capsys: pytest.CaptureFixture[str],
-) -> Run:
-    """Runs the command with budgets and flags; gives its exit code, what it printed and what it complained of."""
-    write_scores(make_table(metrics=["kl", "lm_loss"]), tmp_path / "scores.parquet")
-
-    def run(*words: str, devices: int = 1, frontier: int = 0) -> tuple[int, str, str]:
-        capsys.readouterr()
-        command = ["search", "--scores", str(tmp_path / "scores.parquet"), "--out", str(tmp_path / "plan.json")]
-        for name in list(profiles)[:devices]:
-            command += ["--profile", f"{name}={tmp_path / name}"]
-        code = main([*command, "--frontier", str(frontier), *words])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
-def _budgets(*texts: str) -> list[str]:
-    return [word for text in texts for word in ("--budget", text)]
+from blockwright.spec import Attention, LinearFFN, LinearMixer, NoOp, with_candidate
+from searching import CHAT, LOADS, SERVE, Run, budget_words
 
 
 def test_two_devices_two_loads_and_a_batch_to_decide_on(
     search: Run, profiles: dict[str, Profile], tmp_path: Path
 ) -> None:
-    budgets = _budgets(
+    budgets = budget_words(
         "memory@server:serve <= 700kB", "throughput@server:serve >= 4.2ktok/s", "time_per_token@edge:chat <= 80%"
     )
     code, printed, _ = search(*budgets, *LOADS, "--pool", "3", "--differ", "2", devices=2)
@@ -92,7 +50,7 @@ def test_two_devices_two_loads_and_a_batch_to_decide_on(
 
 
 def test_what_is_printed_as_json_is_the_plan(search: Run, tmp_path: Path) -> None:
-    code, printed, _ = search(*_budgets("memory@chat <= 80%"), *LOADS[:2], "--json", frontier=3)
+    code, printed, _ = search(*budget_words("memory@chat <= 80%"), *LOADS[:2], "--json", frontier=3)
     assert code == 0
     assert json.loads(printed) == json.loads((tmp_path / "plan.json").read_text())
     assert read_plan(tmp_path / "plan.json").frontier
@@ -109,7 +67,7 @@ def test_a_frontier_lies_between_any_two_quantities(
     children = _every_child(make_table(metrics=["kl"]), profile)
     disk = 0.9 * children[0][1]["disk"].value
     between = ["--along", "memory@chat", "--against", "throughput@chat", "--most-score", "1.5"]
-    budgets = _budgets("memory@chat <= 80%", "disk@chat <= 90%")
+    budgets = budget_words("memory@chat <= 80%", "disk@chat <= 90%")
     code, printed, _ = search(*budgets, *LOADS[:2], *between, frontier=6)
     assert code == 0
     plan = read_plan(tmp_path / "plan.json")
@@ -137,7 +95,7 @@ def test_a_frontier_along_a_budget_by_its_text_moves_that_budget(
 ) -> None:
     children = _every_child(make_table(metrics=["kl"]), profiles["server"])
     budgets = ("throughput@chat >= 3ktok/s", "memory@chat <= 80%")
-    assert search(*_budgets(*budgets), *LOADS[:2], "--along", budgets[0], frontier=5)[0] == 0
+    assert search(*budget_words(*budgets), *LOADS[:2], "--along", budgets[0], frontier=5)[0] == 0
     plan, memory = read_plan(tmp_path / "plan.json"), 0.8 * children[0][1]["memory"].value
     assert plan.frontier_axes is not None and plan.frontier_axes.against is None
     assert len(plan.frontier) >= 3
@@ -166,7 +124,7 @@ def _every_child(table: ScoreTable, profile: Profile) -> list[tuple[float, dict[
 
 
 def test_without_a_plan_the_reasons_come_as_json_and_in_words(search: Run, tmp_path: Path) -> None:
-    budgets = _budgets("parameters@chat <= 30%", "memory@chat >= 90%", "time_per_token@chat <= 99%")
+    budgets = budget_words("parameters@chat <= 30%", "memory@chat >= 90%", "time_per_token@chat <= 99%")
     code, printed, complaint = search(*budgets, *LOADS[:2], "--json")
     assert code == 2
     reasons = json.loads(printed)
@@ -183,7 +141,7 @@ def test_without_a_plan_the_reasons_come_as_json_and_in_words(search: Run, tmp_p
 
 def test_rules_hold_in_the_plan(search: Run, tmp_path: Path) -> None:
     rules = ["--keep-first", "1", "--forbid", "*-mixer-none", "--force", "layer-01-ffn-linear", "--shapes", "2"]
-    assert search(*_budgets("parameters@chat <= 75%"), *LOADS[:2], *rules)[0] == 0
+    assert search(*budget_words("parameters@chat <= 75%"), *LOADS[:2], *rules)[0] == 0
     plan = read_plan(tmp_path / "plan.json")
     assert plan.child.layers[0] == plan.parent.layers[0]
     assert plan.child.layers[1].ffn == LinearFFN()
@@ -193,7 +151,7 @@ def test_rules_hold_in_the_plan(search: Run, tmp_path: Path) -> None:
 
 def test_one_kind_of_block_removed_side_by_side_for_an_engine(search: Run, tmp_path: Path) -> None:
     rules = ["--homogeneous", "--contiguous", "--servable-by", "vllm,transformers"]
-    assert search(*_budgets("parameters@chat <= 60%"), *LOADS[:2], *rules)[0] == 0
+    assert search(*budget_words("parameters@chat <= 60%"), *LOADS[:2], *rules)[0] == 0
     layers = read_plan(tmp_path / "plan.json").child.layers
     assert len({block for block in layers if (block.mixer, block.ffn) != (NoOp(), NoOp())}) == 1
     assert any(isinstance(block.mixer, Attention) for block in layers)
@@ -202,94 +160,16 @@ def test_one_kind_of_block_removed_side_by_side_for_an_engine(search: Run, tmp_p
 
 def test_scores_are_of_the_metric_named(search: Run, tmp_path: Path) -> None:
     for metric in ("kl", "lm_loss"):
-        assert search(*_budgets("parameters@chat <= 60%"), *LOADS[:2], "--metric", metric)[0] == 0
+        assert search(*budget_words("parameters@chat <= 60%"), *LOADS[:2], "--metric", metric)[0] == 0
         assert read_plan(tmp_path / "plan.json").metric == metric
-
-
-def test_a_load_beyond_the_profile_needs_leave_to_be_guessed(search: Run, tmp_path: Path) -> None:
-    words = [*_budgets("time_per_token@serve <= 90%"), "--load", "serve=8x20+30"]
-    code, _, complaint = search(*words)
-    assert code == 2
-    assert (
-        "error in profile big-one: load" in complaint and "--extrapolate" in complaint and "batch 1 to 4" in complaint
-    )
-    assert search(*words, "--extrapolate")[0] == 0
-    (promise,) = [p for p in read_plan(tmp_path / "plan.json").promises if p.quantity == "time_per_token"]
-    assert promise.child.high - promise.child.value > 0.02 * promise.child.value, (
-        "the guess is as sure as a measurement"
-    )
-
-
-@pytest.mark.parametrize(
-    ("words", "field", "told"),
-    [
-        (["--budget", "memory@chat <= 20"], "budget memory", "20GB and 20GiB differ"),
-        (["--budget", "memory@chat <= 20 tok"], "budget memory", "B, kB, MB, GB, TB, KiB, MiB, GiB, TiB"),
-        (["--budget", "20GB <= memory@chat <= 20MB"], "budget", "Swap the two"),
-        (["--budget", "memory@phone:chat <= 1GB"], "budget", "one of the devices server"),
-        (["--servable-by", "vllm,onnx"], "--servable-by", "transformers, vllm, sglang, tensorrt-llm, llama.cpp"),
-        (
-            ["--servable-by", "llama.cpp", "--forbid", "layer-01-mixer-none", "--forbid", "layer-01-ffn-ffn-*"],
-            "--servable-by llama.cpp: layer 1",
-            "no block of this library that can be loaded",
-        ),
-        (["--pool", "2", "--differ", "4"], "--differ", "from 1 to the 3 layers"),
-        (["--pool", "0"], "--pool", "at least 1"),
-        (["--differ", "0"], "--differ", "at least 1"),
-        (["--shapes", "0"], "--shapes", "at least 1"),
-        (["--keep-first", "-1"], "--keep-first", "at least 0"),
-        (["--tolerance", "nan"], "--tolerance", "a finite number"),
-        (["--tolerance", "inf"], "--tolerance", "a finite number"),
-        (["--most-score", "nan"], "--most-score", "a finite number"),
-        (["--against", "disk", "--most-score", "-1"], "--most-score", "at least 0"),
-        (["--keep-first", "4"], "--keep-first, --keep-last", "the 3 layers"),
-        (["--keep-first", "2", "--keep-last", "2"], "--keep-first, --keep-last", "the 3 layers"),
-        (["--servable-by", ","], "--servable-by", "transformers, vllm"),
-        (["--out", "."], "--out", "a file to write"),
-        (["--forbid", "layer-02-ffn-*"], "rules: layer 2, ffn", "no candidate that they allow"),
-        (["--metric", "task"], "metric", "kl, lm_loss"),
-        (["--format", "fp32", "--format", "int4"], "scores", "blockwright score … --format fp32 --format int4-g32"),
-        (["--along", "speed@chat"], "--along", "such as memory@chat, or the text of one of the budgets"),
-        (["--along", "memory@chat", "--against", "memory"], "--against", "another quantity, or score"),
-        (["--most-score", "1"], "--most-score", "--against QUANTITY@LOAD"),
-        (["--against", "disk", "--most-score", "inf"], "--most-score", "a finite number"),
-        (["--load", "serve=1,2x20+30", "--frontier", "2", "--along", "memory@serve"], "--along", "one batch for each"),
-        (["--load", "chat=1x40+24"], "--load", "chat more than once"),
-        (["--load", "serve=1,xx20+30"], "--load", "NAME=BATCHxPROMPT+NEW"),
-        (["--load", "serve=1,0x20+30"], "--load", "numbers of at least 1"),
-    ],
-)
-def test_what_cannot_be_is_refused_in_words(
-    words: list[str], field: str, told: str, search: Run, tmp_path: Path
-) -> None:
-    code, printed, complaint = search(*_budgets("memory@chat <= 80%"), *LOADS[:2], *words)
-    assert (code, printed) == (2, "")
-    assert complaint.count("blockwright: error in ") == 1
-    assert f"error in {field}\n" in complaint and told in complaint
-    assert not (tmp_path / "plan.json").exists()
 
 
 def test_gigabytes_are_no_gibibytes(search: Run, tmp_path: Path) -> None:
     limits = []
     for amount in ("600 kB", "600 KiB"):
-        assert search(*_budgets(f"memory@chat <= {amount}"), *LOADS[:2])[0] == 0
+        assert search(*budget_words(f"memory@chat <= {amount}"), *LOADS[:2])[0] == 0
         limits.append(read_plan(tmp_path / "plan.json").budgets[0].limit)
     assert limits == [600e3, 600 * 1024]
-
-
-def test_budgets_that_contradict_each_other_are_both_named(search: Run) -> None:
-    code, _, complaint = search(
-        *_budgets("memory@chat <= 500kB", "memory@chat >= 600kB", "disk@chat <= 1GB"), *LOADS[:2]
-    )
-    assert code == 2
-    assert "not all together: memory@chat <= 500kB; memory@chat >= 600kB" in complaint
-    assert "disk" not in complaint
-
-
-def test_two_devices_of_one_name_are_refused(search: Run, tmp_path: Path) -> None:
-    words = ["--profile", f"server={tmp_path / 'edge'}"]
-    code, _, complaint = search(*_budgets("memory@chat <= 80%"), *LOADS[:2], *words)
-    assert code == 2 and "error in --profile\n" in complaint and "two devices of the name server" in complaint
 
 
 def test_a_device_is_called_like_its_profile_where_it_is_given_no_name(
@@ -301,17 +181,8 @@ def test_a_device_is_called_like_its_profile_where_it_is_given_no_name(
     assert read_plan(plan).devices == {"small-one": "small-one"}
 
 
-@pytest.mark.parametrize("name", ["scores.parquet", "server", "server/measurements.csv", "../{}/scores.parquet"])
-def test_an_output_that_is_an_input_is_refused_and_the_input_kept(name: str, search: Run, tmp_path: Path) -> None:
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    output = str(tmp_path / name.format(tmp_path.name))
-    code, _, complaint = search(*_budgets("memory@chat <= 80%"), *LOADS[:2], "-o", output)
-    assert code == 2 and "error in --out\n" in complaint
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
 def test_a_broken_manifest_does_not_stop_a_search(search: Run, tmp_path: Path) -> None:
-    words = [*_budgets("memory@chat <= 80%"), *LOADS[:2]]
+    words = [*budget_words("memory@chat <= 80%"), *LOADS[:2]]
     assert search(*words)[0] == 0
     (tmp_path / "manifest.json").write_text('{"search": {"key"')
     code, _, said = search(*words)
@@ -325,16 +196,16 @@ def test_scores_of_any_size_are_printed_in_few_digits(
     table = make_table()
     huge = [replace(s, estimate=replace(s.estimate, value=1e300 * s.estimate.value, high=1e301)) for s in table.scores]
     write_scores(replace(table, scores=tuple(huge)), tmp_path / "scores.parquet")
-    code, printed, _ = search(*_budgets("parameters@chat <= 60%"), *LOADS[:2], "--compare", frontier=3)
+    code, printed, _ = search(*budget_words("parameters@chat <= 60%"), *LOADS[:2], "--compare", frontier=3)
     assert code == 0 and "e+300" in printed
     assert not re.search(r"\d{20}", printed)
 
 
 def test_a_size_is_shown_in_the_units_it_was_asked_in(search: Run) -> None:
-    assert "≤ 600 KiB" in search(*_budgets("memory@chat <= 600KiB"), *LOADS[:2])[1]
+    assert "≤ 600 KiB" in search(*budget_words("memory@chat <= 600KiB"), *LOADS[:2])[1]
 
 
 def test_a_plan_within_its_tolerance_says_so(search: Run) -> None:
-    printed = search(*_budgets("parameters@chat <= 60%"), *LOADS[:2], "--tolerance", "1")[1]
+    printed = search(*budget_words("parameters@chat <= 60%"), *LOADS[:2], "--tolerance", "1")[1]
     assert "the best found within the tolerance of 1 asked for" in " ".join(printed.split())
     assert "time limit" not in printed
