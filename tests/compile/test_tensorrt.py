@@ -6,44 +6,37 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
 from blockwright.cli.main import main
-from blockwright.compile.decoder import decoder_graph
 from blockwright.compile.engine import GRAPH_FILE, TOKENIZER_FILE
-from blockwright.compile.tensorrt_build import BuildRequest, build, build_apart
-from blockwright.compile.tensorrt_checks import expected_of
+from blockwright.compile.tensorrt_build import build, build_apart
 from blockwright.compile.tensorrt_engine import (
     PLAN_FILE,
     TensorRtOrder,
     build_tensorrt_engine,
-    flavour_of,
     read_tensorrt_engine,
     token_ranges,
 )
-from blockwright.compile.tensorrt_package import Form, find_package
+from blockwright.compile.tensorrt_package import Form
 from blockwright.compile.tensorrt_stored import Stored, stored_for_tensorrt
 from blockwright.errors import InputError
-from blockwright.llama import llama
 from blockwright.profiler.synthetic import random_weights
-from blockwright.spec import FP16, Attention, Block, GatedFFN, Model, NoOp, Window, parse_format, with_format
-from decoders import LLAMA3, every_kind
+from blockwright.spec import FP16, Attention, Block, GatedFFN, Model, NoOp, parse_format, with_format
+from decoders import LLAMA3
+from tensorrt_requests import (
+    CONTEXT,
+    GPUS,
+    HETEROGENEOUS,
+    PACKAGE,
+    PLAIN,
+    SMALL,
+    request_of,
+    written_request,
+)
 
-try:
-    PACKAGE = find_package(("tensorrt_rtx",))
-except InputError as absent:
-    pytest.skip(f"TensorRT-RTX is needed (the extra tensorrt-rtx): {absent.got}", allow_module_level=True)
-
-GPUS = ("sm86", "sm89", "sm120")
-CONTEXT = 128
-HETEROGENEOUS = every_kind(512, 256, 128, reach=Window(num_tokens=16))
-HOMOGENEOUS = (Block(mixer=Attention(num_kv_heads=2), ffn=GatedFFN(width=256)),) * 2
-PLAIN = llama(HETEROGENEOUS, hidden_size=128, num_heads=4, head_dim=32, vocab_size=256, max_positions=CONTEXT)
-SMALL = replace(PLAIN, layers=HOMOGENEOUS)
 MODELS: dict[str, tuple[Model, str]] = {
     "homogeneous": (SMALL, "fp16"),
     "heterogeneous": (PLAIN, "fp16"),
@@ -72,7 +65,7 @@ def checkpoint(tmp_path: Path) -> Callable[[Model], Path]:
     return write
 
 
-def _order(model: Model, text: str, **changes: Any) -> TensorRtOrder:
+def order_of(model: Model, text: str, **changes: Any) -> TensorRtOrder:
     order = TensorRtOrder(
         stored=stored_for_tensorrt(model, parse_format(text)),
         num_positions=CONTEXT,
@@ -93,7 +86,7 @@ def test_children_parse_and_build_with_every_layer_they_have(
     name: str, form: Form, checkpoint: Callable[[Model], Path], tmp_path: Path
 ) -> None:
     model, text = MODELS[name]
-    engine = build_tensorrt_engine(_order(model, text, form=form), checkpoint(model), tmp_path / "engine")
+    engine = build_tensorrt_engine(order_of(model, text, form=form), checkpoint(model), tmp_path / "engine")
     assert read_tensorrt_engine(tmp_path / "engine", is_whole=True) == engine
     assert (engine.is_attention_decomposed, engine.form) == (False, form)
     assert (engine.compute_capabilities, engine.slots, engine.package_version) == (GPUS, CONTEXT, PACKAGE.version)
@@ -114,31 +107,11 @@ def test_children_parse_and_build_with_every_layer_they_have(
     assert (num_integers > 0) == text.startswith("int4")
 
 
-def _request(folder: Path, model: Model, text: str = "fp16", form: Form = "fused", **changes: Any) -> BuildRequest:
-    """Of a graph written into a folder, with a profile."""
-    return replace(_written(folder, stored_for_tensorrt(model, parse_format(text)), form), **changes)
-
-
-def _written(folder: Path, stored: Stored, form: Form = "fused") -> BuildRequest:
-    flavour = flavour_of(form, stored, CONTEXT)
-    onnx.save_model(decoder_graph(stored.model, random_weights(stored.model), CONTEXT, flavour), folder / GRAPH_FILE)
-    return BuildRequest(
-        package=PACKAGE.name,
-        graph=str(folder / GRAPH_FILE),
-        plan=str(folder / PLAN_FILE),
-        capabilities=GPUS,
-        profiles=token_ranges(CONTEXT)[:1],
-        most_sequences=1,
-        expected=expected_of(stored.model, form),
-        timing_cache=None,
-    )
-
-
 @in_both_forms
 def test_a_plan_is_hardly_larger_than_its_integers(form: Form, tmp_path: Path) -> None:
     """4.2 million weights in int4, a sixteenth in anything else: in fp16 they would be 8.4 MB."""
     layers = (Block(mixer=Attention(num_kv_heads=4), ffn=GatedFFN(width=8192)),) * 2
-    request = _request(tmp_path, replace(PLAIN, layers=layers, hidden_size=512, head_dim=128), "int4-g128", form)
+    request = request_of(tmp_path, replace(PLAIN, layers=layers, hidden_size=512, head_dim=128), "int4-g128", form)
     graph_bytes = (tmp_path / GRAPH_FILE).stat().st_size
     build(replace(request, profiles=token_ranges(CONTEXT, decode_takes_one=True)), PACKAGE)
     assert (tmp_path / PLAN_FILE).stat().st_size < 1.1 * graph_bytes + 6e6
@@ -147,14 +120,14 @@ def test_a_plan_is_hardly_larger_than_its_integers(form: Form, tmp_path: Path) -
 def test_int8_is_multiplied_out_which_is_why_it_is_refused(tmp_path: Path) -> None:
     layers = (Block(mixer=NoOp(), ffn=GatedFFN(width=13056)),)
     model = with_format(replace(PLAIN, layers=layers, hidden_size=512), parse_format("int8-g32"))
-    request = _written(tmp_path, Stored(model=replace(model, embedding_weights=FP16), activations="float16"))
+    request = written_request(tmp_path, Stored(model=replace(model, embedding_weights=FP16), activations="float16"))
     build(replace(request, expected=replace(request.expected, num_integer_matrices=3)), PACKAGE)
     assert (tmp_path / PLAN_FILE).stat().st_size > 1.4 * (tmp_path / GRAPH_FILE).stat().st_size
 
 
 def test_two_profiles_keep_one_copy_of_the_weights(tmp_path: Path) -> None:
     layers = (Block(mixer=NoOp(), ffn=GatedFFN(width=65536)),)
-    request = _request(tmp_path, replace(PLAIN, layers=layers), profiles=token_ranges(CONTEXT))
+    request = request_of(tmp_path, replace(PLAIN, layers=layers), profiles=token_ranges(CONTEXT))
     graph_bytes = (tmp_path / GRAPH_FILE).stat().st_size
     build(request, PACKAGE)
     assert 4e7 < graph_bytes < (tmp_path / PLAN_FILE).stat().st_size < 1.4 * graph_bytes
@@ -166,96 +139,10 @@ def test_a_profile_of_one_token_copies_fp16_where_the_batch_is_fixed_too(
 ) -> None:
     layers = (Block(mixer=NoOp(), ffn=GatedFFN(width=65536)),)
     profiles = token_ranges(CONTEXT, decode_takes_one=True)
-    request = _request(tmp_path, replace(PLAIN, layers=layers), profiles=profiles, most_sequences=most_sequences)
+    request = request_of(tmp_path, replace(PLAIN, layers=layers), profiles=profiles, most_sequences=most_sequences)
     graph_bytes = (tmp_path / GRAPH_FILE).stat().st_size
     build(request, PACKAGE)
     assert ((tmp_path / PLAN_FILE).stat().st_size > 1.6 * graph_bytes) == has_copy
-
-
-def _edited(request: BuildRequest, edit: Callable[[onnx.GraphProto], None]) -> BuildRequest:
-    model = onnx.load(request.graph)
-    edit(model.graph)
-    onnx.save_model(model, request.graph)
-    return request
-
-
-def _without_mask(graph: onnx.GraphProto) -> None:
-    for node in graph.node:
-        if node.op_type == "Attention":
-            node.input[3] = ""
-            node.attribute.append(helper.make_attribute("is_causal", 1))
-
-
-def _with_surplus(graph: onnx.GraphProto) -> None:
-    graph.input.append(helper.make_tensor_value_info("surplus", TensorProto.INT64, ["batch"]))
-
-
-def _with_a_stranger(graph: onnx.GraphProto) -> None:
-    graph.node.insert(0, helper.make_node("Stranger", ["ids"], ["strange"], name="stranger"))
-
-
-def _in_uint4(graph: onnx.GraphProto) -> None:
-    for index, each in enumerate(graph.initializer):
-        if each.name == "model.layers.0.mlp.up_proj.weight.codes":
-            codes = numpy_helper.to_array(each).astype(np.int8).clip(0)
-            graph.initializer[index].CopyFrom(helper.make_tensor(each.name, TensorProto.UINT4, codes.shape, codes))
-
-
-@pytest.mark.parametrize(
-    ("edit", "field", "complaint"),
-    [
-        (_without_mask, "network", "model.layers.0.self_attn.attended_AttentionInput without a mask"),
-        (_with_surplus, "network", "an input surplus that no layer reads"),
-        (_in_uint4, "graph", "UNSUPPORTED_NODE"),
-        (_in_uint4, "graph", "model.layers.0.mlp.up_proj.weight.codes"),
-        (_with_a_stranger, "graph: stranger (Stranger)", "Plugin not found"),
-    ],
-)
-def test_what_tensorrt_would_drop_or_refuse_is_refused_with_its_place(
-    edit: Callable[[onnx.GraphProto], None], field: str, complaint: str, tmp_path: Path
-) -> None:
-    request = _edited(_request(tmp_path, SMALL, "int4-g32"), edit)
-    with pytest.raises(InputError) as refused:
-        build_apart(request, PACKAGE)
-    assert refused.value.field == field
-    assert complaint in str(refused.value.got)
-    assert not Path(request.plan).exists()
-
-
-def test_a_network_with_fewer_layers_than_its_model_is_refused(tmp_path: Path) -> None:
-    request = _request(tmp_path, SMALL)
-    more = replace(request.expected, num_integer_matrices=1)
-    with pytest.raises(InputError, match=r"0 layers of DEQUANTIZE.*expected 1"):
-        build(replace(request, expected=more), PACKAGE)
-
-
-def test_a_network_of_the_other_form_is_refused(tmp_path: Path) -> None:
-    request = _request(tmp_path, SMALL, form="decomposed")
-    with pytest.raises(InputError, match=r"0 layers of ATTENTION_INPUT.*expected 2"):
-        build(replace(request, expected=expected_of(SMALL)), PACKAGE)
-    request = _request(tmp_path, SMALL)
-    with pytest.raises(InputError, match=r"2 layers of ATTENTION_INPUT.*expected 0"):
-        build(replace(request, expected=expected_of(SMALL, "decomposed")), PACKAGE)
-
-
-@pytest.mark.parametrize(
-    ("operator", "form", "complaint"),
-    [
-        ("Attention", "fused", "1 layers of ATTENTION_INPUT.*expected 2"),
-        ("TensorScatter", "fused", "3 layers of KV_CACHE_UPDATE.*expected 4"),
-        ("RotaryEmbedding", "fused", "3 layers of ROTARY_EMBEDDING.*expected 4"),
-        ("Softmax", "decomposed", "1 layers of SOFTMAX.*expected 2"),
-    ],
-)
-def test_a_network_that_lost_one_operator_is_refused(operator: str, form: Form, complaint: str, tmp_path: Path) -> None:
-    def lose(graph: onnx.GraphProto) -> None:
-        last = [node for node in graph.node if node.op_type == operator][-1]
-        last.op_type = "Identity"
-        del last.attribute[:], last.input[1:]
-
-    request = _edited(_request(tmp_path, SMALL, form=form), lose)
-    with pytest.raises(InputError, match=complaint):
-        build(request, PACKAGE)
 
 
 def test_memory_that_a_plan_computes_in_is_its_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,13 +155,13 @@ def test_memory_that_a_plan_computes_in_is_its_users(tmp_path: Path, monkeypatch
         return configs[-1]
 
     monkeypatch.setattr(builder_class, "create_builder_config", keep)
-    build(_request(tmp_path, SMALL), PACKAGE)
+    build(request_of(tmp_path, SMALL), PACKAGE)
     (config,) = configs
     assert config.get_flag(PACKAGE.trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
 
 
 def test_what_cannot_be_built_is_told_in_tensorrts_own_words(tmp_path: Path) -> None:
-    request = _request(tmp_path, SMALL, "int4-g32", capabilities=("sm75",))
+    request = request_of(tmp_path, SMALL, "int4-g32", capabilities=("sm75",))
     with pytest.raises(InputError, match=r"Cannot compile for target\(s\) sm75.*int4"):
         build_apart(request, PACKAGE)
 
@@ -283,14 +170,14 @@ def test_what_cannot_be_built_is_told_in_tensorrts_own_words(tmp_path: Path) -> 
 def test_too_much_for_the_memory_is_told_with_what_takes_less(
     most_sequences: int, complaint: str, tmp_path: Path
 ) -> None:
-    request = _request(tmp_path, SMALL, capabilities=("sm86",), most_sequences=most_sequences)
+    request = request_of(tmp_path, SMALL, capabilities=("sm86",), most_sequences=most_sequences)
     with pytest.raises(InputError, match=complaint) as refused:
         build_apart(request, PACKAGE)
     assert "--batch" in refused.value.remedy and "--context" in refused.value.remedy
 
 
 def test_a_build_that_is_killed_is_an_error_and_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    request = _request(tmp_path, SMALL)
+    request = request_of(tmp_path, SMALL)
     shot = tmp_path / "python"
     shot.write_text("#!/bin/sh\necho terminate called >&2\nkill -ABRT $$\n")
     shot.chmod(0o755)
@@ -304,7 +191,7 @@ def test_a_failed_build_leaves_the_engine_that_stood_there(checkpoint: Callable[
     folder.mkdir()
     (folder / "kept").write_text("")
     with pytest.raises(InputError, match="sm75"):
-        build_tensorrt_engine(_order(SMALL, "int4-g32", capabilities=("sm75",)), checkpoint(SMALL), folder)
+        build_tensorrt_engine(order_of(SMALL, "int4-g32", capabilities=("sm75",)), checkpoint(SMALL), folder)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "engine"]
     assert [path.name for path in folder.iterdir()] == ["kept"]
 
