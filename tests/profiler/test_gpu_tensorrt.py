@@ -10,68 +10,37 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from blockwright.compile.tensorrt_build import BuildRequest, Built, build_apart
 from blockwright.compile.tensorrt_engine import PLAN_FILE
-from blockwright.compile.tensorrt_package import Package, find_package
 from blockwright.compile.tensorrt_stored import Stored, stored_for_tensorrt
-from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Point
-from blockwright.llama import llama
 from blockwright.model.child import build_child, load_weights
-from blockwright.profiler import gpu_tensorrt
 from blockwright.profiler.bench import block_of
 from blockwright.profiler.gpu_bench import Bench, measure_part, measure_whole
-from blockwright.profiler.gpu_clock import GpuClock, GpuEffort
 from blockwright.profiler.gpu_device import CpuDevice
 from blockwright.profiler.gpu_plan import variants
-from blockwright.profiler.gpu_sitting import Step, run_steps
-from blockwright.profiler.gpu_tensorrt import InOnnxRuntime, InPlans, Kind, Network, TensorRtRuntime
+from blockwright.profiler.gpu_tensorrt import InOnnxRuntime, Kind, Network, TensorRtRuntime
 from blockwright.profiler.synthetic import RepeatedWeights, random_weights
 from blockwright.profiler.torch_blocks import hf_config
 from blockwright.spec import (
     FFN,
-    FP16,
     FP32,
     Attention,
     Block,
     GatedFFN,
-    LinearFFN,
-    LinearMixer,
     Mixer,
     Model,
     NoOp,
-    Window,
     parse_format,
     variant_name,
     with_format,
 )
+from tensorrt_stacks import DECODE, PARENT, PREFILL, VARIANTS, bench_of, stack_of
 
-SLOTS = 64
-DECODE, PREFILL = Point(batch=2, new_tokens=1, slots=SLOTS), Point(batch=2, new_tokens=24, slots=SLOTS)
 LONG = Point(batch=1, new_tokens=1, slots=1152)
 """Where a window's tokens go round in fewer slots."""
-VARIANTS: tuple[Mixer | FFN, ...] = (
-    Attention(num_kv_heads=4),
-    Attention(num_kv_heads=2),
-    Attention(num_kv_heads=1, reach=Window(num_tokens=16)),
-    LinearMixer(),
-    GatedFFN(width=384),
-    LinearFFN(),
-)
-MIXED = (
-    Block(mixer=NoOp(), ffn=GatedFFN(width=256)),
-    Block(mixer=Attention(num_kv_heads=2), ffn=NoOp()),
-    Block(mixer=LinearMixer(), ffn=LinearFFN()),
-    Block(mixer=Attention(num_kv_heads=1, reach=Window(num_tokens=16)), ffn=NoOp()),
-)
-PARENT = llama(MIXED, hidden_size=128, num_heads=4, head_dim=32, vocab_size=256, max_positions=1152)
 
 
-def _stack(variant: Mixer | FFN, copies: int = 2) -> Model:
-    return replace(PARENT, layers=(block_of(variant),) * copies)
-
-
-class _Kept:
+class Kept:
     """An opener and its network, ONNX Runtime in fp32, that keeps what is bound to it."""
 
     device = torch.device("cpu")
@@ -93,11 +62,11 @@ class _Kept:
         return self._network.bind(profile, tensors)
 
 
-def _opened(
+def opened(
     kind: Kind, model: Model, point: Point, folder: Path
 ) -> tuple[Callable[[], object], Mapping[str, torch.Tensor]]:
     """What is timed at a point, and the tensors that it reads and writes."""
-    kept = _Kept(folder)
+    kept = Kept(folder)
     runtime = TensorRtRuntime(FP32, kept)
     run = (runtime.open_stack if kind == "stack" else runtime.open_whole)(model, [point])(point)
     return run, kept.tensors
@@ -131,8 +100,8 @@ def _in_torch(model: Model, tensors: dict[str, torch.Tensor], point: Point) -> t
 @pytest.mark.parametrize("point", [DECODE, PREFILL, LONG], ids=["decode", "prefill", "behind many"])
 @pytest.mark.parametrize("variant", VARIANTS, ids=variant_name)
 def test_a_stack_computes_what_torch_computes(variant: Mixer | FFN, point: Point, tmp_path: Path) -> None:
-    model = _stack(variant)
-    run, tensors = _opened("stack", model, point, tmp_path / "engine")
+    model = stack_of(variant)
+    run, tensors = opened("stack", model, point, tmp_path / "engine")
     before = {name: tensor.clone() for name, tensor in tensors.items() if name.startswith("past_")}
     expected = _in_torch(model, {name: tensor.clone() for name, tensor in tensors.items()}, point)
     run()
@@ -147,7 +116,7 @@ def test_a_stack_computes_what_torch_computes(variant: Mixer | FFN, point: Point
 
 def test_caches_and_hidden_states_are_random(tmp_path: Path) -> None:
     """Zeros take a GPU less power, and so may take it less time."""
-    _, tensors = _opened("stack", _stack(VARIANTS[0]), PREFILL, tmp_path / "engine")
+    _, tensors = opened("stack", stack_of(VARIANTS[0]), PREFILL, tmp_path / "engine")
     read = [tensor for name, tensor in tensors.items() if name.startswith(("past_", "hidden_in"))]
     assert len(read) == 5
     for each in read:
@@ -155,7 +124,7 @@ def test_caches_and_hidden_states_are_random(tmp_path: Path) -> None:
 
 
 def test_a_run_of_a_whole_model_writes_where_its_tokens_stand_as_a_step_of_an_engine_does(tmp_path: Path) -> None:
-    run, tensors = _opened("whole", PARENT, DECODE, tmp_path / "engine")
+    run, tensors = opened("whole", PARENT, DECODE, tmp_path / "engine")
     places = {name: each for name, each in tensors.items() if name not in ("ids", "last", "logits")}
     places = {name: each for name, each in places.items() if not name.startswith("past_")}
     written = {name: each.clone() for name, each in places.items()}
@@ -179,91 +148,15 @@ def test_repeated_weights_have_the_names_and_shapes_of_random_ones() -> None:
     assert repeated.get("model.layers.0.mlp.gate_proj.bias") is None
 
 
-@pytest.fixture(scope="module")
-def package() -> Package:
-    try:
-        return find_package(("tensorrt_rtx",))
-    except InputError as absent:
-        pytest.skip(f"TensorRT-RTX is needed (the extra tensorrt-rtx): {absent.got}")
-
-
-@pytest.fixture
-def plans(package: Package, tmp_path: Path) -> InPlans:
-    return InPlans(package=package, capabilities=("sm86", "sm89", "sm120"), folder=tmp_path / "engine")
-
-
-@pytest.mark.parametrize("text", ["fp16", "int4-g32"])
-@pytest.mark.parametrize("variant", VARIANTS, ids=variant_name)
-def test_every_stack_parses_and_builds(variant: Mixer | FFN, text: str, plans: InPlans, tmp_path: Path) -> None:
-    """Counts of attentions, caches and integer matrices are checked by the build; a difference would raise."""
-    stored = stored_for_tensorrt(_stack(variant, copies=4), parse_format(text))
-    plan = plans.build("stack", stored, DECODE, tmp_path)
-    assert plan.name == PLAN_FILE and plan.stat().st_size > 0
-
-
-@pytest.mark.parametrize("text", ["bf16", "int4-g128"])
-def test_whole_models_build_with_all_that_is_in_them(text: str, plans: InPlans, tmp_path: Path) -> None:
-    stored = stored_for_tensorrt(PARENT, parse_format(text))
-    assert plans.build("whole", stored, DECODE, tmp_path).stat().st_size > 0
-
-
-def test_a_plan_is_built_for_as_many_sequences_as_its_load_has(
-    plans: InPlans, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    requests: list[BuildRequest] = []
-
-    def keep(request: BuildRequest, package: Package) -> Built:
-        requests.append(request)
-        return build_apart(request, package)
-
-    monkeypatch.setattr(gpu_tensorrt, "build_apart", keep)
-    plans.build("stack", stored_for_tensorrt(_stack(VARIANTS[0]), FP16), replace(DECODE, batch=3), tmp_path)
-    (request,) = requests
-    assert request.most_sequences == 3
-
-
-def test_a_network_that_does_not_build_fails_as_a_case_and_the_next_goes_on(plans: InPlans, tmp_path: Path) -> None:
-    """TensorRT-RTX has no int4 before sm80, and says so itself."""
-    runtime = TensorRtRuntime(parse_format("int4"), replace(plans, capabilities=("sm75",)))
-    model = with_format(_stack(VARIANTS[0]), runtime.weights)
-
-    def measure() -> list:
-        runtime.open_stack(model, [DECODE])
-        return []
-
-    steps = [Step(name="attention", measure=measure), Step(name="after it", measure=list)]
-    released: list[str] = []
-    first, second = run_steps(steps, tmp_path / "work", lambda: 1.0, lambda _: None, lambda: released.append("all"))
-    assert first.error is not None and "Cannot compile for target(s) sm75" in first.error
-    assert (second.error, released) == (None, ["all"])
-    assert not (tmp_path / "engine").exists(), "nothing is left of it"
-
-
-def test_a_build_that_the_system_ends_for_want_of_memory_fails_as_a_case(
-    plans: InPlans, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shot = tmp_path / "python"
-    shot.write_text("#!/bin/sh\nkill -KILL $$\n")
-    shot.chmod(0o755)
-    monkeypatch.setattr("sys.executable", str(shot))
-    runtime = TensorRtRuntime(parse_format("fp16"), plans)
-    step = Step(
-        name="ffn", measure=lambda: measure_part(_bench_of(runtime), GatedFFN(width=96, weights=FP16), [DECODE])
-    )
-    (done,) = run_steps([step], tmp_path / "work", lambda: 1.0, lambda _: None, lambda: None)
-    assert done.error is not None and "SIGKILL" in done.error and "Give it more memory" in done.error
-    assert not (tmp_path / "engine").exists()
-
-
 def test_what_a_kill_left_is_not_taken_for_a_plan(tmp_path: Path) -> None:
     folder = tmp_path / "engine"
     folder.mkdir()
     (folder / PLAN_FILE).write_text("half a plan")
-    _opened("stack", _stack(VARIANTS[0]), DECODE, folder)
+    opened("stack", stack_of(VARIANTS[0]), DECODE, folder)
     assert not folder.exists()
 
 
-class _Simulated(CpuDevice):
+class Simulated(CpuDevice):
     """Runs what it is given once, and says what it would take: a second for each layer and ten beside them."""
 
     def __init__(self) -> None:
@@ -285,18 +178,12 @@ class _Simulated(CpuDevice):
 
 
 def _bench(device: CpuDevice, tmp_path: Path, text: str = "fp16") -> Bench:
-    return _bench_of(TensorRtRuntime(parse_format(text), InOnnxRuntime(folder=tmp_path / "engine")), device)
-
-
-def _bench_of(runtime: TensorRtRuntime, device: CpuDevice | None = None) -> Bench:
-    device, effort = device or CpuDevice(), GpuEffort(min_samples=3, limit_s=1e-3, warm_up_s=0.0, warm_up_calls=1)
-    parent = with_format(PARENT, runtime.weights)
-    return Bench(parent=parent, clock=GpuClock(device, effort, None), device=device, runtime=runtime)
+    return bench_of(TensorRtRuntime(parse_format(text), InOnnxRuntime(folder=tmp_path / "engine")), device)
 
 
 @pytest.mark.parametrize("text", ["fp16", "int4-g32"])
 def test_a_part_is_a_row_of_tensorrt_at_each_point_by_the_slope_of_its_stacks(text: str, tmp_path: Path) -> None:
-    device = _Simulated()
+    device = Simulated()
     device.cache_bytes, device.depths = 1, [4, 8, 4, 8]
     bench = _bench(device, tmp_path, text)
     variant = GatedFFN(width=96, weights=bench.runtime.weights)

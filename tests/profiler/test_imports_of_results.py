@@ -1,22 +1,20 @@
 """Readers of other programs' results, on texts in the formats that those programs write."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from blockwright.cost import Load
 from blockwright.errors import InputError
 from blockwright.profiler.imports import Results, Told, decode, joined, prefill
 from blockwright.profiler.imports_llama_bench import read_llama_bench
 from blockwright.profiler.imports_trtexec import read_trtexec
 from blockwright.profiler.imports_vllm import read_vllm
 from blockwright.spec import parse_format
+from results_of_others import told_of
 
-BF16 = parse_format("bf16")
 TEST = """{
     "build_commit": "8cf427ff", "build_number": 5163, "cpu_info": "AMD Ryzen 7 7800X3D 8-Core Processor",
     "gpu_info": "NVIDIA GeForce RTX 4080", "backends": "CUDA",
@@ -32,21 +30,21 @@ TEST = """{
 WRITTEN_NS = [1075361300, 1065089400, 1071761200, 1081934900, 1089692600]
 
 
-def _test(**changes: Any) -> dict[str, Any]:
+def bench_test(**changes: Any) -> dict[str, Any]:
     return json.loads(TEST) | changes
 
 
-def _writes(**changes: Any) -> dict[str, Any]:
+def written_steps(**changes: Any) -> dict[str, Any]:
     numbers = {"n_prompt": 0, "n_gen": 128, "avg_ns": 1076767880, "avg_ts": 118.881588, "samples_ns": WRITTEN_NS}
-    return _test(**numbers) | changes
+    return bench_test(**numbers) | changes
 
 
-def _llama(*tests: dict[str, Any], told: Told | None = None, is_gpu: bool = True) -> Results:
+def llama_bench(*tests: dict[str, Any], told: Told | None = None, is_gpu: bool = True) -> Results:
     return read_llama_bench(json.dumps(tests), "bench.json", told or Told(), num_layers=28, is_gpu=is_gpu)
 
 
 def test_llama_bench_times_are_those_of_a_prompt_and_of_one_token() -> None:
-    found = _llama(_test(), _writes(n_depth=2048))
+    found = llama_bench(bench_test(), written_steps(n_depth=2048))
     reading, writing = found.times
     assert (reading.point, writing.point) == (prefill(1, 512), decode(1, 2048 + 64))
     assert reading.seconds.median_s == pytest.approx(71745200e-9)
@@ -58,10 +56,10 @@ def test_llama_bench_times_are_those_of_a_prompt_and_of_one_token() -> None:
 
 
 def test_one_test_on_each_line_is_the_same_as_a_list() -> None:
-    tests = [_test(), _writes()]
+    tests = [bench_test(), written_steps()]
     text = "\n".join(json.dumps(test) for test in tests) + "\n"
-    assert read_llama_bench(text, "bench.jsonl", Told(), 28, True) == _llama(*tests)
-    assert read_llama_bench(json.dumps(tests[0]), "bench.jsonl", Told(), 28, True) == _llama(tests[0])
+    assert read_llama_bench(text, "bench.jsonl", Told(), 28, True) == llama_bench(*tests)
+    assert read_llama_bench(json.dumps(tests[0]), "bench.jsonl", Told(), 28, True) == llama_bench(tests[0])
 
 
 @pytest.mark.parametrize(
@@ -75,14 +73,14 @@ def test_one_test_on_each_line_is_the_same_as_a_list() -> None:
     ],
 )
 def test_the_format_is_the_end_of_the_model_type(model_type: str, ours: str) -> None:
-    assert str(_llama(_test(model_type=model_type)).times[0].weights) == ours
+    assert str(llama_bench(bench_test(model_type=model_type)).times[0].weights) == ours
 
 
 def test_a_format_that_is_none_of_ours_is_refused_unless_told() -> None:
     with pytest.raises(InputError, match="Q5_K"):
-        _llama(_test(model_type="qwen2 7B Q5_K - Medium"))
+        llama_bench(bench_test(model_type="qwen2 7B Q5_K - Medium"))
     told = Told(weights=parse_format("int8"))
-    assert str(_llama(_test(model_type="qwen2 7B Q5_K - Medium"), told=told).times[0].weights) == "int8-g32"
+    assert str(llama_bench(bench_test(model_type="qwen2 7B Q5_K - Medium"), told=told).times[0].weights) == "int8-g32"
 
 
 @pytest.mark.parametrize(
@@ -100,10 +98,10 @@ def test_a_format_that_is_none_of_ours_is_refused_unless_told() -> None:
     ],
 )
 def test_tests_of_other_things_are_left_out_and_told(changes: dict[str, Any], words: str) -> None:
-    found = _llama(_test(**changes), _writes())
+    found = llama_bench(bench_test(**changes), written_steps())
     assert len(found.times) == 1 and words in found.left_out[0]
     with pytest.raises(InputError, match="a test that reads a prompt"):
-        _llama(_test(**changes))
+        llama_bench(bench_test(**changes))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +113,7 @@ def test_tests_of_other_things_are_left_out_and_told(changes: dict[str, Any], wo
     ],
 )
 def test_all_layers_on_one_gpu_are_right(changes: dict[str, Any]) -> None:
-    assert len(_llama(_test(**changes)).times) == 1
+    assert len(llama_bench(bench_test(**changes)).times) == 1
 
 
 @pytest.mark.parametrize(
@@ -129,8 +127,8 @@ def test_all_layers_on_one_gpu_are_right(changes: dict[str, Any]) -> None:
     ],
 )
 def test_a_processors_tests_are_those_that_no_gpu_had_a_part_in(changes: dict[str, Any], words: str | None) -> None:
-    alone = _writes(gpu_info="", n_gpu_layers=0)
-    found = _llama(_test(**changes), alone, is_gpu=False)
+    alone = written_steps(gpu_info="", n_gpu_layers=0)
+    found = llama_bench(bench_test(**changes), alone, is_gpu=False)
     assert found.device == "AMD Ryzen 7 7800X3D 8-Core Processor"
     assert len(found.times) == 1 + (words is None) and (words or "") in " ".join(found.left_out)
 
@@ -148,13 +146,13 @@ def test_a_processors_tests_are_those_that_no_gpu_had_a_part_in(changes: dict[st
 )
 def test_llama_bench_files_that_cannot_be_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        _llama(_test(**changes))
+        llama_bench(bench_test(**changes))
 
 
 @pytest.mark.parametrize("other", [{"build_commit": "deadbeef"}, {"model_type": "llama 7B Q8_0"}])
 def test_versions_and_formats_are_not_mixed(other: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="one, for a profile"):
-        _llama(_test(), _writes(**other))
+        llama_bench(bench_test(), written_steps(**other))
 
 
 @pytest.mark.parametrize("text", [f"[{TEST[:300]}", "", f"{TEST}\n{TEST[:200]}", "[]", '"soon"'])
@@ -168,131 +166,9 @@ def test_files_that_were_cut_off_are_refused(text: str) -> None:
             read()
 
 
-def _latency(seconds: list[float], **changes: Any) -> str:
-    middle = {str(share): float(np.percentile(seconds, share)) for share in (10, 25, 50, 75, 90, 99)}
-    data = {"avg_latency": float(np.mean(seconds)), "latencies": seconds, "percentiles": middle}
-    return json.dumps(data | changes)
-
-
-def _told(load: str | None, **more: Any) -> Told:
-    if load is None:
-        return Told(weights=BF16, **more)
-    batch, prompt, new = (int(number) for number in load.replace("+", "x").split("x"))
-    return Told(load=Load(batch=batch, prompt_tokens=prompt, new_tokens=new), weights=BF16, **more)
-
-
-def test_vllm_requests_are_parted_into_reading_and_writing() -> None:
-    whole = read_vllm(_latency([2.0, 2.1, 1.9]), "all.json", _told("8x512+101"))
-    first = read_vllm(_latency([0.5, 0.52, 0.48]), "one.json", _told("8x512+1"))
-    reading, writing = joined([whole, first])
-    assert (reading.point, writing.point) == (prefill(8, 512), decode(8, 562))
-    assert writing.seconds.median_s == pytest.approx((2.0 - 0.5) / 100)
-    assert writing.seconds.low_s == pytest.approx((1.9 - 0.52) / 100)
-    assert writing.seconds.high_s == pytest.approx((2.1 - 0.48) / 100)
-
-
-def test_a_request_without_its_prompt_or_faster_than_it_is_refused() -> None:
-    whole = read_vllm(_latency([2.0, 2.1, 1.9]), "all.json", _told("8x512+101"))
-    other = read_vllm(_latency([0.5]), "one.json", _told("4x512+1"))
-    slower = read_vllm(_latency([2.5]), "one.json", _told("8x512+1"))
-    for results, words in (([whole], "alone"), ([whole, other], "alone"), ([whole, slower], "less than its prompt")):
-        with pytest.raises(InputError, match=words):
-            joined(results)
-
-
-SERVE: dict[str, Any] = {
-    "date": "20251121-101500", "endpoint_type": "openai", "backend": "openai", "label": None,
-    "model_id": "Qwen/Qwen3-8B", "tokenizer_id": "Qwen/Qwen3-8B", "num_prompts": 100, "request_rate": "inf",
-    "burstiness": 1.0, "max_concurrency": 8, "duration": 27.1, "completed": 100, "failed": 0,
-    "total_input_tokens": 51200, "total_output_tokens": 12800, "request_throughput": 3.69, "request_goodput": None,
-    "output_throughput": 472.3, "total_token_throughput": 2361.6, "mean_ttft_ms": 260.0, "median_ttft_ms": 250.0,
-    "std_ttft_ms": 60.0, "p99_ttft_ms": 410.0, "mean_tpot_ms": 15.0, "median_tpot_ms": 14.8, "std_tpot_ms": 0.5,
-    "p99_tpot_ms": 16.4, "mean_itl_ms": 15.0, "median_itl_ms": 14.2, "std_itl_ms": 4.0, "p99_itl_ms": 41.0,
-}  # fmt: skip
-
-
-def test_vllm_serving_is_a_decode_of_the_requests_in_flight() -> None:
-    found = read_vllm(json.dumps(SERVE), "serve.json", _told(None))
-    (writing,) = found.times
-    in_flight = 100 / 27.1 * (0.260 + 0.015 * 127)
-    assert writing.point == decode(round(in_flight), 512 + 64) and round(in_flight) == 8
-    assert writing.seconds.median_s == pytest.approx(14.8e-3)
-    half_s = 1.6449 * math.sqrt(math.pi / 2) * 0.5e-3 / 10
-    assert writing.seconds.high_s - writing.seconds.median_s == pytest.approx(half_s)
-    assert "median_ttft_ms" in found.left_out[0]
-
-
-def test_vllm_serving_one_at_a_time_is_a_prefill_too() -> None:
-    alone = SERVE | {"max_concurrency": 1, "duration": 216.5}
-    writing, reading = read_vllm(json.dumps(alone), "serve.json", _told(None)).times
-    assert (writing.point, reading.point) == (decode(1, 576), prefill(1, 512))
-    assert reading.seconds.median_s == pytest.approx(0.25)
-
-
-@pytest.mark.parametrize(
-    ("text", "load", "words"),
-    [
-        (json.dumps(SERVE | {"failed": 3, "completed": 97}), None, "3 of 100 requests"),
-        (json.dumps({k: v for k, v in SERVE.items() if k != "failed"} | {"completed": 90}), None, "10 of 100"),
-        (json.dumps(SERVE | {"median_tpot_ms": 0.0}), None, "above 0"),
-        (_latency([0.5, 0.6]), None, "--load"),
-        (_latency([0.5, 0.6], avg_latency=550.0), "1x16+1", "another unit"),
-        (_latency([0.5, 0.0]), "1x16+1", "above 0"),
-        (_latency([0.5], latencies=[]), "1x16+1", "no samples"),
-    ],
-)
-def test_vllm_files_that_cannot_be_are_refused(text: str, load: str | None, words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        read_vllm(text, "vllm.json", _told(load))
-
-
-def test_a_server_that_guesses_ahead_is_refused() -> None:
-    with pytest.raises(InputError, match="speculative"):
-        read_vllm(json.dumps(SERVE | {"spec_decode_num_drafts": 4096}), "serve.json", _told(None))
-
-
-def _iterations(times_ms: list[float], **changes: Any) -> str:
-    """As `exportJSONTrace` prints them."""
-    start, lines = 5.2, []
-    for took in times_ms:
-        record = {
-            "startEnqMs": start, "endEnqMs": start + 0.1, "startH2dMs": start, "endH2dMs": start + 0.02,
-            "startComputeMs": start + 0.02, "endComputeMs": start + 0.02 + took, "startD2hMs": start + took + 0.02,
-            "endD2hMs": start + took + 0.03, "h2dMs": 0.02, "computeMs": took, "d2hMs": 0.01, "latencyMs": took + 0.03,
-        }  # fmt: skip
-        lines.append(json.dumps(record | changes))
-        start += took + 0.1
-    return "[\n  " + "\n, ".join(lines) + "\n]\n"
-
-
-def test_trtexec_iterations_are_a_prompt_or_with_a_context_one_token() -> None:
-    text = _iterations([3.1, 3.0, 3.3])
-    (reading,) = read_trtexec(text, "times.json", _told("4x512+1")).times
-    (writing,) = read_trtexec(text, "times.json", _told("4x512+1", context=700)).times
-    assert (reading.point, writing.point) == (prefill(4, 512), decode(4, 700))
-    assert reading.seconds == writing.seconds
-    assert (reading.seconds.low_s, reading.seconds.median_s) == (pytest.approx(3.0e-3), pytest.approx(3.1e-3))
-
-
-@pytest.mark.parametrize(
-    ("text", "told", "words"),
-    [
-        (_iterations([3.0]), _told(None), "--load"),
-        (_iterations([3.0]), _told("1x1+1"), "--context"),
-        (_iterations([3.0]), Told(load=Load(batch=1, prompt_tokens=8, new_tokens=1)), "--format"),
-        (_iterations([3.0], computeMs=0.003), _told("1x8+1"), "another unit"),
-        (_iterations([0.0, 3.0]), _told("1x8+1"), "above 0"),
-        (_iterations([3.0], endComputeMs=None), _told("1x8+1"), "endComputeMs"),
-    ],
-)
-def test_trtexec_files_that_cannot_be_are_refused(text: str, told: Told, words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        read_trtexec(text, "times.json", told)
-
-
 def test_of_several_settings_the_fastest_is_kept() -> None:
-    slow = _writes(samples_ns=[2 * each for each in WRITTEN_NS], avg_ns=2 * 1076767880, avg_ts=59.4, n_threads=4)
-    (kept,) = joined([_llama(slow, _writes())])
+    slow = written_steps(samples_ns=[2 * each for each in WRITTEN_NS], avg_ns=2 * 1076767880, avg_ts=59.4, n_threads=4)
+    (kept,) = joined([llama_bench(slow, written_steps())])
     assert kept.seconds.median_s == pytest.approx(1075361300e-9 / 128)
 
 
@@ -307,9 +183,9 @@ def test_files_of_newer_versions_are_read() -> None:
         (decode(1, 4096 + 64), "int4-g32"),
     ]
     assert bench.device == "NVIDIA GeForce RTX 4090" and bench.num_parameters == 8030261248
-    (writing,) = read_vllm((FILES / "vllm-serve.json").read_text(), "vllm-serve.json", _told(None)).times
+    (writing,) = read_vllm((FILES / "vllm-serve.json").read_text(), "vllm-serve.json", told_of(None)).times
     assert writing.point == decode(4, 1024 + 64) and writing.seconds.median_s == pytest.approx(7.61e-3)
-    (reading,) = read_trtexec((FILES / "trtexec.json").read_text(), "trtexec.json", _told("1x512+1")).times
+    (reading,) = read_trtexec((FILES / "trtexec.json").read_text(), "trtexec.json", told_of("1x512+1")).times
     assert reading.seconds.median_s == pytest.approx(12.0812e-3) and reading.seconds.num_samples == 3
 
 
@@ -317,4 +193,4 @@ def test_half_a_written_file_of_newer_versions_is_refused() -> None:
     for name, read in (("vllm-serve", read_vllm), ("trtexec", read_trtexec)):
         text = (FILES / f"{name}.json").read_text()
         with pytest.raises(InputError, match="broken JSON"):
-            read(text[: len(text) // 2], name, _told("1x512+1"))
+            read(text[: len(text) // 2], name, told_of("1x512+1"))
