@@ -11,6 +11,8 @@ import pytest
 from blockwright.cost import Cost, Load, Quantity
 from blockwright.hw_profiles.profile import Profile
 from blockwright.profiler.cost_model import predict
+from blockwright.search.budget import parse_budget
+from blockwright.search.build import Order
 from blockwright.search.choose import child_of
 from blockwright.search.problem import Choice, Limit, Pair, Problem, is_within, merged, score_of
 from blockwright.search.scores import Score, ScoreTable
@@ -28,6 +30,7 @@ from blockwright.spec import (
     NoOp,
     with_format,
 )
+from choosing import LOAD, MakeOrder
 
 MIXERS: list[Mixer] = [Attention(num_kv_heads=2), LinearMixer(), NoOp()]
 FFNS: list[FFN] = [GatedFFN(width=64), GatedFFN(width=32), LinearFFN(), NoOp()]
@@ -206,3 +209,27 @@ def _every_choice(problem: Problem) -> list[tuple[Choice, ...]]:
         )
     ]
     return sorted(found, key=lambda chosen: score_of(problem, chosen))
+
+
+@pytest.fixture
+def profile(make_profile: Callable[..., Profile]) -> Profile:
+    return make_profile([LOAD])
+
+
+@pytest.fixture
+def order(profile: Profile) -> MakeOrder:
+    """Makes an order for one device and one load: `order("memory <= 80%", frontier_points=4)`."""
+
+    def make(*budgets: str, device: Profile = profile, **changes: object) -> Order:
+        loads = {"chat": LOAD}
+        plain = Order(
+            devices={device.name: device},
+            backend="onnxruntime",
+            formats=(FP32,),
+            loads={name: (load,) for name, load in loads.items()},
+            budgets=[parse_budget(text, loads, [device.name]) for text in budgets],
+            time_limit_s=20.0,
+        )
+        return replace(plain, **changes)  # type: ignore[arg-type]
+
+    return make

@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import random
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,9 +12,10 @@ import pytest
 
 from blockwright.search import explain
 from blockwright.search.explain import Clash, Move, explain_clash, fits, is_binding
-from blockwright.search.problem import Choice, Limit, Problem, holds, is_within, score_of, spent
+from blockwright.search.problem import Choice, Limit, Problem, holds, is_within, score_of
 from blockwright.search.solve import Feasible, Infeasible, NothingFound, Optimal, solve
 from blockwright.strict import from_data, to_data
+from clashes import all_decided, easiest, kept_limits, left_open, loosened, smallest_clash
 
 Draw = Callable[..., Problem]
 MakeChoice = Callable[..., Choice]
@@ -55,85 +56,17 @@ def _drawn(generator: random.Random, make_choice: MakeChoice, group: int, index:
     return make_choice(group, index, generator.random(), *(costs[limit.text, limit.when] for limit in limits))
 
 
-def _all_decided(problem: Problem) -> Iterator[dict[str, str]]:
-    for taken in itertools.product(*problem.decisions.values()):
-        yield dict(zip(problem.decisions, taken, strict=True))
-
-
-def _kept(problem: Problem, texts: Collection[str]) -> bool:
-    """Whether some choice is within the limits of these texts; alternatives that they do not bound stay open."""
-    free = replace(
-        problem, limits=tuple(_open(limit) if limit.text not in texts else limit for limit in problem.limits)
-    )
-    return any(
-        is_within(free, chosen, decided)
-        for chosen in itertools.product(*problem.groups)
-        for decided in _all_decided(problem)
-    )
-
-
-def _open(limit: Limit) -> Limit:
-    return replace(limit, limit=-math.inf if limit.is_least else math.inf)
-
-
-def _smallest_clash(problem: Problem) -> tuple[str, ...]:
-    texts = list(dict.fromkeys(limit.text for limit in problem.limits))
-    sizes = range(1, len(texts) + 1)
-    return next(some for n in sizes for some in itertools.combinations(texts, n) if not _kept(problem, some))
-
-
-def _end(problem: Problem, index: int, is_alone: bool) -> float | None:
-    """The best that any choice reaches of one limit: of all choices, or of those within the others."""
-    limit = problem.limits[index]
-    others = replace(problem, limits=(*problem.limits[:index], _open(limit), *problem.limits[index + 1 :]))
-    costs = [
-        spent(problem, chosen)[index]
-        for chosen in itertools.product(*problem.groups)
-        if is_alone
-        or any(is_within(others, chosen, decided) for decided in _all_decided(others) if holds(limit, decided))
-    ]
-    return (max if limit.is_least else min)(costs, default=None)
-
-
-def _easiest(problem: Problem, text: str) -> tuple[float, float | None, float]:
-    """Reachable alone, needed with the others kept, and what choices can change, of a budget's easiest limit.
-
-    Of a range, an end that nothing reaches is the one to move.
-    """
-    ends, short = [], []
-    for index, limit in enumerate(problem.limits):
-        if limit.text == text:
-            alone, needed = _end(problem, index, is_alone=True), _end(problem, index, is_alone=False)
-            assert alone is not None
-            far = math.inf if needed is None else abs(needed - limit.limit) / abs(limit.limit)
-            costs = [[choice.costs[index] for choice in group] for group in problem.groups]
-            ends.append((far, alone, needed, sum(max(group) - min(group) for group in costs)))
-            short.append(limit.when is None and not limit.allows(alone))
-    kept = [end for end, is_short in zip(ends, short, strict=True) if is_short] or ends
-    return min(kept, key=lambda end: end[0])[1:]
-
-
-def _loosened(problem: Problem, share: float, inverse: str = "") -> Problem:
-    def moved(limit: Limit) -> float:
-        if limit.text != inverse:
-            return limit.limit + (-1 if limit.is_least else 1) * share * abs(limit.limit)
-        asked = (1 / limit.limit) * (1 + share if limit.is_least else 1 - share)
-        return 1 / asked if asked > 0 else math.inf
-
-    return replace(problem, limits=tuple(replace(limit, limit=moved(limit)) for limit in problem.limits))
-
-
 @pytest.mark.parametrize("block", range(5))
 def test_a_clash_is_what_trying_every_choice_says(block: int, budgets_problem: Draw) -> None:
     sizes = []
     for seed in range(30 * block, 30 * block + 30):
         problem = budgets_problem(seed)
-        if _kept(problem, [limit.text for limit in problem.limits]):
+        if kept_limits(problem, [limit.text for limit in problem.limits]):
             continue
         clash = explain_clash(problem, 30.0)
-        assert clash.clashing == _smallest_clash(problem) and clash.is_smallest
+        assert clash.clashing == smallest_clash(problem) and clash.is_smallest
         for move in clash.moves:
-            alone, needed, spread = _easiest(problem, move.text)
+            alone, needed, spread = easiest(problem, move.text)
             assert move.alone == pytest.approx(alone) and move.is_proven
             assert (move.needed is None) == (needed is None)
             if needed is not None and move.needed is not None and move.bound is not None:
@@ -150,13 +83,13 @@ def test_to_loosen_all_limits_by_the_share_told_is_just_enough(budgets_problem: 
     for seed in range(60):
         problem = budgets_problem(seed)
         texts = [limit.text for limit in problem.limits]
-        if _kept(problem, texts):
+        if kept_limits(problem, texts):
             continue
         clash = explain_clash(problem, 30.0)
         share = clash.loosening
         assert share is not None and share > 0 and clash.is_least_loosening
-        assert _kept(_loosened(problem, share), texts)
-        assert not _kept(_loosened(problem, 0.99 * share), texts)
+        assert kept_limits(loosened(problem, share), texts)
+        assert not kept_limits(loosened(problem, 0.99 * share), texts)
         shares.append(share)
     assert min(shares) < 0.1 and max(shares) > 0.5
 
@@ -204,16 +137,16 @@ def test_what_is_claimed_in_little_time_is_true(time_limit_s: float, budgets_pro
     for seed in range(30):
         problem = budgets_problem(seed)
         texts = [limit.text for limit in problem.limits]
-        if _kept(problem, texts):
+        if kept_limits(problem, texts):
             continue
         clash = explain_clash(problem, time_limit_s)
-        assert not clash.clashing or not _kept(problem, clash.clashing)
-        assert not clash.is_smallest or len(clash.clashing) == len(_smallest_clash(problem))
+        assert not clash.clashing or not kept_limits(problem, clash.clashing)
+        assert not clash.is_smallest or len(clash.clashing) == len(smallest_clash(problem))
         if clash.loosening is not None:
-            assert _kept(_loosened(problem, clash.loosening), texts)
-            assert not clash.is_least_loosening or not _kept(_loosened(problem, 0.99 * clash.loosening), texts)
+            assert kept_limits(loosened(problem, clash.loosening), texts)
+            assert not clash.is_least_loosening or not kept_limits(loosened(problem, 0.99 * clash.loosening), texts)
         for move in clash.moves:
-            needed = _easiest(problem, move.text)[1]
+            needed = easiest(problem, move.text)[1]
             assert not (move.is_proven and move.needed is None) or needed is None
 
 
@@ -261,12 +194,12 @@ def test_what_is_one_over_what_was_asked_for_is_loosened_as_it_was_asked(budgets
     for seed in range(40):
         problem = budgets_problem(seed)
         texts = [limit.text for limit in problem.limits]
-        if _kept(problem, texts):
+        if kept_limits(problem, texts):
             continue
         share = explain_clash(problem, 30.0, inverse=["budget 0"]).loosening
         assert share is not None
-        assert _kept(_loosened(problem, share, "budget 0"), texts)
-        assert not _kept(_loosened(problem, 0.99 * share, "budget 0"), texts)
+        assert kept_limits(loosened(problem, share, "budget 0"), texts)
+        assert not kept_limits(loosened(problem, 0.99 * share, "budget 0"), texts)
         shares.append(share)
     assert min(shares) < 0.1 and max(shares) > 0.5
 
@@ -311,12 +244,12 @@ def test_a_limit_binds_where_without_it_there_is_something_better(
         if not isinstance(answer, Optimal):
             continue
         for index, limit in enumerate(problem.limits):
-            limits = (*problem.limits[:index], _open(limit), *problem.limits[index + 1 :])
+            limits = (*problem.limits[:index], left_open(limit), *problem.limits[index + 1 :])
             freed = replace(problem, limits=limits)
             best = min(
                 score_of(freed, chosen)
                 for chosen in itertools.product(*freed.groups)
-                if any(is_within(freed, chosen, decided) for decided in _all_decided(freed))
+                if any(is_within(freed, chosen, decided) for decided in all_decided(freed))
             )
             expected = holds(limit, answer.decided) and best < answer.score - 1e-12 * abs(answer.score)
             assert is_binding(problem, index, answer, 20.0) == expected
