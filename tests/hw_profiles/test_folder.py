@@ -1,7 +1,6 @@
 """Profiles as folders: what was written comes back, and no broken file is taken for a good one."""
 
 import csv
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -12,108 +11,17 @@ from typing import Any
 import pytest
 
 from blockwright.errors import InputError
-from blockwright.hw_profiles.ceilings import Figure
 from blockwright.hw_profiles.folder import read_profile, shipped_profiles, write_profile
-from blockwright.hw_profiles.profile import OperatorRow, Profile
-from blockwright.hw_profiles.provenance import AccuracyRow
+from blockwright.hw_profiles.profile import Profile
 from blockwright.hw_profiles.table import COLUMNS
-
-_TIMES: dict[str, Any] = {"time_s": 2e-5, "low_s": 1e-5, "high_s": 3e-5, "num_samples": 30, "num_rejected": 1}
-_ROW: dict[str, Any] = {"backend": "onnxruntime", "origin": "measured", **_TIMES}
-OPERATORS = (
-    OperatorRow(
-        kind="matmul",
-        fields={
-            "rows": 1,
-            "inputs": 64,
-            "outputs": 32,
-            "weights": "int4-g32",
-            "weight_bytes": 1280,
-            "bytes_per_value": 4,
-        },
-        **_ROW,
-    ),
-    OperatorRow(
-        kind="attend",
-        fields={
-            "batch": 1,
-            "new_tokens": 2,
-            "context": 8,
-            "num_heads": 4,
-            "num_kv_heads": 2,
-            "head_dim": 16,
-            "bytes_per_value": 4,
-            "kv_bytes_per_value": 4,
-            "is_causal": False,
-        },
-        **_ROW,
-    ),
-    OperatorRow(kind="elementwise", fields={"num_values": 640, "bytes_per_value": 4}, **_ROW),
-)
-ACCURACY = AccuracyRow(
-    quantity="memory",
-    format="fp32",
-    phase="both",
-    num_held_out=2,
-    mean_error=0.1,
-    median_error=0.1,
-    p90_error=0.1,
-    worst_error=0.1,
-    bias=0.0,
-    kendall_tau=None,
-    interval_coverage=1.0,
-)
-PART, WHOLE, MEMORY, MATMUL, ATTEND = 0, 18, 30, 34, 35
-"""Where rows of each kind stand in the table."""
+from profile_tables import ATTEND, MATMUL, MEMORY, PART, WHOLE, sum_again
 
 
-@pytest.fixture(scope="module")
-def profile() -> Profile:
-    """A profile that has everything."""
-    shipped = read_profile(shipped_profiles()[0])
-    power = Figure(value=60.0, low=55.0, high=70.0, origin="measured", source="a test")
-    ceilings = replace(shipped.ceilings, busy_w=power)
-    return replace(
-        shipped,
-        ceilings=ceilings,
-        times=shipped.times[: WHOLE - PART],
-        wholes=shipped.wholes[: MEMORY - WHOLE],
-        memory=shipped.memory[: MATMUL - MEMORY],
-        operators=OPERATORS,
-        accuracy=(ACCURACY,),
-    )
-
-
-@pytest.fixture
-def good(profile: Profile, tmp_path: Path) -> Path:
-    write_profile(profile, tmp_path / "good")
-    return tmp_path / "good"
-
-
-def _sum_again(folder: Path) -> Path:
-    """As someone does who edits a file and wants it to be read all the same."""
-    files = [folder / "profile.json", folder / "measurements.csv"]
-    sums = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files]
-    (folder / "SHA256SUMS").write_text("".join(sums))
-    return folder
-
-
-def _edit_rows(folder: Path, change: Callable[[list[dict[str, str]]], object]) -> Path:
-    with (folder / "measurements.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    change(rows)
-    with (folder / "measurements.csv").open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return _sum_again(folder)
-
-
-def _edit_head(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+def edit_head(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     head = json.loads((folder / "profile.json").read_text())
     change(head)
     (folder / "profile.json").write_text(json.dumps(head))
-    return _sum_again(folder)
+    return sum_again(folder)
 
 
 def test_a_profile_comes_back_as_it_was_written(profile: Profile, good: Path) -> None:
@@ -180,115 +88,6 @@ def test_a_file_without_a_digest_is_refused(good: Path) -> None:
         read_profile(good)
 
 
-@pytest.mark.parametrize(("kept", "told"), [(-10, "middle of a row"), (None, "num_rows"), (0, "middle of a row")])
-def test_a_table_that_lost_its_end_is_noticed_even_with_a_new_digest(good: Path, kept: int | None, told: str) -> None:
-    text = (good / "measurements.csv").read_text()
-    whole_rows = "".join(text.splitlines(keepends=True)[:-3])
-    (good / "measurements.csv").write_text(whole_rows if kept is None else text[:kept])
-    with pytest.raises(InputError, match=told):
-        read_profile(_sum_again(good))
-
-
-def test_bytes_that_are_no_text_are_refused(good: Path) -> None:
-    (good / "measurements.csv").write_bytes(b"\xff\xfe\n")
-    with pytest.raises(InputError, match="UTF-8"):
-        read_profile(_sum_again(good))
-
-
-def test_a_row_with_a_quote_that_never_ends_is_refused(good: Path) -> None:
-    text = (good / "measurements.csv").read_text()
-    (good / "measurements.csv").write_text(text.replace("\npart,", '\n"part,', 1))
-    with pytest.raises(InputError, match="comma-separated rows"):
-        read_profile(_sum_again(good))
-
-
-def test_a_row_of_too_few_cells_is_named(good: Path) -> None:
-    lines = (good / "measurements.csv").read_text().splitlines(keepends=True)
-    lines[4] = lines[4].replace(",", "", 1)
-    (good / "measurements.csv").write_text("".join(lines))
-    with pytest.raises(InputError, match=rf"row 5: got {len(COLUMNS) - 1} cells"):
-        read_profile(_sum_again(good))
-
-
-def test_a_column_that_is_missing_or_unknown_or_there_twice_is_named(good: Path) -> None:
-    table = good / "measurements.csv"
-    lines = [line.split(",") for line in table.read_text().splitlines()]
-
-    def refused(change: Callable[[int, list[str]], list[str]], told: str) -> None:
-        table.write_text("".join(",".join(change(row, cells)) + "\n" for row, cells in enumerate(lines)))
-        with pytest.raises(InputError, match=told):
-            read_profile(_sum_again(good))
-
-    refused(lambda _, cells: cells[1:], "row 1, column kind: got it is missing")
-    refused(lambda row, cells: [*cells, "" if row else "temperature_c"], "column temperature_c: got it is unknown")
-    refused(lambda row, cells: [*cells, "" if row else "kind"], "a column twice")
-
-
-@pytest.mark.parametrize(
-    ("row", "column", "cell"),
-    [
-        (PART, "time_s", "nan"),
-        (PART, "time_s", "inf"),
-        (PART, "time_s", "-2e-05"),
-        (PART, "time_s", "2e-05 s"),
-        (PART, "time_s", ""),
-        (PART, "low_s", "1.0"),
-        (PART, "high_s", "1e-09"),
-        (PART, "num_samples", "3.5"),
-        (PART, "num_samples", "-3"),
-        (PART, "backend", "mlc"),
-        (PART, "format", "int3"),
-        (PART, "format", "int4"),
-        (PART, "part", "norm"),
-        (PART, "variant", "attention-kv"),
-        (PART, "variant", "ffn-384"),
-        (PART, "origin", "guessed"),
-        (PART, "kind", "block"),
-        (PART, "kind", ""),
-        (PART, "peak_bytes", "0"),
-        (PART, "software", ""),
-        (WHOLE, "time_s", "0.0"),
-        (WHOLE, "layers", "attention-kv4"),
-        (WHOLE, "layers", "attention-kv4+ffn-0"),
-        (WHOLE, "is_anchor", "True"),
-        (WHOLE, "is_anchor", ""),
-        (WHOLE, "variant", "linear"),
-        (MEMORY, "peak_bytes", "0"),
-        (MEMORY, "exact_bytes", "-1"),
-        (MEMORY, "time_s", "0"),
-        (MATMUL, "operator", ""),
-        (MATMUL, "operator", "conv"),
-        (MATMUL, "weights", "int5"),
-        (MATMUL, "weight_bytes", ""),
-        (ATTEND, "rows", "1"),
-        (ATTEND, "is_causal", "no"),
-    ],
-)
-def test_a_cell_that_cannot_be_is_named_by_file_row_and_column(good: Path, row: int, column: str, cell: str) -> None:
-    def change(rows: list[dict[str, str]]) -> None:
-        rows[row][column] = cell
-        if (column, cell) in (("time_s", "0.0"),):
-            rows[row]["low_s"] = cell
-
-    with pytest.raises(InputError) as caught:
-        read_profile(_edit_rows(good, change))
-    assert caught.value.field == f"{good}/measurements.csv: row {row + 2}, column {column}"
-
-
-def test_rows_measured_with_other_versions_are_not_mixed_in(good: Path) -> None:
-    with pytest.raises(InputError, match=r"row 4, column software.*must not be mixed"):
-        read_profile(_edit_rows(good, lambda rows: rows[2].update(software="0123456789ab")))
-
-
-@pytest.mark.parametrize("row", [PART, WHOLE, MATMUL])
-def test_the_same_measurement_twice_is_refused(good: Path, row: int) -> None:
-    def change(rows: list[dict[str, str]]) -> None:
-        rows.append(rows[row] | ({} if row == WHOLE else {"time_s": rows[row]["low_s"]}))
-
-    with pytest.raises(InputError, match=rf"row 39: got the same measurement as row {row + 2}"):
-        read_profile(_edit_rows(good, change))
-
-
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -308,14 +107,14 @@ def test_what_no_head_holds_is_refused_by_name(good: Path, change: dict, named: 
             head[name] = head[name] | value if isinstance(value, dict) else value
 
     with pytest.raises(InputError, match=named):
-        read_profile(_edit_head(good, merge))
+        read_profile(edit_head(good, merge))
 
 
 @pytest.mark.parametrize("figure", [0.0, -1.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["read_bytes_per_s", "launch_s", "busy_w"])
 def test_a_ceiling_that_cannot_be_is_refused(good: Path, name: str, figure: float) -> None:
     with pytest.raises(InputError, match=rf"ceilings\.{name}.*low <= value"):
-        read_profile(_edit_head(good, lambda head: head["ceilings"][name].update(value=figure)))
+        read_profile(edit_head(good, lambda head: head["ceilings"][name].update(value=figure)))
 
 
 def test_a_file_of_version_1_says_how_to_come_by_a_new_one(tmp_path: Path) -> None:

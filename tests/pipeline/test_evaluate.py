@@ -7,32 +7,33 @@ import importlib.util
 import json
 import math
 import os
-import random
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from blockwright.cli.main import main
-from blockwright.model.child import build_child, load_child, load_weights, save_child, spec_of_child
+from blockwright.model.child import load_child, spec_of_child
 from blockwright.model.parent import load_model, load_tokenizer, open_parent
-from blockwright.spec import Attention, Block, GatedFFN, LinearFFN, NoOp
 from blockwright.statistics import estimate_mean
+from harness_data import (
+    NUM_PAIRS,
+    NUM_QUESTIONS,
+    write_child,
+    write_data,
+    write_tasks,
+)
 
 needs_harness = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="lm-evaluation-harness is not installed: [eval]"
 )
-WORDS = ("the", "cat", "sat", "on", "a", "mat", "and", "saw", "an", "owl", "in", "old", "mill", "while", "it", "rained")
-NUM_PAIRS, NUM_QUESTIONS, NUM_TEXTS = 40, 24, 5
-
 PROGRAM = """
 import contextlib, io, json, socket, sys
 from pathlib import Path
@@ -73,104 +74,12 @@ class Ran:
         return next(row for row in rows if (row["task"], row["metric"]) == (task, metric))
 
 
-def _write_lines(file: Path, records: list[dict[str, Any]]) -> None:
-    file.write_text("".join(json.dumps(record) + "\n" for record in records))
-
-
-def _write_data(folder: Path) -> None:
-    generator = random.Random(0)
-
-    def words(least: int, most: int) -> str:
-        return " ".join(generator.choices(WORDS, k=generator.randint(least, most)))
-
-    _write_lines(folder / "pairs.jsonl", [{"good": words(3, 6), "bad": words(3, 6)} for _ in range(NUM_PAIRS)])
-    questions = [
-        {"prompt": words(2, 8), "choices": [words(1, 4) for _ in range(3)], "answer": generator.randrange(3)}
-        for _ in range(NUM_QUESTIONS)
-    ]
-    _write_lines(folder / "questions.jsonl", questions)
-    (folder / "torn.jsonl").write_text('{"good": "the cat", "bad": "the\n')
-    _write_lines(folder / "texts.jsonl", [{"text": words(4, 12)} for _ in range(NUM_TEXTS)])
-
-
-def _task(name: str, **settings: Any) -> dict[str, Any]:
-    return {"task": name, "dataset_path": "json", "test_split": "test", "output_type": "multiple_choice"} | settings
-
-
-def _data(file: str) -> dict[str, Any]:
-    return {"data_files": {"test": file}}
-
-
-def _write_tasks(folder: Path) -> None:
-    acc = {"metric_list": [{"metric": "acc"}]}
-    pair = {"doc_to_text": "", "doc_to_choice": "{{[good, bad]}}", "doc_to_target": 0, "target_delimiter": "", **acc}
-    question = {"doc_to_text": "{{prompt}}", "doc_to_choice": "{{choices}}", "doc_to_target": "{{answer}}"}
-    weighed = {"metric": "acc", "weight_by_size": False}
-    files: dict[str, Any] = {
-        "tasks/pairs": _task("pairs", dataset_kwargs=_data("pairs.jsonl"), **pair),
-        "tasks/questions": _task(
-            "questions",
-            dataset_kwargs=_data("questions.jsonl"),
-            target_delimiter=" ",
-            **question,
-            metric_list=[{"metric": "acc"}, {"metric": "acc_norm"}],
-        ),
-        "tasks/texts": _task(
-            "texts",
-            dataset_kwargs=_data("texts.jsonl"),
-            output_type="loglikelihood_rolling",
-            doc_to_text="",
-            doc_to_target="{{text}}",
-            metric_list=[{"metric": "bits_per_byte"}],
-        ),
-        "tasks/both": {"group": "both", "task": ["pairs", "questions"], "aggregate_metric_list": [weighed]},
-        "tasks/writing": _task(
-            "writing",
-            dataset_kwargs=_data("texts.jsonl"),
-            output_type="generate_until",
-            doc_to_text="{{text}}",
-            doc_to_target="{{text}}",
-            metric_list=[{"metric": "bleu"}],
-        ),
-        "tasks/no_data": _task("no_data", dataset_kwargs=_data("absent.jsonl"), **pair),
-        "tasks/torn_data": _task("torn_data", dataset_kwargs=_data("torn.jsonl"), **pair),
-        "tasks/no_field": _task("no_field", dataset_kwargs=_data("pairs.jsonl"), **pair | {"doc_to_choice": "{{x.y}}"}),
-        "tasks/no_setting": _task("no_setting", dataset_kwargs=_data("pairs.jsonl"), **pair, colour="red"),
-        "harness/online": _task("online", **pair) | {"dataset_path": "allenai/ai2_arc"},
-        "orphan/orphan": {"include": "absent.yaml", "task": "orphan"},
-        "list/list": ["pairs"],
-    }
-    for name, content in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
-    (folder / "broken").mkdir()
-    (folder / "broken" / "broken.yaml").write_text("task: [broken\n")
-
-
-def _write_child(parent_folder: Path, folder: Path) -> None:
-    """A child whose layers differ: one without attention, one with fewer heads and one matrix for an ffn."""
-    parent = open_parent(str(parent_folder))
-    layers = (
-        Block(mixer=NoOp(), ffn=GatedFFN(width=32)),
-        Block(mixer=Attention(num_kv_heads=1), ffn=LinearFFN()),
-    )
-    spec = replace(parent.spec, layers=layers)
-    empty = build_child(spec, parent.config)
-    generator = torch.Generator().manual_seed(1)
-    weights = {
-        name: torch.randn(tensor.shape, generator=generator) * 0.3 + (tensor.ndim == 1)
-        for name, tensor in empty.state_dict().items()
-    }
-    folder.mkdir()
-    save_child(load_weights(empty, weights), spec, load_tokenizer(parent), folder, {})
-
-
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory, small_parent: Path) -> Ran:
     folder = tmp_path_factory.mktemp("evaluate")
-    _write_data(folder)
-    _write_tasks(folder)
-    _write_child(small_parent, folder / "child")
+    write_data(folder)
+    write_tasks(folder)
+    write_child(small_parent, folder / "child")
     against, here = ["--against", str(small_parent)], ["--task-dir", "tasks", "--tasks"]
     commands = {
         "json": ["child", *against, *here, "both,texts", "--batch", "3", "--json", "-o", "out/tasks.json"],

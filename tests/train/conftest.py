@@ -1,13 +1,16 @@
 """A tiny random parent of any family, with its spec."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from blockwright.model.child import build_child, load_weights
 from blockwright.model.parent import spec_of
 from blockwright.spec import Model
+from gkd import BLOCKS, MakeParent
 
 
 @pytest.fixture(scope="session")
@@ -34,5 +37,22 @@ def make_parent() -> Callable[..., tuple[PreTrainedModel, Model]]:
             for parameter in model.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2 + (parameter.ndim == 1))
         return model.eval().requires_grad_(False), spec_of(model.config)
+
+    return make
+
+
+@pytest.fixture
+def pair(make_parent: MakeParent) -> Callable[[], tuple[PreTrainedModel, PreTrainedModel]]:
+    """Builds a parent of three layers and a child of two, the same ones every time."""
+
+    def make() -> tuple[PreTrainedModel, PreTrainedModel]:
+        parent, spec = make_parent()
+        child = build_child(replace(spec, layers=BLOCKS), parent.config)
+        generator = torch.Generator().manual_seed(1)
+        weights = {
+            name: torch.randn(tensor.shape, generator=generator) * 0.2 + (tensor.ndim == 1)
+            for name, tensor in child.state_dict().items()
+        }
+        return load_weights(child, weights), parent
 
     return make

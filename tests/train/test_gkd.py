@@ -1,6 +1,5 @@
 """What the settings of distillation change, and what they must not."""
 
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from math import nan
@@ -10,46 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
-from transformers import PreTrainedModel
 
 from blockwright.errors import InputError
-from blockwright.model.child import build_child, load_weights
 from blockwright.model.divergence import kl_divergence
-from blockwright.spec import Attention, Block, GatedFFN, Model, NoOp
-from blockwright.train.distill import GkdSettings, GkdStep, best_of, distill
+from blockwright.train.distill import GkdStep, best_of, distill
 from blockwright.train.losses import kl_and_cosine, parse_losses
 from blockwright.train.objective import Objective, counts_of, labels_of, objective_loss, parts_of
-from blockwright.train.teacher_cache import CacheOrder, TeacherCache
 from blockwright.train.windows import Batch
-
-MakeParent = Callable[..., tuple[PreTrainedModel, Model]]
-BATCHES = [Batch(ids_BT=ids) for ids in torch.randint(0, 64, (8, 4, 12), generator=torch.Generator().manual_seed(5))]
-HELD_OUT = [Batch(ids_BT=torch.randint(0, 64, (4, 12), generator=torch.Generator().manual_seed(6)))]
-SETTINGS = GkdSettings(learning_rate=3e-3, checkpoint_steps=3)
-BLOCKS = (
-    Block(mixer=NoOp(), ffn=GatedFFN(width=16)),
-    Block(mixer=Attention(num_kv_heads=1), ffn=GatedFFN(width=48)),
-)
-
-
-@pytest.fixture
-def pair(make_parent: MakeParent) -> Callable[[], tuple[PreTrainedModel, PreTrainedModel]]:
-    """Builds a parent of three layers and a child of two, the same ones every time."""
-
-    def make() -> tuple[PreTrainedModel, PreTrainedModel]:
-        parent, spec = make_parent()
-        child = build_child(replace(spec, layers=BLOCKS), parent.config)
-        generator = torch.Generator().manual_seed(1)
-        weights = {
-            name: torch.randn(tensor.shape, generator=generator) * 0.2 + (tensor.ndim == 1)
-            for name, tensor in child.state_dict().items()
-        }
-        return load_weights(child, weights), parent
-
-    return make
-
-
-Pair = Callable[[], tuple[PreTrainedModel, PreTrainedModel]]
+from gkd import BATCHES, HELD_OUT, SEGMENTED, SETTINGS, Pair
 
 
 def _gradients(pair: Pair, objective: Objective, batches: list[Batch], counts: tuple[int, int]) -> list[Tensor]:
@@ -62,12 +29,6 @@ def _gradients(pair: Pair, objective: Objective, batches: list[Batch], counts: t
 
 def _nearly(found: list[Tensor], wanted: list[Tensor], bound: float) -> bool:
     return all((a - b).norm() <= bound * b.norm() + 1e-9 for a, b in zip(found, wanted, strict=True))
-
-
-SEGMENTED = Batch(
-    ids_BT=BATCHES[0].ids_BT,
-    segments_BT=torch.tensor([[0] * 12, [1] * 5 + [2] * 7, [3] * 4 + [-1] * 8, [4] * 11 + [5]]),
-)
 
 
 def test_labels_stay_within_documents_and_padding_does_not_count() -> None:
@@ -214,81 +175,6 @@ def test_a_broken_state_is_refused(pair: Pair, tmp_path: Path) -> None:
     state.write_bytes(b"no state")
     with pytest.raises(InputError, match="a whole state of training"):
         distill(*pair(), BATCHES, SETTINGS, state)
-
-
-def _cache(folder: Path, k: int, **origin: str) -> TeacherCache:
-    return TeacherCache(folder, CacheOrder(k=k, temperature=1.0, origin=origin), [*BATCHES, *BATCHES[:2]])
-
-
-def test_kept_answers_of_all_tokens_train_as_the_live_parent_does(pair: Pair, tmp_path: Path) -> None:
-    live, parent = pair()
-    settings = replace(SETTINGS, losses=kl_and_cosine(0))
-    history = distill(live, parent, BATCHES, settings, tmp_path / "live")
-    for k, bound in ((64, 2e-3), (8, 0.5)):
-        cache = _cache(tmp_path / str(k), k)
-        cache.open()
-        cache.fill(parent, 3, lambda done: None)
-        assert cache.num_done == cache.num_windows == 32
-        child, _ = pair()
-        cached = distill(child, parent, BATCHES, settings, tmp_path / f"{k}.state", top_of=cache.top_of)
-        for mine, theirs in zip(cached, history, strict=True):
-            assert 0 <= mine.kl <= theirs.kl * (1 + 2e-3)
-            assert mine.kl == pytest.approx(theirs.kl, rel=bound)
-
-
-def test_a_killed_filling_goes_on_where_it_was(pair: Pair, tmp_path: Path) -> None:
-    _, parent = pair()
-    whole, killed = _cache(tmp_path / "whole", 5), _cache(tmp_path / "killed", 5)
-    whole.open()
-    whole.fill(parent, 4, lambda done: None)
-
-    def kill(done: int) -> None:
-        if done == 12:
-            raise KeyboardInterrupt
-
-    killed.open()
-    with pytest.raises(KeyboardInterrupt):
-        killed.fill(parent, 4, kill)
-    seen: list[int] = []
-    resumed = _cache(tmp_path / "killed", 5)
-    resumed.open()
-    resumed.fill(parent, 4, seen.append)
-    assert seen == [16, 20, 24, 28, 32]
-    for name in ("ids.bin", "log_p.bin", "log_tail.bin"):
-        assert (whole.folder / name).read_bytes() == (killed.folder / name).read_bytes()
-
-
-def test_answers_of_another_parent_or_cut_short_are_refused(tmp_path: Path) -> None:
-    _cache(tmp_path, 5, teacher="a").open()
-    with pytest.raises(InputError, match="differ in teacher"):
-        _cache(tmp_path, 5, teacher="b").open()
-    with pytest.raises(InputError, match="differ in k"):
-        _cache(tmp_path, 6, teacher="a").open()
-    (tmp_path / "ids.bin").write_bytes(b"")
-    with pytest.raises(InputError, match="cut short"):
-        _cache(tmp_path, 5, teacher="a").open()
-
-
-def test_a_killed_training_from_kept_answers_goes_on_without_the_parent(pair: Pair, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, losses=kl_and_cosine(0), eval_steps=2)
-    whole, parent = pair()
-    cache = TeacherCache(tmp_path / "answers", CacheOrder(k=9, temperature=1.0, origin={}), [*BATCHES, *HELD_OUT])
-    cache.open()
-    cache.fill(parent, 4, lambda done: None)
-    assert cache.is_full and cache.has(BATCHES[0]) and not cache.has(SEGMENTED)
-    del parent
-    history = distill(whole, None, BATCHES, settings, tmp_path / "whole", held_out=HELD_OUT, top_of=cache.top_of)
-
-    def kill(step: GkdStep) -> None:
-        if step.step == 4:
-            raise KeyboardInterrupt
-
-    state = tmp_path / "state"
-    with pytest.raises(KeyboardInterrupt):
-        distill(pair()[0], None, BATCHES, settings, state, on_step=kill, held_out=HELD_OUT, top_of=cache.top_of)
-    resumed, _ = pair()
-    assert distill(resumed, None, BATCHES, settings, state, held_out=HELD_OUT, top_of=cache.top_of) == history
-    assert all(map(torch.equal, whole.state_dict().values(), resumed.state_dict().values()))
 
 
 def test_the_lm_loss_passes_over_tokens_whose_next_is_anothers(pair: Pair) -> None:
