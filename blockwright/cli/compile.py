@@ -44,7 +44,7 @@ TARGETS = (
 )
 
 
-_OF_TENSORRT = ("capabilities", "profile", "batch", "kit", "form", "embedding")
+_OF_TENSORRT = ("capabilities", "profile", "batch", "kit", "form")
 """Arguments that no other target knows."""
 
 
@@ -60,13 +60,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--head",
         metavar="FORMAT",
-        help="such as int4-g32: of onnxruntime's embedding and head (default: --format, and int8-g32 for int4); of "
-        "tensorrt's head, in int4 (default: fp16, or bf16 beside bf16)",
+        help="of the head alone, such as int4-g32: of onnxruntime (default: --format, and int8-g32 beside int4) and of "
+        "tensorrt, which keeps int4 (default: fp16, or bf16 beside bf16)",
     )
     parser.add_argument(
         "--embedding",
         metavar="FORMAT",
-        help="of tensorrt's embedding, in int8 or int4, such as int8-g32 (default: fp16, or bf16 beside bf16)",
+        help="the same of the embedding, such as int8-g32; tensorrt keeps int8 and int4",
     )
     parser.add_argument("--plan", type=Path, help="store each layer as this plan of the checkpoint says")
     parser.add_argument("--threads", type=int, help="threads of onnxruntime (default: 1)")
@@ -141,8 +141,9 @@ def _build(arguments: argparse.Namespace, weights: str | None, plan: "Plan | Non
 
     if weights is not None:
         check_formats("--format", [weights], STORABLE)
-    if arguments.head is not None:
-        check_formats("--head", [arguments.head], STORABLE)
+    for name in ("head", "embedding"):
+        if (text := getattr(arguments, name)) is not None:
+            check_formats(f"--{name}", [text], STORABLE)
     threads = 1 if arguments.threads is None else arguments.threads
     check_at_least("--threads", threads, 1)
     if arguments.context is not None:
@@ -151,6 +152,7 @@ def _build(arguments: argparse.Namespace, weights: str | None, plan: "Plan | Non
         format=weights,
         threads=threads,
         head=arguments.head,
+        embedding=arguments.embedding,
         num_positions=arguments.context,
         flavour=arguments.flavour,
         tunes=bool(arguments.tune),
@@ -236,7 +238,7 @@ def _export(arguments: argparse.Namespace, weights: str | None, plan: "Plan | No
     from blockwright.pipeline.compile import export_checkpoint
     from blockwright.pipeline.recipe import check_at_least
 
-    _refuse_given(arguments, "threads", "flavour", "tune", "head", *_OF_TENSORRT)
+    _refuse_given(arguments, "threads", "flavour", "tune", "head", "embedding", *_OF_TENSORRT)
     if arguments.target != "onnxruntime-genai":
         _refuse_given(arguments, "context")
     elif arguments.context is not None:

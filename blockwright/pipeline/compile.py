@@ -31,7 +31,9 @@ class CompileOrder:
     """Of all layers; None where a plan says how each is stored, which it then does alone."""
     threads: int
     head: str | None = None
-    """Of the embedding and the head; None for what suits the layers."""
+    """None for what suits the layers."""
+    embedding: str | None = None
+    """The same."""
     num_positions: int | None = None
     """Longest sequence; None for the checkpoint's own context."""
     flavour: FlavourName | None = None
@@ -73,7 +75,7 @@ def compile_checkpoint(
     check_may_be_replaced(output, "onnxruntime")
     built = EngineOrder(
         model=model,
-        weights_format=None if order.format is None or order.head else parse_format(order.format),
+        weights_format=None if order.format is None or order.head or order.embedding else parse_format(order.format),
         num_positions=num_positions,
         session=SessionSettings(num_threads=order.threads),
         built_from=source.digest,
@@ -155,7 +157,11 @@ def _stored(source: Checkpoint, order: CompileOrder, plan: Plan | None) -> Model
         parts = (part for block in model.layers for part in (block.mixer, block.ffn))
         formats = {part.weights for part in parts if not isinstance(part, NoOp)} | {model.embedding_weights}
         check_formats("plan: child", sorted(map(str, formats)), STORABLE)
-    return model if order.head is None else replace(model, embedding_weights=parse_format(order.head, STORABLE))
+    head, embedding = (
+        beside if text is None else parse_format(text, STORABLE)
+        for text, beside in ((order.head, model.head_format), (order.embedding, model.embedding_weights))
+    )
+    return replace(model, embedding_weights=embedding, head_weights=None if head == embedding else head)
 
 
 def check_context(source: Checkpoint, num_positions: int | None) -> None:

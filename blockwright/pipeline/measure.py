@@ -36,7 +36,7 @@ from blockwright.pipeline.inputs import (
     read_text,
     windows_to_judge_by,
 )
-from blockwright.pipeline.promises import check_is_of_device, check_is_of_engine
+from blockwright.pipeline.promises import check_has_tables, check_is_of_device, check_is_of_engine
 from blockwright.pipeline.software import engine_software
 from blockwright.pipeline.stage import Stage, running
 from blockwright.pipeline.tune import settings_words
@@ -190,6 +190,7 @@ def check_promises_hold_here(plan: Plan, engine: Path, against: Path) -> None:
     """
     here, built = this_device(), Decoder.open(engine).engine
     check_is_of_engine(plan, built.format, built.target)
+    check_has_tables(built.model, plan.child)
     if built.flavour != best_flavour(built.model):
         raise InputError(
             "plan: flavour",

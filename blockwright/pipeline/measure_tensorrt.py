@@ -7,23 +7,29 @@ this was run on a GPU yet.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from blockwright.compile.generate import AnyDecoder
+from blockwright.compile.graph import Activations
 from blockwright.compile.tensorrt_engine import TensorRtEngine, read_tensorrt_engine
 from blockwright.compile.tensorrt_session import TensorRtDecoder, check_gpu
+from blockwright.compile.tensorrt_stored import BF16
 from blockwright.compile.tensorrt_target import gpu_capability
 from blockwright.cost import Cost, Load, Quantity, exact
 from blockwright.count import parameters
-from blockwright.errors import InputError
 from blockwright.hw_profiles.gpu import nvidia_gpus
 from blockwright.measured import MeasuredCost
-from blockwright.pipeline.promises import check_is_of_device, check_is_of_engine
+from blockwright.pipeline.promises import check_has_tables, check_is_of_device, check_is_of_engine
 from blockwright.profiler.gpu_device import cuda_taken
 from blockwright.profiler.written import time_written, write_once
 from blockwright.search.plan import Plan
+from blockwright.spec import FP16, FP32, Format
+
+_PLAIN: dict[Activations, Format] = {"float32": FP32, "float16": FP16, "bfloat16": BF16}
+"""What profiles measure embedding and head in, by what an engine computes in."""
 
 
 def measure_tensorrt_costs(
@@ -101,14 +107,8 @@ def check_tensorrt_promises_hold_here(plan: Plan, engine: TensorRtEngine, gpu: s
         InputError: the plan rests on another device's profile, or is about another format or runtime.
     """
     check_is_of_engine(plan, engine.format, engine.target)
-    integers = [str(each) for each in (engine.model.head_format, engine.model.embedding_weights) if each.group_size]
-    if integers:
-        raise InputError(
-            "engine: head and embedding",
-            got=f"{' and '.join(dict.fromkeys(integers))} among them",
-            expected="fp16 or bf16, as profiles measure them",
-            remedy="Measure it without --plan, or compile without --head and --embedding.",
-        )
+    plain = _PLAIN[engine.activations]
+    check_has_tables(engine.model, replace(engine.model, embedding_weights=plain, head_weights=None))
     check_is_of_device(plan, gpu, "GPU")
 
 

@@ -2,6 +2,7 @@
 
 from blockwright.errors import InputError
 from blockwright.search.plan import Plan
+from blockwright.spec import Model
 
 
 def check_is_of_engine(plan: Plan, weights: str, target: str) -> None:
@@ -22,6 +23,30 @@ def check_is_of_engine(plan: Plan, weights: str, target: str) -> None:
             expected=f"the engine's, {weights} on {target}",
             remedy="Compile the child as the plan says, with --plan, or search again for this one.",
         )
+
+
+def check_has_tables(stored: Model, promised: Model) -> None:
+    """Refuses an engine whose embedding or head is stored otherwise than a plan's promises are about.
+
+    Args:
+        stored: the engine's.
+        promised: as the promises are about them.
+
+    Raises:
+        InputError: they differ.
+    """
+    found, expected = _tables(stored), _tables(promised)
+    if found != expected:
+        raise InputError(
+            "engine: head and embedding",
+            got=found,
+            expected=f"{expected}, as the plan's promises are about them",
+            remedy="Measure it without --plan, or compile without --head and --embedding.",
+        )
+
+
+def _tables(model: Model) -> str:
+    return f"{model.head_format} and {model.embedding_weights}"
 
 
 def check_is_of_device(plan: Plan, here: str | None, device: str) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -133,6 +134,16 @@ def test_promises_are_about_one_flavour(small_parent: Path, tmp_path: Path) -> N
     check_promises_hold_here(plan, tmp_path / "standard", tmp_path / "contrib")
     with pytest.raises(InputError, match="plan: flavour: got promises about standard"):
         check_promises_hold_here(plan, tmp_path / "contrib", tmp_path / "standard")
+
+
+@pytest.mark.parametrize("part", ["head", "embedding"])
+def test_promises_are_about_one_format_of_head_and_embedding(part: str, small_parent: Path, tmp_path: Path) -> None:
+    plan, order = _plan_of(small_parent), CompileOrder(format="fp32", threads=1)
+    compile_checkpoint(str(small_parent), replace(order, **{part: "int8-g32"}), tmp_path / "engine")
+    compile_checkpoint(str(small_parent), order, tmp_path / "parent")
+    check_promises_hold_here(plan, tmp_path / "parent", tmp_path / "parent")
+    with pytest.raises(InputError, match=r"head and embedding: got .*int8-g32.*; expected fp32 and fp32, as the plan"):
+        check_promises_hold_here(plan, tmp_path / "engine", tmp_path / "parent")
 
 
 def test_promises_are_about_one_setting_of_both_engines(small_parent: Path, tmp_path: Path) -> None:

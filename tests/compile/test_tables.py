@@ -261,8 +261,8 @@ def test_tensorrt_keeps_tables_as_they_are_asked_for(
         (("--head", "four"), ("--head", "'four'", "int4")),
         (("--embedding", "bf16"), ("--embedding", "bf16, for 256 channels", "int8 or int4 in groups")),
         (("--embedding", "int4-g96"), ("--embedding", "int4-g96")),
-        (("--target", "onnxruntime", "--embedding", "int4-g32"), ("--embedding", "int4-g32 for onnxruntime")),
-        (("--target", "llama.cpp", "--embedding", "int4-g32"), ("--embedding", "add --target tensorrt")),
+        (("--target", "onnxruntime", "--embedding", "int3"), ("--embedding", "int3")),
+        (("--target", "llama.cpp", "--embedding", "int4-g32"), ("--embedding", "int4-g32 for llama.cpp")),
     ],
 )
 def test_tables_that_no_engine_keeps_are_refused(

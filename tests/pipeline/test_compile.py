@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,18 +64,20 @@ def test_a_plan_of_one_format_keeps_its_own_head(small_parent: Path, parent: Mod
     assert (str(built.model.embedding_weights), str(whole.model.embedding_weights)) == ("fp32", "int8-g32")
 
 
+@pytest.mark.parametrize("part", ["head", "embedding", "both"])
 @pytest.mark.parametrize("head", ["int4-g32", "fp16"])
-def test_embedding_and_head_may_be_stored_apart_from_the_layers(small_parent: Path, tmp_path: Path, head: str) -> None:
-    built = {
-        name: compile_checkpoint(
-            str(small_parent), CompileOrder(format="int4", threads=1, head=name), tmp_path / str(name)
-        )
-        for name in (None, head)
-    }
-    assert {name: str(engine.model.embedding_weights) for name, engine in built.items()} == {
-        None: "int8-g32",
-        head: head,
-    }
+def test_embedding_and_head_may_be_stored_apart_from_the_layers(
+    small_parent: Path, tmp_path: Path, head: str, part: str
+) -> None:
+    built = dict[str | None, Engine]()
+    for name in (None, head):
+        asked: dict[str, Any] = {each: name for each in ("head", "embedding") if part in (each, "both")}
+        order = CompileOrder(format="int4", threads=1, **asked)
+        built[name] = compile_checkpoint(str(small_parent), order, tmp_path / str(name))
+    for name, engine in built.items():
+        tables = {"head": engine.model.head_format, "embedding": engine.model.embedding_weights}
+        for each, stored in tables.items():
+            assert str(stored) == (name if name and part in (each, "both") else "int8-g32")
     assert {engine.format for engine in built.values()} == {"int4-g32"}
     saved = _weight_bytes(built[None].model) - _weight_bytes(built[head].model)
     sizes = {name: engine.files[DATA_FILE].size_bytes for name, engine in built.items()}
@@ -85,7 +88,7 @@ def test_embedding_and_head_may_be_stored_apart_from_the_layers(small_parent: Pa
 def test_a_plan_may_be_given_another_head(small_parent: Path, mixed: Plan, tmp_path: Path) -> None:
     order = replace(AS_THE_PLAN_SAYS, head="int8")
     built = compile_checkpoint(str(small_parent), order, tmp_path / "engine", plan=mixed)
-    assert built.model == replace(mixed.child, embedding_weights=parse_format("int8"))
+    assert built.model == replace(mixed.child, head_weights=parse_format("int8"))
 
 
 @pytest.mark.parametrize(
