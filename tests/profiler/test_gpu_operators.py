@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from transformers import DynamicCache
 
 from blockwright.cost import Load
-from blockwright.hw_profiles.profile import Point
+from blockwright.hw_profiles.profile import Point, WholeRow
 from blockwright.llama import llama
 from blockwright.profiler import gpu_clock, gpu_operators, gpu_plan
 from blockwright.profiler.energy import Nvml
@@ -174,6 +174,7 @@ def test_stacks_leave_the_cache_unless_the_parent_does_not() -> None:
 
 def test_whole_children_are_timed_with_their_layers() -> None:
     ((row, _),) = measure_whole(_bench(_model()), _model(), [PREFILL], is_anchor=True)
+    assert isinstance(row, WholeRow)
     assert row.layers[1] == ("attention-kv2", "none") and row.is_anchor and row.time_s > 0
 
 

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 
 from blockwright.compile.tensorrt_engine import PLAN_FILE
 from blockwright.compile.tensorrt_stored import Stored, stored_for_tensorrt
-from blockwright.hw_profiles.profile import Point
+from blockwright.hw_profiles.profile import Point, WholeRow
 from blockwright.model.child import build_child, load_weights
 from blockwright.profiler.bench import block_of
 from blockwright.profiler.gpu_bench import Bench, measure_part, measure_whole
@@ -204,6 +204,7 @@ def test_whole_children_choose_the_next_token(tmp_path: Path) -> None:
 
     bench = _bench(Kept(), tmp_path)
     ((row, _),) = measure_whole(bench, bench.parent, [PREFILL], is_anchor=True)
+    assert isinstance(row, WholeRow)
     assert (row.backend, row.format, row.layers[1]) == ("tensorrt", "fp16", ("attention-kv2", "none"))
     (ids_B,) = chosen
     assert isinstance(ids_B, torch.Tensor) and ids_B.shape == (2,) and ids_B.dtype == torch.int64
