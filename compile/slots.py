@@ -42,8 +42,7 @@ def caches_of(model: Model, slots: int | str) -> dict[int, Held]:
 
     A window's tokens go round in fewer. TensorRT-RTX 1.7.1 limits this («uses before defs», or it crashes): it fails to
     build networks that write to caches at three different places, so all windows that go round share one number of
-    slots, the one that makes the model's caches smallest; and networks in which two that go round come before the first
-    that does not, so the first of these does not go round.
+    slots, the one that makes the model's caches smallest.
     """
     mixers = {index: block.mixer for index, block in enumerate(model.layers) if isinstance(block.mixer, Attention)}
     if isinstance(slots, str):
@@ -51,11 +50,7 @@ def caches_of(model: Model, slots: int | str) -> dict[int, Held]:
     fewest = {index: _fewest_slots(mixer.reach, slots) for index, mixer in mixers.items()}
 
     def laid_out(around: int) -> dict[int, int]:
-        chosen = {index: around if needed <= around else slots for index, needed in fewest.items()}
-        order = list(chosen.values())
-        if slots in order and order.index(slots) > 1:
-            chosen[next(iter(chosen))] = slots
-        return chosen
+        return {index: around if needed <= around else slots for index, needed in fewest.items()}
 
     def size(around: int) -> int:
         return sum(mixers[index].num_kv_heads * own for index, own in laid_out(around).items())

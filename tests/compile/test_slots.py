@@ -36,8 +36,8 @@ C = PREFILL_CHUNK
         (_model(Full(), SHORT), 2 * C, [2 * C, 2 * C]),
         (_model(Full(), SHORT), 100, [100, 100]),
         (_model(SHORT, SHORT, SHORT), 4096, [2 * C, 2 * C, 2 * C]),
-        (_model(SHORT, SHORT, Full()), 4096, [4096, 2 * C, 4096]),
-        (_model(*(SHORT,) * 5, Full(), SHORT), 4096, [4096, *(2 * C,) * 4, 4096, 2 * C]),
+        (_model(SHORT, SHORT, Full()), 4096, [2 * C, 2 * C, 4096]),
+        (_model(*(SHORT,) * 5, Full(), SHORT), 4096, [*(2 * C,) * 5, 4096, 2 * C]),
         (_model(Full(), SHORT, SHORT, Full()), 4096, [4096, 2 * C, 2 * C, 4096]),
     ],
 )

@@ -43,7 +43,7 @@ def _model(pattern: str) -> Model:
 
 @pytest.mark.parametrize("format", ["fp16", "int4-g32"])
 @pytest.mark.parametrize("form", ["fused", "decomposed"])
-@pytest.mark.parametrize("pattern", ["sfl", "ssf", "s-sf", "sss", "fsf", "ffs", "ffssf", "lssssfsslssf"])
+@pytest.mark.parametrize("pattern", ["sfl", "ssf", "s-sf", "sss", "fsf", "ffs", "ffssl", "lssssfsslssf"])
 def test_plans_have_caches_of_two_lengths(pattern: str, form: Form, format: str, tmp_path: Path) -> None:
     model, checkpoint = _model(pattern), tmp_path / "checkpoint"
     checkpoint.mkdir()
