@@ -1,6 +1,7 @@
 """What `blockwright compile --target tensorrt` refuses of a layer, for it and for searches, which load nothing of it.
 
-Found by building with TensorRT-RTX 1.7.1 in the fused form; what full TensorRT refuses beyond it was not tried.
+Found by building with TensorRT-RTX 1.7.1 in the fused form. Full TensorRT is given int4 in groups of 64 and 128 only,
+which is for the format asked for to say, not for the choice of blocks; what else it refuses was not tried.
 ``--form decomposed`` built heads of all 11 sizes that were tried, of these too.
 """
 

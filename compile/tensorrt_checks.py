@@ -160,7 +160,7 @@ def check_plan_size(plan_bytes: int, weight_bytes: int, codes_bytes: int, num_pr
             "plan",
             got=f"{plan_bytes / 1e6:.1f} MB",
             expected=f"at most {most / 1e6:.1f} MB, for weights of {weight_bytes / 1e6:.1f} MB",
-            remedy="TensorRT did not keep int4 as it is stored. Try groups of 32 or 128, or fp16.",
+            remedy="TensorRT did not keep int4 as it is stored. Try groups of 64 or 128, or fp16.",
         )
 
 

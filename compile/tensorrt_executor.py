@@ -238,6 +238,7 @@ class GpuExecutor:
 
 
 def _runtime(package: Package, log: Any) -> Any:
+    log.errors.clear()
     try:
         return package.trt.Runtime(log)
     except TypeError as error:  # what its interface makes of a null pointer

@@ -58,6 +58,8 @@ _KINDS: dict[PackageName, _Kind] = {
 }
 
 
+_MOST_WARNINGS = 1000
+"""A logger may live as long as its process."""
 _SHARED_LOGS: dict[int, tuple[Any, Any]] = {}
 """By TensorRT's module, which is kept so that no other takes its place in memory."""
 
@@ -88,7 +90,7 @@ class Package:
             def log(self, severity: Any, msg: str) -> None:
                 if severity <= trt.ILogger.ERROR:
                     self.errors.append(msg)
-                elif severity == trt.ILogger.WARNING:
+                elif severity == trt.ILogger.WARNING and len(self.warnings) < _MOST_WARNINGS:
                     self.warnings.append(msg)
 
         return Log()

@@ -95,7 +95,7 @@ def stored_for_tensorrt(
             "--format" if weights is not None else "plan: child",
             got="; ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else ""),
             expected="fp16 or bf16, or int4 in groups of 16, 32, 64 or 128 that divide a matrix's inputs",
-            remedy="Compile with --format fp16, int4-g32, int4-g64 or int4-g128, whichever fits the widths.",
+            remedy="Compile with --format fp16, int4-g64 or int4-g128, or int4-g32 for TensorRT-RTX, whichever fits.",
         )
     names = {part.weights.name for _, part in _parts(model)}
     is_brain = "bf16" in names or (not names and model.embedding_weights == BF16)

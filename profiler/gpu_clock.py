@@ -1,10 +1,11 @@
 """Timing that holds on a GPU. Loads no torch: what touches the device is in `gpu_device`.
 
-A sample is one replay of a captured graph between two events, short ones while the device is at work, so that no
-launch of the host's shows. Before the first one the work runs until clocks have left idle. Samples are taken until the
-interval of their median is narrow, or has stopped to narrow, or time is up (NVBench's rule); why it ended is kept. The
-driver is asked for clock, temperature and throttling before and after. Where the clock was far below the reference
-clock, all samples are thrown away and taken again after a pause; what held the clock down is told with the timing.
+A sample is one replay of a captured graph between two events, short ones behind a replay that nobody times, so that
+the host's launches show only of work that is shorter than they are. Before the first one the work runs until clocks
+have left idle. Samples are taken until the interval of their median is narrow, or has stopped to narrow, or time is up
+(NVBench's rule); why it ended is kept. The driver is asked for clock, temperature and throttling before and after.
+Where the clock was far below the reference clock, all samples are thrown away and taken again after a pause; what held
+the clock down is told with the timing.
 
 A fixed reference kernel is timed every few cases. What it took around a case, over what it took at the median of all,
 is the drift there, and is divided out of the case's times.

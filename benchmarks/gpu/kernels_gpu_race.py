@@ -92,7 +92,7 @@ class Bench:
                 InputError,
                 triton.errors.TritonError,
             ) as error:  # torch's and CUDA's are RuntimeErrors
-                failed[name] = str(error).splitlines()[0]
+                failed[name] = (str(error).splitlines() or [type(error).__name__])[0]
         able = {name: runs for name, runs in contestants.items() if name not in failed and peer not in failed}
         found, times = {}, self._times(able)
         for name, times_s in times.items():

@@ -98,7 +98,8 @@ class Parser(argparse.ArgumentParser):
     def _unknown(self, words: Sequence[str]) -> InputError | None:
         """The first flag among words that is none; None without."""
         known = [name for action in self._actions for name in action.option_strings]
-        flags = (word.partition("=")[0] for word in words if word.startswith("--") and word != "--")
+        before = words[: words.index("--")] if "--" in words else words
+        flags = (word.partition("=")[0] for word in before if word.startswith("--"))
         unknown = next((flag for flag in flags if flag not in known), None)
         if unknown is None:
             return None
