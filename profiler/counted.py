@@ -64,10 +64,10 @@ def tensorrt_disk(model: Model) -> PartCosts:
 def tensorrt_memory(model: Model, load: Load, reaches: Reaches = None) -> PartCosts:
     """Bytes of the weights and caches of a TensorRT engine that was compiled for a load.
 
-    How many slots a window's tokens go round in hangs on the other layers: all windows share one number, and one layer
-    may have to do without (`caches_of`). A window counts as if it were alone; its upper end is what it takes where it
-    shares with the longest window that goes round, and that of the fixed part allows for the one layer. Where it is
-    not known how other layers reach, its upper end is a cache of all slots.
+    How many slots a window's tokens go round in hangs on the other windows: all share one number, the one that makes
+    the caches smallest (`caches_of`). A window counts as if it were alone; its upper end is what it takes where it
+    shares with the longest window that goes round. It may take more, a cache of all slots, but then all caches
+    together are smaller. Where it is not known how other layers reach, its upper end is a cache of all slots.
 
     Args:
         model: the parent, or the model itself.
@@ -76,22 +76,18 @@ def tensorrt_memory(model: Model, load: Load, reaches: Reaches = None) -> PartCo
     """
     slots, weights = slots_for(load.total_tokens), tensorrt_disk(model)
     alone = [_slots_alone(model, Attention(num_kv_heads=1, reach=reach), slots) for reach in reaches or ()]
-    around = [own for own in alone if own < slots]
-    most = slots if reaches is None else max(around, default=slots)
+    most = slots if reaches is None else max((own for own in alone if own < slots), default=slots)
 
     def of_mixer(mixer: Mixer) -> Cost:
         stored = weights.of_mixer(mixer).value
         if not isinstance(mixer, Attention):
             return exact(stored)
         per_slot, own = load.batch * kv_bytes_per_slot(model, mixer, _HALF_BYTES), _slots_alone(model, mixer, slots)
-        low = stored + own * per_slot
-        return replace(exact(low), high=stored + (max(own, most) if own < slots else own) * per_slot)
+        return replace(
+            exact(stored + own * per_slot), high=stored + (max(own, most) if own < slots else own) * per_slot
+        )
 
-    has_exception = bool(around) and slots in alone
-    widest = max((kv_bytes_per_slot(model, block.mixer, _HALF_BYTES) for block in model.layers), default=0)
-    unshared = load.batch * (slots - most) * widest if has_exception else 0
-    fixed = replace(weights.fixed, high=weights.fixed.high + unshared)
-    return PartCosts(fixed=fixed, of_mixer=of_mixer, of_ffn=weights.of_ffn)
+    return PartCosts(fixed=weights.fixed, of_mixer=of_mixer, of_ffn=weights.of_ffn)
 
 
 def tensorrt_cache_bytes(model: Model, load: Load) -> int:
