@@ -71,19 +71,28 @@ def check_groups(expected: Expected, package: Package) -> None:
     Raises:
         InputError: there are such groups.
     """
-    odd = groups_of_rtx(expected)
-    if package.name == "tensorrt" and odd:
+    if package.name == "tensorrt":
+        _check_documented(expected, package.title, "")
+
+
+def check_kit_groups(expected: Expected) -> None:
+    """The same of a kit that does not say which GPUs of TensorRT-RTX it is for: TensorRT may be what builds it.
+
+    Raises:
+        InputError: there are such groups.
+    """
+    _check_documented(expected, "a kit that TensorRT may build", ", or name GPUs of TensorRT-RTX with --for")
+
+
+def _check_documented(expected: Expected, whose: str, otherwise: str) -> None:
+    odd = [size for size in expected.int4_groups if size not in _DOCUMENTED_GROUPS]
+    if odd:
         raise InputError(
-            "--format",
-            got=f"int4-g{odd[0]} for {package.title}",
+            "--format, --head",
+            got=f"int4-g{odd[0]} for {whose}",
             expected="int4 in groups of 64 or 128, as NVIDIA documents it; TensorRT-RTX takes smaller ones too",
-            remedy="Compile with --format int4-g64 or int4-g128, and so for --head.",
+            remedy=f"Compile layers, and --head where given, with int4-g64 or int4-g128{otherwise}.",
         )
-
-
-def groups_of_rtx(expected: Expected) -> list[int]:
-    """Groups of int4 that TensorRT-RTX keeps, and TensorRT is not documented to."""
-    return [size for size in expected.int4_groups if size not in _DOCUMENTED_GROUPS]
 
 
 def _int4_groups(model: Model) -> tuple[int, ...]:

@@ -83,8 +83,6 @@ def stored_for_tensorrt(
     Raises:
         InputError: TensorRT does not keep a layer's format; names the layers. Or that of head or embedding.
     """
-    _check_table("--head", head, ("int4",), model.hidden_size)
-    _check_table("--embedding", embedding, ("int8", "int4"), model.hidden_size)
     model = model if weights is None else with_format(model, weights)
     found = _fp32_obstacles(model)
     narrow = [(index, part) for index, part in _parts(model) if part.weights != FP32]
@@ -100,6 +98,9 @@ def stored_for_tensorrt(
     names = {part.weights.name for _, part in _parts(model)}
     is_brain = "bf16" in names or (not names and model.embedding_weights == BF16)
     plain = BF16 if is_brain else FP16
+    head, embedding = (None if each == plain else each for each in (head, embedding))
+    _check_table("--head", head, ("int4",), model.hidden_size, plain)
+    _check_table("--embedding", embedding, ("int8", "int4"), model.hidden_size, plain)
     own_head = head or (plain if embedding else None)
     return Stored(
         model=replace(model, embedding_weights=embedding or plain, head_weights=own_head),
@@ -107,7 +108,9 @@ def stored_for_tensorrt(
     )
 
 
-def _check_table(option: str, weights: Format | None, known: Sequence[FormatName], num_channels: int) -> None:
+def _check_table(
+    option: str, weights: Format | None, known: Sequence[FormatName], num_channels: int, plain: Format
+) -> None:
     if weights is None:
         return
     size = weights.group_size
@@ -115,8 +118,8 @@ def _check_table(option: str, weights: Format | None, known: Sequence[FormatName
         raise InputError(
             option,
             got=f"{weights}, for {num_channels} channels",
-            expected=f"{' or '.join(known)} in groups of 16, 32, 64 or 128 that divide the channels",
-            remedy="Choose such a group, or leave it out: then it is in fp16 or bf16, what TensorRT computes in.",
+            expected=f"{plain}, or {' or '.join(known)} in groups of 16, 32, 64 or 128 that divide the channels",
+            remedy=f"Choose such a group, or leave it out for {plain}, which the layers compute in.",
         )
 
 

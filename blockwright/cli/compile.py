@@ -158,7 +158,8 @@ def _build(arguments: argparse.Namespace, weights: str | None, plan: "Plan | Non
         tunes=bool(arguments.tune),
     )
     engine = compile_checkpoint(arguments.checkpoint, order, arguments.out, plan=plan)
-    print(f"{arguments.out}: {engine.format}, {engine.flavour}, {engine.graph_bytes / 1e6:.2f} MB")
+    beside = _beside(arguments)
+    print(f"{arguments.out}: {engine.format}{beside}, {engine.flavour}, {engine.graph_bytes / 1e6:.2f} MB")
     if engine.tuning is not None:
         print_tuning(engine.tuning)
     print(f"next, blockwright generate {arguments.out} --prompt …")
@@ -197,15 +198,20 @@ def _build_for_tensorrt(arguments: argparse.Namespace, weights: str | None, plan
         return
     engine, is_new = compile_for_tensorrt(arguments.checkpoint, order, arguments.out, plan=plan)
     size_mb = engine.files["model.plan"].size_bytes / 1e6
-    asked = (("head", arguments.head), ("embedding", arguments.embedding))
-    beside = "".join(f", {name} in {text}" for name, text in asked if text is not None)
-    print(f"{arguments.out}: {engine.format}{beside} for {', '.join(engine.compute_capabilities)}, {size_mb:.2f} MB")
+    gpus = ", ".join(engine.compute_capabilities)
+    print(f"{arguments.out}: {engine.format}{_beside(arguments)} for {gpus}, {size_mb:.2f} MB")
     assert engine.build_s is not None, "built here"
     how = f"built by {engine.package} {engine.package_version} in {engine.build_s:.1f} s"
     print(f"{how if is_new else f'unchanged, {how} before'}; opens in this version only")
     for line in beyond_promises(plan, engine) if plan is not None else ():
         print(f"note: {line}")
     print(f"next, on such a GPU, blockwright generate {arguments.out} --prompt …")
+
+
+def _beside(arguments: argparse.Namespace) -> str:
+    """What is stored otherwise than the layers, as it was asked for."""
+    asked = (("head", arguments.head), ("embedding", arguments.embedding))
+    return "".join(f", {name} in {text}" for name, text in asked if text is not None)
 
 
 def _capabilities(arguments: argparse.Namespace) -> tuple[str, ...] | None:

@@ -114,9 +114,9 @@ class Parser(argparse.ArgumentParser):
         """What argparse says of a flag, or of the whole line."""
         usage = f"`{self.prog} --help` says what belongs there."
         if message.startswith(_MISSING):  # mostly for one that is written otherwise
-            missing = InputError(
-                message.removeprefix(_MISSING), got="nothing", expected="a value of each", remedy=f"Add it: {usage}"
-            )
+            names = message.removeprefix(_MISSING)
+            values = "a value of each" if "," in names else "a value"
+            missing = InputError(names, got="nothing", expected=values, remedy=f"Add it: {usage}")
             return self._unknown(self._words) or missing
         if field is None:
             return InputError(self.prog, got=message, expected="what the usage above says", remedy=usage)

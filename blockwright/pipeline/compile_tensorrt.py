@@ -6,7 +6,7 @@ from pathlib import Path
 
 from blockwright.compile.replaced import check_is_kit_or_new, check_may_be_replaced
 from blockwright.compile.slots import slots_for
-from blockwright.compile.tensorrt_checks import check_groups, expected_of, groups_of_rtx
+from blockwright.compile.tensorrt_checks import check_groups, check_kit_groups, expected_of
 from blockwright.compile.tensorrt_engine import (
     TensorRtEngine,
     TensorRtOrder,
@@ -28,7 +28,7 @@ from blockwright.errors import InputError
 from blockwright.files import digest_of
 from blockwright.hw_profiles.folder import read_profile
 from blockwright.pipeline.compile import check_context, check_is_of
-from blockwright.pipeline.console import progress, say
+from blockwright.pipeline.console import progress
 from blockwright.pipeline.inputs import Checkpoint, open_checkpoint
 from blockwright.pipeline.stage import Stage, check_is_no_folder, check_spares, running, whole
 from blockwright.profiler.counted import tensorrt_cache_bytes
@@ -135,8 +135,8 @@ def pack_tensorrt_kit(checkpoint: str, order: TensorRtCompileOrder, output: Path
     source, stored, num_positions = _stored(checkpoint, order, plan)
     check_spares(output, whole(source.folder))
     check_kit_capabilities(order.capabilities or (), stored.narrow)
-    if (groups := groups_of_rtx(expected_of(stored.model, order.form))) and not order.capabilities:
-        say(f"int4 in groups of {groups[0]} is built by TensorRT-RTX; TensorRT takes 64 and 128 (--format int4-g64)")
+    if not order.capabilities:
+        check_kit_groups(expected_of(stored.model, order.form))
     kit = TensorRtKitOrder(
         stored=stored,
         num_positions=num_positions,

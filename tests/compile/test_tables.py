@@ -16,6 +16,7 @@ from blockwright.compile.blocked import rounded
 from blockwright.compile.checkpoint import Weights
 from blockwright.compile.decoder import decoder_graph
 from blockwright.compile.embedding import CodesIn, integer_rows
+from blockwright.compile.engine import read_engine
 from blockwright.compile.export import ExportOrder, check_exportable
 from blockwright.compile.flavour import Flavour, FlavourName
 from blockwright.compile.graph import Graph
@@ -131,6 +132,7 @@ def test_what_is_not_asked_for_is_in_what_the_layers_compute_in(text: str) -> No
     plain = parse_format("bf16") if text == "bf16" else FP16
     weights = parse_format(text)
     assert stored_for_tensorrt(CHILD, weights).model == replace(with_format(CHILD, weights), embedding_weights=plain)
+    assert stored_for_tensorrt(CHILD, weights, plain, plain) == stored_for_tensorrt(CHILD, weights)
     only_head = stored_for_tensorrt(CHILD, weights, head=INT4)
     assert (only_head.model.embedding_weights, only_head.model.head_format) == (plain, INT4)
     only_rows = stored_for_tensorrt(CHILD, weights, embedding=INT8)
@@ -175,20 +177,24 @@ BUILD: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("asked", "is_refused"),
     [
         (("--format", "int4"), True),
+        (("--format", "int4", "--form", "decomposed", "--profile", "jetson_agx_orin"), True),
+        (("--format", "int4", "--profile", "rtx_4090"), False),
         (("--format", "int4", "--for", "sm86"), False),
         (("--format", "int4-g64"), False),
         (("--format", "fp16", "--head", "int4-g32"), True),
     ],
 )
-def test_a_kit_whose_device_may_not_take_its_groups_says_so(
-    asked: tuple[str, ...], says: bool, wide_parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_kit_whose_device_may_not_take_its_groups_is_refused(
+    asked: tuple[str, ...], is_refused: bool, wide_parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["compile", str(wide_parent), "--target", "tensorrt", "--kit", "--out", str(tmp_path / "kit.zip"), *asked]
-    assert main(words) == 0
-    assert ("int4 in groups of 32 is built by TensorRT-RTX" in capsys.readouterr().err) == says
+    assert main(words) == (2 if is_refused else 0)
+    told = capsys.readouterr().err
+    assert ("int4-g32 for a kit that TensorRT may build" in told) == is_refused
+    assert ("int4-g64 or int4-g128, or name GPUs of TensorRT-RTX with --for" in told) == is_refused
 
 
 @pytest.mark.parametrize("option", ["head", "embedding"])
@@ -252,14 +258,33 @@ def test_tensorrt_keeps_tables_as_they_are_asked_for(
     assert own_head - both == pytest.approx(3 * TABLE_BYTES - scales, abs=3_000_000)
 
 
+def test_onnxruntimes_tables_are_told_as_they_were_asked_for(
+    small_parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "compile",
+        str(small_parent),
+        "--format",
+        "int4",
+        "--embedding",
+        "int4-g32",
+        "--out",
+        str(tmp_path / "engine"),
+    ]
+    assert main(words) == 0
+    assert "engine: int4-g32, embedding in int4-g32, standard" in capsys.readouterr().out
+    model = read_engine(tmp_path / "engine").model
+    assert (str(model.embedding_weights), str(model.head_format)) == ("int4-g32", "int8-g32")
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (("--head", "int8-g32"), ("--head", "int8-g32, for 256 channels", "int4 in groups")),
-        (("--head", "fp16"), ("--head", "got       fp16")),
+        (("--head", "int8-g32"), ("--head", "int8-g32, for 256 channels", "fp16, or int4 in groups")),
+        (("--head", "bf16"), ("--head", "got       bf16")),
         (("--head", "int4-g256"), ("--head", "int4-g256, for 256 channels")),
         (("--head", "four"), ("--head", "'four'", "int4")),
-        (("--embedding", "bf16"), ("--embedding", "bf16, for 256 channels", "int8 or int4 in groups")),
+        (("--embedding", "bf16"), ("--embedding", "bf16, for 256 channels", "fp16, or int8 or int4 in groups")),
         (("--embedding", "int4-g96"), ("--embedding", "int4-g96")),
         (("--target", "onnxruntime", "--embedding", "int3"), ("--embedding", "int3")),
         (("--target", "llama.cpp", "--embedding", "int4-g32"), ("--embedding", "int4-g32 for llama.cpp")),
