@@ -111,6 +111,13 @@ def entering(folder: Path, wait_s: float = -1) -> Iterator[None]:
     try:
         lock.acquire(timeout=wait_s)
     except Timeout:
+        if not _gate(folder).exists():
+            raise InputError(
+                str(folder),
+                got="no file can be made in it",
+                expected="a folder to write in",
+                remedy="Name another one.",
+            ) from None
         raise _refused(folder, _read(_gate(folder)), "nobody else in the folder of a run") from None
     try:
         yield

@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from blockwright.cli.main import main
+from blockwright.errors import InputError
 from blockwright.model.child import build_child, load_weights, save_child
 from blockwright.model.parent import load_tokenizer, open_parent
+from blockwright.pipeline.lock import entering
 from blockwright.spec import Block, GatedFFN, NoOp
 from forked import fork_ranks
 
@@ -133,3 +135,9 @@ def _rank(parent: int, rank: int) -> int:
         if int(fields[1]) == parent and f"RANK={rank}" in environment:
             return int(process.name)
     raise AssertionError(f"no rank {rank} below {parent}")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no folder that nobody can write to")
+def test_a_folder_that_cannot_be_written_to_is_not_told_as_taken() -> None:
+    with pytest.raises(InputError, match="/proc: got no file can be made in it"), entering(Path("/proc"), 0.1):
+        pass
