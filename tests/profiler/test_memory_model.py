@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockwright.cost import Load, exact
+from blockwright.cost import Cost, Load, exact
 from blockwright.errors import InputError
 from blockwright.hw_profiles.folder import read_profile, shipped_profiles
 from blockwright.hw_profiles.profile import MemoryRow, Profile, parent_of
 from blockwright.profiler.counted import exact_memory
 from blockwright.profiler.memory_model import memory_costs
 from blockwright.profiler.parts import PartCosts, Source
-from blockwright.spec import Model
+from blockwright.spec import Attention, Model
 
 SHIPPED = read_profile(shipped_profiles()[0])
 PARENT = parent_of(SHIPPED)
@@ -61,6 +61,15 @@ def test_memory_beyond_the_count_is_a_line_through_the_measured_models() -> None
     bent = [*straight[:2], straight[2] + 5_000]
     cost = memory_costs(_source(*_rows(LOAD, bent)), counted, LOAD).of_model(PARENT)
     assert cost.high - cost.value >= 5_000, "the interval must cover a model that the line misses"
+
+
+def test_what_is_counted_within_an_interval_stays_within_it() -> None:
+    """As windows are, whose caches hang on each other."""
+    unsure = Cost(value=1e6, low=9e5, high=1.5e6, origin="measured")
+    counted = PartCosts(fixed=unsure, of_mixer=lambda _: unsure, of_ffn=lambda _: exact(0.0))
+    costs = memory_costs(_source(*_rows(LOAD, [0.25 * size for size in SIZES])), counted, LOAD)
+    for cost in (costs.fixed, costs.of_mixer(Attention(num_kv_heads=1))):
+        assert (cost.low, cost.value, cost.high) == pytest.approx((1.125e6, 1.25e6, 1.875e6))
 
 
 def test_a_line_that_falls_counts_as_level() -> None:
