@@ -179,6 +179,7 @@ def test_a_format_reaches_every_matrix_of_the_layers_and_a_head_that_suits_it() 
     )
     assert model.embedding_weights == HEAD_BESIDE_INTEGERS
     assert with_format(model, FP32) == SMALL
+    assert with_format(replace(SMALL, head_weights=int4), FP32) == SMALL, "a head of its own goes too"
 
 
 def test_a_candidate_replaces_one_part_of_one_layer() -> None:

@@ -121,6 +121,22 @@ def test_an_integer_head_costs_what_it_does_in_models_of_integers(
     assert costs.fixed.value == pytest.approx(head_s, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("embedding", "head", "head_s"),
+    [(INT8, FP32, 30e-6), (INT4, FP32, 30e-6), (FP32, INT4, 50e-6), (FP32, INT8, 50e-6)],
+)
+def test_a_head_of_its_own_costs_what_its_format_does(embedding: Format, head: Format, head_s: float) -> None:
+    model = replace(with_format(model_of(), INT4), embedding_weights=embedding, head_weights=head)
+    costs = part_costs(in_both_formats(), model, LOAD, "time_per_token")
+    assert costs.fixed.value == pytest.approx(head_s, rel=1e-6)
+
+
+def test_a_head_of_its_own_that_no_model_was_measured_with_is_refused() -> None:
+    model = replace(model_of(layers=()), head_weights=INT8)
+    with pytest.raises(InputError, match="int8-g32"):
+        part_costs(profile_of(measured_points()), model, LOAD, "time_per_token")
+
+
 def test_layers_of_integers_under_a_plain_head_cost_what_that_head_does() -> None:
     model = replace(with_format(model_of(), INT4), embedding_weights=FP32)
     costs = part_costs(in_both_formats(), model, LOAD, "time_per_token")

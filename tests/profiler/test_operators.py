@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from blockwright.count import ffn_matrices, mixer_matrices
+from blockwright.count import ffn_matrices, matrix_bytes, mixer_matrices
 from blockwright.hw_profiles.profile import Point
 from blockwright.profiler import gpu_operators
 from blockwright.profiler.operators import Attend, Matmul, ffn_operators, mixer_operators, shared_operators
@@ -156,3 +156,13 @@ def test_an_integer_matrix_counts_its_scales() -> None:
 def test_the_head_is_for_one_token_of_each_sequence() -> None:
     [head] = [each for each in shared_operators(MODEL, _POINT) if isinstance(each, Matmul)]
     assert (head.rows, head.inputs, head.outputs) == (2, MODEL.hidden_size, MODEL.vocab_size)
+
+
+def test_a_head_in_a_format_of_its_own_is_read_in_it() -> None:
+    narrow = Format(name="int4", group_size=32)
+    (rows, head), (plain_rows, _) = (
+        shared_operators(model, _POINT) for model in (replace(MODEL, head_weights=narrow), MODEL)
+    )
+    assert isinstance(head, Matmul)
+    assert head.weight_bytes == matrix_bytes(MODEL.hidden_size, MODEL.vocab_size, narrow)
+    assert rows == plain_rows

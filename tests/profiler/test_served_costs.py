@@ -17,7 +17,18 @@ from blockwright.profiler.served_costs import decode_phase, prefill_phase, runti
 from blockwright.profiler.serving import Server, power_of, step_use
 from blockwright.profiler.serving_operators import Step
 from blockwright.profiler.serving_runtimes import EAGER
-from blockwright.spec import Attention, Block, GatedFFN, LinearFFN, LinearMixer, Model, NoOp, parse_format, with_format
+from blockwright.spec import (
+    FP32,
+    Attention,
+    Block,
+    GatedFFN,
+    LinearFFN,
+    LinearMixer,
+    Model,
+    NoOp,
+    parse_format,
+    with_format,
+)
 
 MODEL = parent_of(read_profile(measured_profiles()[0]))
 LARGE = replace(
@@ -148,6 +159,14 @@ def test_weights_in_16_bit_are_read_in_half_the_time() -> None:
     }
     fp32, bf16, int4 = (costs[weights]["time_per_token"].value for weights in ("fp32", "bf16", "int4-g32"))
     assert 1.6 < fp32 / bf16 < 2.1 and int4 < bf16
+
+
+@pytest.mark.parametrize("quantity", ["time_per_token", "energy"])
+def test_a_head_takes_what_its_own_format_does(quantity: Quantity) -> None:
+    bare, int4 = replace(with_format(LARGE, FP32), layers=()), parse_format("int4-g128")
+    models = [bare, replace(bare, head_weights=int4), replace(bare, embedding_weights=int4)]
+    plain, own, both = (part_costs(read_profile("jetson_agx_orin"), m, LOAD, quantity).fixed for m in models)
+    assert own == both != plain
 
 
 def test_eager_torch_is_told_of_nvidias_gpus_alone() -> None:
