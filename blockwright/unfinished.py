@@ -16,7 +16,7 @@ import secrets
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +24,7 @@ if sys.platform != "win32":
     import fcntl
 
 _ENDING = ".unfinished"
+_MADE = re.compile(r"\.(.+)\.[0-9a-f]{8}(?:" + re.escape(_ENDING) + ")?")
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -46,6 +47,17 @@ def marked(temporary: Path) -> Iterator[None]:
             yield
         finally:
             mark.unlink(missing_ok=True)
+
+
+def is_left_by_writer(name: str, of: Iterable[str]) -> bool:
+    """Whether a name is one of those that a writer of a file makes beside it, which stay where it is killed.
+
+    Args:
+        name: to judge.
+        of: the names of files.
+    """
+    made = _MADE.fullmatch(name)
+    return made is not None and made[1] in of
 
 
 def remove_unfinished(path: Path) -> None:

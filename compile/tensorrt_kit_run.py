@@ -94,9 +94,9 @@ def build_kit(kit: Path, output: Path, plan: Path | None = None, version: str | 
             refuses the network.
     """
     told, known = _read(kit)
+    check_may_be_replaced(output, "tensorrt")
     if output.exists() and any(output.iterdir()) and not (output / ENGINE_FILE).exists():
         raise InputError("--out", got=f"{output}, with other things in it", expected="a new folder", remedy="Name one.")
-    check_may_be_replaced(output, "tensorrt")
     with new_folder(output) as folder:
         for name in (*known["files"], "tokenizer.json"):
             shutil.copyfile(kit / name, folder / name)

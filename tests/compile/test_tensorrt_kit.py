@@ -192,13 +192,22 @@ def test_the_script_says_what_it_lacks_and_what_comes_next(kit: Path, tmp_path: 
 def test_a_folder_with_other_things_is_not_replaced(kit: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     done = _run(kit, "--out", str(tmp_path))
-    assert done.returncode == 2 and "with other things in it" in done.stderr
-    assert (tmp_path / "mine").read_text() == "mine"
+    assert done.returncode == 2 and "with mine, which no engine.json names" in done.stderr
+    for broken in ('{"schema_version": 1,', "[]"):
+        (tmp_path / "engine.json").write_text(broken)
+        done = _run(kit, "--out", str(tmp_path))
+        assert done.returncode == 2 and "with mine, which no engine.json names" in done.stderr
     for target, said in (("onnxruntime", "compiled for onnxruntime"), ("tensorrt", "not written by compile")):
-        (tmp_path / "engine.json").write_text(json.dumps({"schema_version": 1, "target": target}))
+        (tmp_path / "engine.json").write_text(json.dumps({"schema_version": 1, "target": target, "files": {}}))
         done = _run(kit, "--out", str(tmp_path))
         assert done.returncode == 2 and said in done.stderr
     assert (tmp_path / "mine").read_text() == "mine"
+    (tmp_path / "mine").unlink()
+    (tmp_path / "engine.json").rename(tmp_path / "model.onnx")
+    done = _run(kit, "--out", str(tmp_path))
+    assert done.returncode == 2 and "with other things in it" in done.stderr
+    done = _run(kit, "--out", str(tmp_path / "model.onnx"))
+    assert done.returncode == 2 and "the file " in done.stderr
 
 
 def test_a_plan_of_trtexec_is_taken_in_with_its_version(

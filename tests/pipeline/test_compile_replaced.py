@@ -1,11 +1,12 @@
 """What compile replaces: what it wrote for the same target, and nothing that is somebody else's."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from blockwright.cli.main import main
-from blockwright.compile.engine import ENGINE_FILE
+from blockwright.compile.described import ENGINE_FILE, EXPORT_FILE
 from tensorrt_here import needs_rtx
 
 
@@ -62,7 +63,9 @@ def test_files_of_others_are_not_removed_with_what_is_replaced(
     assert _compile(small_parent, out, target) == 0
     (out / "notes.txt").write_text("mine")
     (out / ".git").mkdir()
-    (out / ".left.by.a.killed.writer").touch()
+    (out / ".DS_Store").touch()
+    for left in (".tokenizer.json.0a1b2c3d", ".tokenizer.json.0a1b2c3d.unfinished"):
+        (out / left).touch()  # as a killed writer does
     assert _compile(small_parent, out, target) == 0, "what is up to date is not replaced"
     assert _compile(small_parent, out, target, "--format", "fp16") == 2
     assert "with .git, notes.txt, not written by compile" in capsys.readouterr().err
@@ -79,6 +82,58 @@ def test_an_engine_that_is_broken_is_made_again(small_parent: Path, tmp_path: Pa
         (tmp_path / "out" / ENGINE_FILE).write_text(broken)
         assert _compile(small_parent, tmp_path / "out") == 0
         assert (tmp_path / "out" / ENGINE_FILE).read_text() == whole
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".env", ".model.onnx.original", "timing.cache/mine"])
+@pytest.mark.parametrize("broken", ['{"schema_version": 1,', '["schema_version"]', '{"schema_version": 1}', "", None])
+def test_files_of_others_beside_a_broken_engine_are_not_removed(
+    name: str, broken: str | None, tmp_path: Path, small_parent: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert _compile(small_parent, out) == 0
+    if broken is None:
+        (out / ENGINE_FILE).unlink()
+    else:
+        (out / ENGINE_FILE).write_text(broken)
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).write_text("mine")
+    assert _compile(small_parent, out) == 2
+    said = capsys.readouterr().err
+    assert "--out" in said and name.split("/")[0] in said
+    assert (out / name).read_text() == "mine"
+
+
+def test_an_engine_whose_description_was_removed_is_made_again(small_parent: Path, tmp_path: Path) -> None:
+    assert _compile(small_parent, tmp_path / "out") == 0
+    (tmp_path / "out" / ENGINE_FILE).unlink()
+    assert _compile(small_parent, tmp_path / "out") == 0
+    assert (tmp_path / "out" / ENGINE_FILE).is_file()
+
+
+@pytest.mark.parametrize("broken", ['{"schema_version": 1,', '["schema_version"]', None])
+def test_an_export_that_does_not_say_what_it_is_stays(
+    broken: str | None, small_parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert _compile(small_parent, out, "transformers") == 0
+    if broken is None:
+        (out / EXPORT_FILE).unlink()
+    else:
+        (out / EXPORT_FILE).write_text(broken)
+    before = _stamps(out)
+    assert _compile(small_parent, out, "transformers") == 2
+    assert f"{out}, w" in capsys.readouterr().err and _stamps(out) == before
+
+
+def test_a_file_where_an_engine_stood_stays(
+    small_parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert _compile(small_parent, out) == 0
+    shutil.rmtree(out)
+    out.write_text("mine")
+    assert _compile(small_parent, out) == 2
+    assert f"the file {out}" in capsys.readouterr().err and out.read_text() == "mine"
 
 
 def test_a_kit_replaces_a_kit_and_no_other_file(
