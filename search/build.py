@@ -116,10 +116,11 @@ def build_problem(table: ScoreTable, order: Order) -> Problem:
         choice = Choice(candidates=(candidate,), score=value, costs=costs)
         by_group.setdefault((candidate.layer, candidate.part), []).append(choice)
     _check_layers(by_group, table.parent)
-    _check_patterns([choice.candidates[0].name for group in by_group.values() for choice in group], order.rules)
+    candidates = [choice.candidates[0] for group in by_group.values() for choice in group]
+    _check_patterns([candidate.name for candidate in candidates], order.rules)
     groups = [_ruled(by_group[key], parent, order.rules) for key in sorted(by_group)]
     problem = Problem(groups=tuple(groups), limits=tuple(row.limit for row in rows))
-    problem = servable(problem, parent, order.rules.servable_by)
+    problem = servable(problem, parent, order.rules.servable_by, candidates)
     pairs = tuple(_stored(pair, order.formats) for pair in order.pairs)
     if order.rules.most_shapes is None and not order.rules.removes_contiguously:
         return replace(problem, pairs=pairs)

@@ -14,16 +14,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from blockwright.errors import InputError
+from blockwright.search.left_out import block_obstacles, check_something_left, remedy_of_formats
 from blockwright.search.problem import Choice, Limit, Problem, merged
-from blockwright.servable import ATTENTION_FIRST, NEED_ATTENTION, Engine, layer_obstacles, shape_obstacles
-from blockwright.spec import Attention, Block, Model, NoOp
+from blockwright.servable import ATTENTION_FIRST, NEED_ATTENTION, Engine, shape_obstacles
+from blockwright.spec import Attention, Candidate, Model, NoOp, Part
 
 
-def servable(problem: Problem, parent: Model, engines: Sequence[Engine]) -> Problem:
+def servable(problem: Problem, parent: Model, engines: Sequence[Engine], offered: Sequence[Candidate]) -> Problem:
     """The problem without the children that one of the engines cannot load.
 
+    Args:
+        problem: what stands to choice.
+        parent: the parent.
+        engines: that must load the child.
+        offered: the candidates before any rule.
+
     Raises:
-        InputError: an engine loads no child of the parent, or no block that stands to choice in a layer.
+        InputError: an engine loads no child of the parent, no block that stands to choice in a layer, or nothing that
+            is offered for a mixer or an ffn but a no-op.
     """
     engines = [engine for engine in engines if engine != "transformers"]
     if not engines:
@@ -42,6 +50,10 @@ def servable(problem: Problem, parent: Model, engines: Sequence[Engine]) -> Prob
     for layer, parts in itertools.groupby(problem.groups, key=lambda group: group[0].layer):
         groups += _loadable(replace(problem, groups=tuple(parts)), parent, layer, engines)
     _check_attention(problem, groups, parent, engines)
+    left = _real_places(groups)
+    emptied = [place for place in _real_places(problem.groups) if place not in left]
+    if emptied:
+        check_something_left(emptied, offered, parent, engines)
     problem = replace(problem, groups=tuple(groups))
     if needy := [engine for engine in engines if engine in NEED_ATTENTION]:
         problem = _with_attention(problem, needy)
@@ -53,13 +65,16 @@ def servable(problem: Problem, parent: Model, engines: Sequence[Engine]) -> Prob
 def _loadable(problem: Problem, parent: Model, layer: int, engines: Sequence[Engine]) -> list[tuple[Choice, ...]]:
     """The layer's groups without what cannot be loaded; one of blocks where mixer and ffn hang together."""
     blocks = merged(problem).groups[0]
-    good = [choice for choice in blocks if _is_loadable(choice, parent, layer, engines)]
+    good = [choice for choice in blocks if _is_loadable(choice, parent, engines)]
     if not good:
+        groups = [[c for choice in group for c in choice.candidates] for group in problem.groups]
+        here = [candidate for group in groups for candidate in group]
         raise InputError(
             f"--servable-by {', '.join(engines)}: layer {layer}",
             got="no block of this library that can be loaded: " + "; ".join(_reasons(blocks, parent, engines)),
             expected="one at least",
-            remedy="Offer candidates in the space that it can load, or other formats (--format).",
+            remedy=remedy_of_formats(groups, here, parent, engines)
+            or "Offer candidates in the space that it can load, or forbid and force others.",
         )
     left = {candidate for choice in good for candidate in choice.candidates}
     groups = [tuple(c for c in group if c.candidates[0] in left) for group in problem.groups]
@@ -69,20 +84,19 @@ def _loadable(problem: Problem, parent: Model, layer: int, engines: Sequence[Eng
     return groups if num_free == len(good) else [tuple(good)]
 
 
-def _is_loadable(choice: Choice, parent: Model, layer: int, engines: Sequence[Engine]) -> bool:
-    return not any(_obstacles(choice, parent, layer, engine) for engine in engines)
+def _is_loadable(choice: Choice, parent: Model, engines: Sequence[Engine]) -> bool:
+    return not any(block_obstacles(choice.candidates, parent, engine) for engine in engines)
 
 
-def _obstacles(choice: Choice, parent: Model, layer: int, engine: Engine) -> list[str]:
-    variants = {candidate.part: candidate.variant for candidate in choice.candidates}
-    block: Block = replace(parent.layers[layer], **variants)
-    model = replace(parent, layers=(*parent.layers[:layer], block, *parent.layers[layer + 1 :]))
-    return layer_obstacles(model, layer, engine)
+def _real_places(groups: Sequence[Sequence[Choice]]) -> dict[tuple[int, Part], None]:
+    """The layers and parts that have more to choose than a no-op."""
+    candidates = (candidate for group in groups for choice in group for candidate in choice.candidates)
+    return {(c.layer, c.part): None for c in candidates if not isinstance(c.variant, NoOp)}
 
 
 def _reasons(blocks: Sequence[Choice], parent: Model, engines: Sequence[Engine]) -> list[str]:
     """What keeps blocks from being loaded, each reason once."""
-    found = (reason for c in blocks for engine in engines for reason in _obstacles(c, parent, c.layer, engine))
+    found = (reason for c in blocks for engine in engines for reason in block_obstacles(c.candidates, parent, engine))
     return list(dict.fromkeys(found))
 
 
@@ -95,7 +109,7 @@ def _check_one_number(problem: Problem) -> None:
             "--servable-by tensorrt",
             got="fp16 and bf16 to choose from",
             expected="one of them, for TensorRT computes a network in one",
-            remedy="Search with --format fp16, or with --format bf16, and int4 beside it.",
+            remedy="Search with --backend tensorrt and --format fp16, or --format bf16, and int4 beside it.",
         )
 
 
@@ -108,11 +122,14 @@ def _check_attention(
         return
     blocks = [choice for group in merged(problem).groups for choice in group if _has_attention(choice)]
     reasons = _reasons(blocks, parent, engines) or ["the rules leave none"]
+    mixers = [c for choice in blocks for c in choice.candidates if c.part == "mixer"]
+    offered = [c for group in problem.groups for choice in group for c in choice.candidates]
+    helpful = remedy_of_formats([mixers], offered, parent, engines) if mixers else ""
     raise InputError(
         f"--servable-by {', '.join(needy)}",
         got="no block with attention that can be loaded: " + "; ".join(reasons),
         expected="attention in one layer at least, which these engines need",
-        remedy="Offer candidates in the space that they can load, or leave out a rule.",
+        remedy=helpful or "Offer candidates in the space that they can load, or leave out a rule.",
     )
 
 
