@@ -8,11 +8,12 @@ from blockwright.cost import Load
 from blockwright.errors import InputError
 from blockwright.files import digest_of, digest_of_files
 from blockwright.hw_profiles.folder import read_profile
-from blockwright.hw_profiles.profile import Backend, Profile
+from blockwright.hw_profiles.profile import Backend, Profile, is_imported
 from blockwright.pipeline.console import progress, say
 from blockwright.pipeline.stage import Stage, check_is_no_folder, running, whole
 from blockwright.profiler.agree import odd_rows
 from blockwright.profiler.check import check_utilisation
+from blockwright.profiler.imported_costs import imported_phases
 from blockwright.search.budget import parse_budget
 from blockwright.search.build import NO_RULES, Order, Rules, build_problem
 from blockwright.search.choose import Steps, checked, choose
@@ -232,8 +233,9 @@ def full_order(order: SearchOrder, devices: Mapping[str, Profile]) -> Order:
     """The order with its texts read.
 
     Raises:
-        InputError: a budget or a format is none.
+        InputError: a budget or a format is none, or a device has no times of the backend.
     """
+    _check_backend(order.backend, devices)
     firsts = {name: loads[0] for name, loads in order.loads.items()}
     return Order(
         devices=devices,
@@ -251,3 +253,23 @@ def full_order(order: SearchOrder, devices: Mapping[str, Profile]) -> Order:
         min_layers_differ=order.min_layers_differ,
         compares=order.compares,
     )
+
+
+def _check_backend(backend: Backend, devices: Mapping[str, Profile]) -> None:
+    """Refuses devices that a plan could promise no times of, before anything is said of its budgets.
+
+    Raises:
+        InputError: a profile has no times of a backend that only its own benchmarks tell of, or TensorRT does not run
+            on its device.
+    """
+    for profile in devices.values():
+        if not is_imported(profile, backend):
+            continue
+        if backend == "tensorrt" and profile.device.compute_capability is None:
+            raise InputError(
+                "--backend tensorrt",
+                got=f"the profile {profile.name}, of {profile.device.vendor} {profile.device.model}",
+                expected="a profile of an NVIDIA GPU, which TensorRT runs on",
+                remedy="Name one, such as jetson_agx_orin, or leave out --backend tensorrt.",
+            )
+        imported_phases(profile, backend)

@@ -123,10 +123,21 @@ def test_a_share_on_a_datasheet_is_one_of_the_parents_own_far_end(scores: Path, 
     assert plan.child != PARENT
 
 
-def test_a_search_for_tensorrt_says_how_its_times_are_measured(
-    scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("budget", ["time_per_token@chat <= 60%", "memory@chat <= 1kB", "parameters@chat <= 90%"])
+def test_a_search_for_tensorrt_says_how_its_times_are_measured_whatever_the_budget(
+    budget: str, scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--profile", "rtx_4090", "--budget", "time_per_token@chat <= 60%", "--backend", "tensorrt"]
+    words = ["--profile", "rtx_4090", "--budget", budget, "--backend", "tensorrt"]
     assert main(["search", "--scores", str(scores), *words, "--out", str(tmp_path / "plan.json")]) == BAD_INPUT
     told = capsys.readouterr().err
     assert "no times of it" in told and "blockwright profile --device cuda --backend tensorrt" in told
+    assert "Loosen" not in told
+
+
+def test_a_search_for_tensorrt_on_a_cpu_is_refused(
+    scores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--profile", measured_profiles()[0], "--budget", "memory@chat <= 10GB", "--backend", "tensorrt"]
+    assert main(["search", "--scores", str(scores), *words, "--out", str(tmp_path / "plan.json")]) == BAD_INPUT
+    told = " ".join(capsys.readouterr().err.split())
+    assert "error in --backend tensorrt" in told and "expected a profile of an NVIDIA GPU" in told
