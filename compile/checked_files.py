@@ -10,18 +10,21 @@ where it finds an engine that is up to date, reads every byte.
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from blockwright.compile.engine import Engine, StoredFile, check_digests, read_engine
-from blockwright.compile.user_cache import cache_folder, remove_oldest
+from blockwright.compile.user_cache import cache_folder, is_ours_alone, remove_oldest
 
 SMALL_BYTES = 16_000_000
 """Up to here a file is read each time and leaves no mark: 22 to 38 ms, with both cores busy."""
 _SETTLED_S = 2.0
 """Times of files have a grain, of 2 s on FAT: what was written more recently may be written again and show no other."""
+_MARKS = re.compile(r"[0-9a-f]{64}")
+"""Their names."""
 _MOST_MARKS = 256
 
 
@@ -50,16 +53,33 @@ def check_once(folder: Path, files: Mapping[str, StoredFile]) -> None:
         before = (folder / name).stat()
         marks = None if before.st_size <= SMALL_BYTES else cache_folder("checked")
         mark = None if marks is None else marks / _mark(before, stored)
-        if mark is not None and mark.exists():
+        if mark is not None and _was_right(mark):
             continue
         started = time.time()
         check_digests(folder, {name: stored})
         written = max(before.st_mtime, before.st_ctime)
         if mark is not None and started - written > _SETTLED_S and _mark((folder / name).stat(), stored) == mark.name:
             with suppress(OSError):  # then it is read again
-                mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                mark.touch()
-                remove_oldest(mark.parent, _MOST_MARKS, most_bytes=0)
+                _leave(mark)
+
+
+def _was_right(mark: Path) -> bool:
+    """Whether a mark is there that nobody else can have made; it is kept longest of all then."""
+    try:
+        if not mark.is_file() or not is_ours_alone(mark.parent):
+            return False
+    except OSError:
+        return False
+    with suppress(OSError):  # where nobody may write, it is of use all the same
+        mark.touch()
+    return True
+
+
+def _leave(mark: Path) -> None:
+    mark.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if is_ours_alone(mark.parent):
+        mark.touch()
+        remove_oldest(mark.parent, _MARKS, _MOST_MARKS)
 
 
 def _mark(look: os.stat_result, stored: StoredFile) -> str:

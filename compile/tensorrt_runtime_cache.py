@@ -14,6 +14,7 @@ Nothing of this was run on a GPU yet: how large these files are, and what they s
 
 import contextlib
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ stays as it is. A profile's own kernels took up to 11 MB of a plan (`tensorrt_ch
 MOST_BYTES_OF_ALL = 512_000_000
 """Of the folder, before those that nobody opened for longest go."""
 _MOST_FILES = 256
+_OWN = re.compile(r"[0-9a-f]{32}\.(kernels|opening)")
+"""Names of what is kept."""
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -99,7 +102,7 @@ class RuntimeCache:
             with new_file(file) as temporary:
                 temporary.write_bytes(data + hashlib.sha256(data).digest())
             self._kept_bytes = len(data)
-            remove_oldest(file.parent, _MOST_FILES, MOST_BYTES_OF_ALL)
+            remove_oldest(file.parent, _OWN, _MOST_FILES, MOST_BYTES_OF_ALL)
         if self._kept_bytes:  # else the file is not ours, nor was it found good
             _mark(file).unlink(missing_ok=True)
 

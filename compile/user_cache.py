@@ -5,6 +5,7 @@
 
 import contextlib
 import os
+import re
 import stat
 import sys
 from pathlib import Path
@@ -31,15 +32,23 @@ def is_ours_alone(folder: Path) -> bool:
     return not any(mode & stat.S_IWOTH and not mode & stat.S_ISVTX for mode in above)
 
 
-def remove_oldest(folder: Path, most_files: int, most_bytes: int) -> None:
-    """Removes the files that were touched longest ago until what is left is few and small enough."""
+def remove_oldest(folder: Path, own: re.Pattern[str], most_files: int, most_bytes: int | None = None) -> None:
+    """Removes the files that were touched longest ago until what is left is few and small enough.
+
+    Args:
+        folder: where they are.
+        own: the names of those that may go. Others, as what a writer has not renamed yet, stay and are not counted.
+        most_files: that stay.
+        most_bytes: in all; None where they are empty.
+    """
     looks: list[tuple[float, int, Path]] = []
     for path in folder.iterdir():
         with contextlib.suppress(FileNotFoundError):  # another process removes too
-            look = path.stat()
-            looks.append((look.st_mtime, look.st_size, path))
+            look = path.lstat()
+            if own.fullmatch(path.name) and stat.S_ISREG(look.st_mode):
+                looks.append((look.st_mtime, look.st_size, path))
     num_bytes = 0
     for index, (_, size, path) in enumerate(sorted(looks, reverse=True)):
         num_bytes += size
-        if index >= most_files or num_bytes > most_bytes:
+        if index >= most_files or (most_bytes is not None and num_bytes > most_bytes):
             path.unlink(missing_ok=True)

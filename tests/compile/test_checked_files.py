@@ -72,6 +72,10 @@ def _written(folder: Path) -> dict[str, StoredFile]:
     return {NAME: StoredFile(size_bytes=SIZE, sha256=sha256(data).hexdigest())}
 
 
+def _listed(marks: Path) -> list[str]:
+    return os.listdir(marks) if marks.exists() else []
+
+
 def _flip(path: Path) -> None:
     """Changes a bit in the middle; size and time of writing stay what they were, and the time of change does not."""
     look, data = path.stat(), bytearray(path.read_bytes())
@@ -142,6 +146,68 @@ def test_marks_do_not_pile_up(marks: Path, tmp_path: Path, monkeypatch: pytest.M
     for _ in range(5):
         check_once(tmp_path, _written(tmp_path))
     assert len(list(marks.iterdir())) == 3
+
+
+def test_the_marks_that_nobody_used_for_longest_go_first(
+    marks: Path, read: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checked_files, "_MOST_MARKS", 2)
+    engines = [tmp_path / name for name in ("used", "unused", "new")]
+    for engine in engines:
+        engine.mkdir()
+    used, unused, new = [(engine, _written(engine)) for engine in engines]
+    for age, engine in ((2, used), (1, unused)):
+        before = set(_listed(marks))
+        check_once(*engine)
+        (mark,) = set(_listed(marks)) - before
+        os.utime(marks / mark, (1e9 - age, 1e9 - age))
+    check_once(*used)
+    check_once(*new)
+    read.clear()
+    check_once(*used)
+    assert not read
+    check_once(*unused)
+    assert read == [NAME]
+
+
+def test_what_others_put_beside_marks_stays(marks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checked_files, "_MOST_MARKS", 1)
+    (marks / ("0" * 64)).mkdir(parents=True)
+    others = {"notes.txt", "0" * 63, "0" * 64 + ".1"}
+    for name in others:
+        (marks / name).write_text("mine")
+    for _ in range(3):
+        check_once(tmp_path, _written(tmp_path))
+    assert len(_listed(marks)) == len(others) + 1 + 1 and others <= set(_listed(marks))
+
+
+def test_marks_that_others_can_make_are_neither_trusted_nor_made(
+    marks: Path, files: dict[str, StoredFile], read: list[str], tmp_path: Path
+) -> None:
+    check_once(tmp_path, files)
+    marks.chmod(0o777)
+    check_once(tmp_path, files)
+    check_once(tmp_path, _written(tmp_path))
+    assert read == [NAME] * 3 and len(_listed(marks)) == 1
+
+
+def test_a_file_that_was_mended_while_it_was_read_leaves_no_mark(
+    marks: Path, files: dict[str, StoredFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would say that the file was right as it looked before."""
+    check = checked_files.check_digests
+
+    def mended(folder: Path, files: dict[str, StoredFile]) -> None:
+        _flip(folder / NAME)
+        check(folder, files)
+
+    _flip(tmp_path / NAME)
+    monkeypatch.setattr(checked_files, "check_digests", mended)
+    check_once(tmp_path, files)
+    assert _listed(marks) == []
+    monkeypatch.setattr(checked_files, "check_digests", check)
+    check_once(tmp_path, files)
+    assert len(_listed(marks)) == 1, "left alone, it does"
 
 
 @pytest.mark.parametrize("name", [DATA_FILE, GRAPH_FILE])

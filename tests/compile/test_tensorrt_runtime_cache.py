@@ -144,6 +144,16 @@ def test_a_file_that_ended_the_last_process_is_not_taken_again(machine: Machine)
     del ids
 
 
+def test_a_process_that_keeps_no_kernels_does_not_clear_the_file_of_another(machine: Machine) -> None:
+    write(machine.open(machine.process()))
+    ids = generate_ids(machine.open(machine.process()), [PROMPT], 9, Sampling())
+    next(ids)
+    assert machine.names() == [".kernels", ".opening"]
+    write(machine.open(machine.process(fails="serialise")))
+    assert machine.names() == [".kernels", ".opening"]
+    del ids
+
+
 def test_two_processes_at_once_are_fine(machine: Machine) -> None:
     worlds = [machine.process(), machine.process()]
     decoders = [machine.open(world) for world in worlds]
@@ -197,12 +207,31 @@ def test_a_cache_that_outgrows_its_file_leaves_it_as_it_is(machine: Machine, mon
 
 def test_the_files_of_plans_that_nobody_opens_go_first(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.kept.mkdir(parents=True, mode=0o700)
-    for age, name in enumerate(("newer", "older")):
-        (machine.kept / name).write_bytes(bytes(1000))
-        os.utime(machine.kept / name, (1e9 - age, 1e9 - age))
+    newer, older = (machine.kept / f"{letter * 32}.kernels" for letter in "ab")
+    for age, file in enumerate((newer, older)):
+        file.write_bytes(bytes(1000))
+        os.utime(file, (1e9 - age, 1e9 - age))
     monkeypatch.setattr(tensorrt_runtime_cache, "MOST_BYTES_OF_ALL", 1500)
     write(machine.open(machine.process()))
-    assert len(list(machine.kept.iterdir())) == 2 and not (machine.kept / "older").exists()
+    assert len(list(machine.kept.iterdir())) == 2 and newer.exists() and not older.exists()
+
+
+def test_what_is_no_kernels_file_stays(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = machine.kept / f"{'a' * 32}.kernels"
+    folder.mkdir(parents=True, mode=0o700)
+    machine.kept.chmod(0o700)
+    others = [machine.kept / f".{'b' * 32}.kernels.0a1b2c3d", machine.kept / "notes.txt"]
+    for file in others:
+        file.write_bytes(bytes(1000))
+        os.utime(file, (1e9, 1e9))
+    old = machine.kept / f"{'c' * 32}.opening"
+    old.touch()
+    os.utime(old, (1e9, 1e9))
+    monkeypatch.setattr(tensorrt_runtime_cache, "MOST_BYTES_OF_ALL", 900)
+    monkeypatch.setattr(tensorrt_runtime_cache, "_MOST_FILES", 1)
+    write(machine.open(machine.process()))
+    assert folder.exists() and all(file.exists() for file in others) and not old.exists()
+    assert len(list(machine.kept.iterdir())) == 4, "and the new one's kernels"
 
 
 def test_kernels_of_others_have_other_files(machine: Machine) -> None:
