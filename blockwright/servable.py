@@ -158,7 +158,8 @@ def shape_obstacles(model: Model, engine: Engine) -> list[str]:
     if engine == "tensorrt":  # stores the embedding in what it computes in, whatever its format is here
         return found
     if engine in ("onnxruntime-genai", "ours"):
-        return found + _format_obstacles("the embedding", model.embedding_weights)
+        found += _format_obstacles("the embedding", model.embedding_weights)
+        return found + (_format_obstacles("the head", model.head_weights) if model.head_weights else [])
     if model.has_qk_norm:
         found.append("its loader has no norms on queries and keys")
     if engine == "llama.cpp":

@@ -256,6 +256,11 @@ def with_format(model: Model, weights: Format) -> Model:
     return replace(model, layers=layers, embedding_weights=head, head_weights=None)
 
 
+def with_tables(model: Model, embedding: Format, head: Format) -> Model:
+    """The model with its embedding and its head in formats; models that are stored alike are equal."""
+    return replace(model, embedding_weights=embedding, head_weights=None if head == embedding else head)
+
+
 def format_of_model(model: Model) -> str:
     """The format of all layers, or ``mixed``; where nothing has one, the embedding's."""
     parts = (part for block in model.layers for part in (block.mixer, block.ffn))

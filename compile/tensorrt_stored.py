@@ -7,7 +7,7 @@ The token embedding is looked up, not multiplied: it may be int8 or int4 too, in
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from blockwright.compile.graph import Activations
 from blockwright.errors import InputError
@@ -24,6 +24,7 @@ from blockwright.spec import (
     Model,
     NoOp,
     with_format,
+    with_tables,
 )
 
 BF16 = Format(name="bf16")
@@ -101,9 +102,8 @@ def stored_for_tensorrt(
     head, embedding = (None if each == plain else each for each in (head, embedding))
     _check_table("--head", head, ("int4",), model.hidden_size, plain)
     _check_table("--embedding", embedding, ("int8", "int4"), model.hidden_size, plain)
-    own_head = head or (plain if embedding else None)
     return Stored(
-        model=replace(model, embedding_weights=embedding or plain, head_weights=own_head),
+        model=with_tables(model, embedding or plain, head or plain),
         activations="bfloat16" if is_brain else "float16",
     )
 

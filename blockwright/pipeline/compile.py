@@ -19,7 +19,7 @@ from blockwright.pipeline.stage import Stage, running, whole
 from blockwright.pipeline.tune import NUM_KINDS, check_can_be_tuned, tune_engine
 from blockwright.search.plan import Plan
 from blockwright.servable import STORABLE
-from blockwright.spec import FP32, Block, Model, NoOp, parse_format, variant_name, with_format
+from blockwright.spec import FP32, Block, Model, NoOp, parse_format, variant_name, with_format, with_tables
 from blockwright.strict import to_data
 
 
@@ -155,13 +155,14 @@ def _stored(source: Checkpoint, order: CompileOrder, plan: Plan | None) -> Model
         check_is_of(source, plan)
         model = plan.child
         parts = (part for block in model.layers for part in (block.mixer, block.ffn))
-        formats = {part.weights for part in parts if not isinstance(part, NoOp)} | {model.embedding_weights}
+        formats = {part.weights for part in parts if not isinstance(part, NoOp)}
+        formats |= {model.embedding_weights, model.head_format}
         check_formats("plan: child", sorted(map(str, formats)), STORABLE)
     head, embedding = (
         beside if text is None else parse_format(text, STORABLE)
         for text, beside in ((order.head, model.head_format), (order.embedding, model.embedding_weights))
     )
-    return replace(model, embedding_weights=embedding, head_weights=None if head == embedding else head)
+    return with_tables(model, embedding, head)
 
 
 def check_context(source: Checkpoint, num_positions: int | None) -> None:

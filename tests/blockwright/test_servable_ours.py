@@ -77,6 +77,7 @@ def _random_model(seed: int) -> Model:
         has_qkv_bias=draw.random() < 0.5,
         has_tied_embeddings=draw.random() < 0.5,
         embedding_weights=draw.choice(formats),
+        head_weights=draw.choice([None, *formats]),
         layers=layers,
     )
 
@@ -84,7 +85,8 @@ def _random_model(seed: int) -> Model:
 def _compile(model: Model, folder: Path) -> np.ndarray:
     """As `compile_checkpoint` with a plan, with random weights; the first logits."""
     parts = [part for block in model.layers for part in (block.mixer, block.ffn)]
-    formats = {part.weights for part in parts if not isinstance(part, NoOp)} | {model.embedding_weights}
+    formats = {part.weights for part in parts if not isinstance(part, NoOp)}
+    formats |= {model.embedding_weights, model.head_format}
     check_formats("plan: child", sorted(map(str, formats)), STORABLE)
     order = EngineOrder(
         model=model, weights_format=None, num_positions=16, session=SessionSettings(num_threads=1), built_from="random"
@@ -107,7 +109,7 @@ def test_some_of_those_models_are_accepted_and_each_obstacle_is_met() -> None:
     found = [obstacles(_random_model(seed), "ours") for seed in range(40)]
     words = " ".join(itertools.chain(*found))
     assert 10 < sum(not reasons for reasons in found) < 30
-    for part in ("a mixer in bf16", "an ffn in bf16", "the embedding in bf16", "by dynamic"):
+    for part in ("a mixer in bf16", "an ffn in bf16", "the embedding in bf16", "the head in bf16", "by dynamic"):
         assert part in words
 
 

@@ -133,6 +133,8 @@ def test_what_is_not_asked_for_is_in_what_the_layers_compute_in(text: str) -> No
     weights = parse_format(text)
     assert stored_for_tensorrt(CHILD, weights).model == replace(with_format(CHILD, weights), embedding_weights=plain)
     assert stored_for_tensorrt(CHILD, weights, plain, plain) == stored_for_tensorrt(CHILD, weights)
+    both = stored_for_tensorrt(CHILD, weights, INT4, INT4).model
+    assert both == replace(with_format(CHILD, weights), embedding_weights=INT4), "one format, whoever says it"
     only_head = stored_for_tensorrt(CHILD, weights, head=INT4)
     assert (only_head.model.embedding_weights, only_head.model.head_format) == (plain, INT4)
     only_rows = stored_for_tensorrt(CHILD, weights, embedding=INT8)

@@ -139,6 +139,27 @@ def test_a_plan_of_other_blocks_is_refused(
     assert not (tmp_path / "engine").exists()
 
 
+@pytest.mark.parametrize("table", ["embedding_weights", "head_weights"])
+def test_a_plan_with_a_table_in_a_format_that_cannot_be_built_is_refused(
+    table: str, small_parent: Path, mixed: Plan, tmp_path: Path
+) -> None:
+    plan = replace(mixed, child=replace(mixed.child, **{table: parse_format("bf16")}))
+    with pytest.raises(InputError, match="plan: child: got 'bf16'"):
+        compile_checkpoint(str(small_parent), AS_THE_PLAN_SAYS, tmp_path / "engine", plan=plan)
+
+
+def test_one_format_of_head_and_embedding_is_one_model_whoever_says_it(
+    small_parent: Path, mixed: Plan, tmp_path: Path
+) -> None:
+    said = replace(mixed, child=replace(mixed.child, head_weights=mixed.child.embedding_weights))
+    assert said.child != mixed.child
+    built = [
+        compile_checkpoint(str(small_parent), AS_THE_PLAN_SAYS, tmp_path / str(index), plan=plan)
+        for index, plan in enumerate((mixed, said))
+    ]
+    assert built[0].model == built[1].model == mixed.child
+
+
 def test_a_plan_in_a_format_that_cannot_be_built_is_refused(small_parent: Path, mixed: Plan, tmp_path: Path) -> None:
     first, second = mixed.child.layers
     layers = (first, replace(second, ffn=stored_as(second.ffn, Format(name="bf16"))))
