@@ -10,6 +10,8 @@ from blockwright.search.blame import blame
 from blockwright.search.budget import Amount, Budget
 from blockwright.search.build import Order, build_problem
 from blockwright.search.explain import Clash, explain_clash, is_binding, is_shut_by_rules, prices
+from blockwright.search.left_out import left_out_words
+from blockwright.search.offered import lent_words, offered
 from blockwright.search.plan import SCHEMA_VERSION, BudgetLine, Plan, PoolPlan, Rival
 from blockwright.search.pool import pool
 from blockwright.search.problem import Choice, Limit, Problem, holds, score_of, spent
@@ -161,7 +163,16 @@ def plan_of(answer: Optimal | Feasible, problem: Problem, table: ScoreTable, ord
         absent=told.absent,
         tolerance=order.tolerance,
         shortfalls=(*_pool_shortfalls(len(pooled), order, is_complete), *(swept.shortfalls if swept else ())),
+        notes=tuple(_notes(table, parent, order)),
     )
+
+
+def _notes(table: ScoreTable, parent: Model, order: Order) -> list[str]:
+    candidates = [candidate for candidate, _ in offered(table, order.metric, order.formats)]
+    return [
+        *lent_words(table, order.metric, order.formats),
+        *left_out_words(candidates, parent, order.rules.servable_by),
+    ]
 
 
 def _lines(answer: Optimal | Feasible, problem: Problem, order: Order) -> list[BudgetLine]:

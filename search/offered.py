@@ -68,13 +68,28 @@ def offered(table: ScoreTable, metric: str, asked: Sequence[Format]) -> Iterator
             "scores",
             got=f"scores of {', '.join(sorted(scored))}",
             expected=f"scores of {', '.join(sorted(wanted))}, to choose a format for each layer",
-            remedy="Score again: blockwright score … "
+            remedy="Search with what was scored: "
+            + " or ".join(f"--format {weights}" for weights in sorted(scored))
+            + ", with --backend tensorrt" * bool({"fp16", "bf16"} & scored)
+            + ". Or score again: blockwright score … "
             + " ".join(f"--format {weights}" for weights in sorted(wanted.keys() | scored)),
         )
     [weights] = wanted.values()
     for score in scores:
         if format_of(score.candidate) in {"fp32", ""}:
             yield replace(score.candidate, variant=stored_as(score.candidate.variant, weights)), _value(score)
+
+
+def lent_words(table: ScoreTable, metric: str, asked: Sequence[Format]) -> list[str]:
+    """A sentence where scores of fp32 serve for another format; none where a format has scores of its own."""
+    own = {format_of(score.candidate) for score in table.of_metric(metric)} - {""}
+    stored = {format_of(candidate) for candidate, _ in offered(table, metric, asked)} - {""}
+    if stored <= own:
+        return []
+    return [
+        f"Scores of fp32 serve for {', '.join(sorted(stored - own))}: what rounding to it loses is in no score. "
+        "blockwright score … " + " ".join(f"--format {weights}" for weights in sorted(stored - own)) + " measures it."
+    ]
 
 
 def _value(score: Score) -> float:

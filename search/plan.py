@@ -198,6 +198,9 @@ class Plan:
     """Loads of other devices' at which a device was not measured: there is no promise then."""
     shortfalls: tuple[str, ...] = ()
     """Where the pool or the frontier has less than was asked for, in sentences."""
+    notes: tuple[str, ...] = ()
+    """What the choice was made from, where that is not what an order says of itself, in sentences: candidates that an
+    engine leaves out, scores of another format."""
     tolerance: float = 0.0
     """The search was asked to stop this near to the best sum of scores."""
 

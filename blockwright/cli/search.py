@@ -111,9 +111,11 @@ def run(arguments: argparse.Namespace) -> None:
 
     is_tensorrt = arguments.backend == "tensorrt"
     formats = arguments.format or ["fp16" if is_tensorrt else "fp32"]
-    check_formats("--format", formats, tuple(dict.fromkeys([*FORMATS, *BUILDABLE])) if is_tensorrt else BUILDABLE)
     if is_tensorrt:
+        check_formats("--format", formats, tuple(dict.fromkeys([*FORMATS, *BUILDABLE])))
         check_choices([parse_format(text) for text in formats])
+    else:
+        check_formats("--format", formats, remedy="Choose one of these; fp16 and bf16 are for --backend tensorrt.")
     check_above_zero("--time-limit", arguments.time_limit)
     check_finite(arguments, ("tolerance", "most_score"))
     for field, least in (("frontier", 0), ("pool", 1), ("differ", 1), ("tolerance", 0), ("trials", 0)):

@@ -54,13 +54,15 @@ def check_folder_name(field: str, got: str) -> None:
         )
 
 
-def check_formats(field: str, texts: Sequence[str], among: tuple[FormatName, ...] = BUILDABLE) -> None:
+def check_formats(
+    field: str, texts: Sequence[str], among: tuple[FormatName, ...] = BUILDABLE, remedy: str = "Choose one of these."
+) -> None:
     """Refuses weight formats that cannot be measured, or whatever else is asked for, or one that is named twice.
 
     Raises:
         InputError: names the field.
     """
-    check_distinct(field, [_canonical(field, text, among) for text in texts])
+    check_distinct(field, [_canonical(field, text, among, remedy) for text in texts])
 
 
 def check_distinct(field: str, names: Sequence[str]) -> None:
@@ -78,7 +80,7 @@ def check_distinct(field: str, names: Sequence[str]) -> None:
         )
 
 
-def _canonical(field: str, text: str, among: tuple[FormatName, ...]) -> str:
+def _canonical(field: str, text: str, among: tuple[FormatName, ...], remedy: str) -> str:
     try:
         weights = parse_format(text, among)
     except InputError as error:
@@ -88,6 +90,6 @@ def _canonical(field: str, text: str, among: tuple[FormatName, ...]) -> str:
             field,
             got=repr(text),
             expected=f"a format that an engine can be built in: {format_words(among)}",
-            remedy="Choose one of these.",
+            remedy=remedy,
         )
     return str(weights)

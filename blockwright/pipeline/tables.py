@@ -123,7 +123,7 @@ def print_plan(plan: Plan) -> None:
         _print_frontier(console, plan)
     if plan.pool:
         _print_pool(console, plan)
-    for sentence in [*plan.shortfalls, *absent_words(plan)]:
+    for sentence in [*plan.notes, *plan.shortfalls, *absent_words(plan)]:
         console.print(sentence)
     if plan.rivals:
         _print_rivals(console, plan)

@@ -8,6 +8,7 @@ import pytest
 from blockwright.cost import Load
 from blockwright.errors import InputError
 from blockwright.hw_profiles.profile import Profile
+from blockwright.pipeline.tables import print_plan
 from blockwright.search.budget import parse_budget
 from blockwright.search.build import Order, Rules, build_problem
 from blockwright.search.choose import choose
@@ -43,7 +44,7 @@ Ask = Callable[..., Order]
 @pytest.fixture(scope="module")
 def ask(make_profile: Callable[..., Profile]) -> Ask:
     """Makes an order with rules: `ask("disk <= 80%", formats=("int8",), servable_by=("tensorrt",))`."""
-    profile = make_profile([LOAD])
+    profile = make_profile([LOAD], formats=[parse_format("fp32"), parse_format("int4-g32")])
 
     def make(*budgets: str, formats: Sequence[str], **rules: object) -> Order:
         return Order(
@@ -123,6 +124,23 @@ def test_whoever_forbids_the_others_himself_is_not_contradicted(
     order = ask(formats=("int4-g32",), servable_by=("tensorrt",), **rules)
     groups = build_problem(table_of(ffns, "int4-g32"), order).groups
     assert {c.candidates[0].variant for group in groups for c in group if c.candidates[0].part == "ffn"} == {NoOp()}
+
+
+def test_a_plan_says_what_was_left_out_and_whose_scores_it_goes_by(
+    ask: Ask, table_of: Callable[..., ScoreTable], capsys: pytest.CaptureFixture[str]
+) -> None:
+    order = replace(ask("disk <= 90%", formats=("int4-g32",), servable_by=("tensorrt",)), may_extrapolate=True)
+    plan = choose(table_of(ONE_FITS, "fp32"), order)
+    lent, left = plan.notes
+    assert lent.startswith("Scores of fp32 serve for int4-g32: ")
+    assert (
+        "leaves out 3 of the 18 candidates" in left
+        and "with 172 inputs, which is no whole number of groups (3)" in left
+    )
+    print_plan(plan)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert lent in printed and left in printed
+    assert choose(table_of(ONE_FITS, "int4-g32"), replace(order, rules=Rules())).notes == ()
 
 
 @pytest.mark.parametrize("engines", [("tensorrt",), ("vllm",), ("tensorrt", "llama.cpp")])

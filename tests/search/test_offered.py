@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from blockwright.errors import InputError
-from blockwright.search.offered import formats_for, in_formats, offered
+from blockwright.search.offered import formats_for, in_formats, lent_words, offered
 from blockwright.search.scores import ScoreTable, read_scores, write_scores
 from blockwright.search.space import LayerSpace, SpaceSettings
-from blockwright.spec import FP32, Candidate, Format, NoOp, parse_format, stored_as
+from blockwright.spec import FP16, FP32, Candidate, Format, NoOp, parse_format, stored_as
 
 INT8, INT4 = parse_format("int8"), parse_format("int4")
 BOUND: tuple[tuple[Format, ...], ...] = ((FP32,), (), (INT4, INT8))
@@ -63,6 +63,21 @@ def test_a_format_that_no_layer_may_have_needs_no_scores(
 ) -> None:
     table = replace(make_table(formats=[INT4]), formats=((INT4,),) * 3)
     assert {c for c, _ in offered(table, "kl", (FP32, INT4))} == _naive(made_up_offered, (INT4,), ())
+
+
+def test_scores_of_fp32_that_serve_for_another_format_are_told(make_table: MakeTable) -> None:
+    plain, both = make_table(), make_table(formats=[FP32, INT8])
+    (told,) = lent_words(plain, "kl", (INT8,))
+    assert told.startswith("Scores of fp32 serve for int8-g32") and "--format int8-g32 measures" in told
+    assert lent_words(plain, "kl", (FP32,)) == []
+    for asked in ((INT8,), (FP32,), (FP32, INT8)):
+        assert lent_words(both, "kl", asked) == []
+
+
+def test_scores_of_what_only_tensorrt_stores_are_told_with_the_backend(make_table: MakeTable) -> None:
+    table = make_table(formats=[FP16, INT4])
+    with pytest.raises(InputError, match=r"--format fp16 or --format int4-g32, with --backend tensorrt\. Or score"):
+        list(offered(table, "kl", (FP32,)))
 
 
 def test_a_table_keeps_what_each_layer_may_be_stored_in(make_table: MakeTable, tmp_path: Path) -> None:
