@@ -81,6 +81,7 @@ class Timed:
 
 def simulate(monkeypatch: pytest.MonkeyPatch, device: type[Simulated] = Weighing) -> None:
     """Profiles of the CPU are then of this device."""
+    Simulated.elapsed_s, Simulated.noise = 0.0, random.Random(0)  # or draws would hang on what ran before
     real = InOnnxRuntime.open
 
     def opened(self: InOnnxRuntime, kind: Kind, stored: Stored, point: Point) -> Timed:
