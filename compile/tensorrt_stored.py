@@ -55,7 +55,9 @@ class Stored:
         return ("int4",) * self._has_int4 + ("bf16",) * (self.activations == "bfloat16")
 
 
-def check_choices(formats: Sequence[Format]) -> None:
+def check_choices(
+    formats: Sequence[Format], remedy: str = "Search twice, once with each, and compare the plans."
+) -> None:
     """Refuses formats that layers of one network cannot be chosen among.
 
     Raises:
@@ -66,7 +68,7 @@ def check_choices(formats: Sequence[Format]) -> None:
             "--format",
             got="fp16 and bf16",
             expected="one of them, with int4 beside it or without: a TensorRT network computes in one of them",
-            remedy="Search twice, once with each, and compare the plans.",
+            remedy=remedy,
         )
 
 

@@ -77,6 +77,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the sub-command."""
+    from blockwright.compile.tensorrt_stored import check_choices
     from blockwright.library import read_library
     from blockwright.model.parent import open_parent
     from blockwright.pipeline.race import race_for
@@ -85,6 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
     from blockwright.pipeline.search import SearchOrder, read_devices
     from blockwright.pipeline.tables import print_scores
     from blockwright.servable import SCORABLE
+    from blockwright.spec import parse_format
 
     tokens = read_tokens(arguments)
     metrics, formats = tuple(arguments.metric or ["kl"]), tuple(arguments.format or ["fp32"])
@@ -103,6 +105,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.budget or arguments.profile:
         for flag, given in (("--budget", arguments.budget), ("--profile", arguments.profile)):
             check_distinct(flag, given)
+        if arguments.backend == "tensorrt":
+            check_choices(
+                list(map(parse_format, formats)), "Race twice, once with each, or score both without budgets."
+            )
         searched = SearchOrder(
             loads=read_search_loads(arguments.load),
             budgets=tuple(arguments.budget),

@@ -184,6 +184,19 @@ def test_fp16_and_bf16_are_no_choices_of_one_network(
     assert "fp16 and bf16" in told and "Search twice" in told
 
 
+def test_nor_does_a_race_choose_among_them(
+    library: Path, profile: Path, small_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scores.parquet"
+    words = ["score", str(library), "--text", str(small_text), "--window", "32", "--tokens", "512", "--out", str(out)]
+    words += ["--format", "fp16", "--format", "bf16"]
+    race = ["--profile", str(profile), "--budget", "memory@chat <= 2GB", *WORDS]
+    assert main([*words, *race]) == BAD_INPUT
+    told = " ".join(capsys.readouterr().err.split())
+    assert "fp16 and bf16" in told and "Race twice" in told and not out.exists()
+    assert main(words) == 0, "without budgets nothing is chosen"
+
+
 @pytest.fixture
 def without_memory(profile: Path, tmp_path: Path) -> Path:
     """As profiles were before children were weighed."""
