@@ -86,13 +86,14 @@ class ScoreSection:
     task: str | None = None
     """A file of multiple-choice items for the metric ``task``."""
     formats: tuple[str, ...] = ("fp32",)
-    """Weight formats to score every candidate in."""
+    """Weight formats to score every candidate in; no fp16 or bf16, for a run builds ONNX Runtime's engines alone."""
     races: bool = False
     """Whether more text is spent only on candidates that the plan still hangs on; `tokens` are the most for one."""
 
     def __post_init__(self) -> None:
         check_distinct("score.metrics", self.metrics)
-        check_formats("score.formats", self.formats)
+        remedy = "Choose one of these; fp16 and bf16, which no run builds, are scored by `blockwright score`."
+        check_formats("score.formats", self.formats, remedy=remedy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,6 +66,11 @@ def test_a_value_that_no_run_can_use_is_refused_by_its_key(key: str, value: Any,
     assert caught.value.field == key
 
 
+def test_who_scores_what_no_run_builds_is_told(demo_with: Write) -> None:
+    with pytest.raises(InputError, match="scored by `blockwright score`"):
+        read_recipe(demo_with("score.formats", ["fp16"]))
+
+
 @pytest.mark.parametrize(
     "name",
     ["", ".", "..", "../../x", "/tmp/x", "a/b", "a\\b", "a\nb", "a\0", " a", "a ", "a.", ".hidden", "-rf", "a:b"],
