@@ -9,6 +9,7 @@ another user too, stays; so does what a machine left when it went down.
 
 import contextlib
 import functools
+import hashlib
 import os
 import platform
 import re
@@ -24,7 +25,7 @@ if sys.platform != "win32":
     import fcntl
 
 _ENDING = ".unfinished"
-_MADE = re.compile(r"\.(.+)\.[0-9a-f]{8}(?:" + re.escape(_ENDING) + ")?")
+_TOKEN = re.compile("[0-9a-f]{8}")
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -35,8 +36,16 @@ def temporary_beside(path: Path) -> Path:
 
 @contextlib.contextmanager
 def marked(temporary: Path) -> Iterator[None]:
-    """Marks a file or a folder as unfinished, there already or not; without effect where no lock is granted."""
-    mark = temporary.with_name(temporary.name + _ENDING)
+    """Marks a file or a folder as unfinished, there already or not; without effect where no lock is granted.
+
+    Args:
+        temporary: its name, of `temporary_beside`.
+    """
+    if sys.platform == "win32":  # which grants none, nor removes a file that is open
+        yield
+        return
+    name, _, token = temporary.name[1:].rpartition(".")
+    mark = temporary.with_name(_marks_of(name) + token + _ENDING)
     with mark.open("x") as stream:
         if _lock(stream):
             with contextlib.suppress(OSError):  # of a full disk; a mark that does not say where it is from stays
@@ -56,22 +65,32 @@ def is_left_by_writer(name: str, of: Iterable[str]) -> bool:
         name: to judge.
         of: the names of files.
     """
-    made = _MADE.fullmatch(name)
-    return made is not None and made[1] in of
+    start, _, token = name.removesuffix(_ENDING).rpartition(".")
+    starts = {_marks_of(each) if name.endswith(_ENDING) else f".{each}." for each in of}
+    return _TOKEN.fullmatch(token) is not None and f"{start}." in starts
 
 
 def remove_unfinished(path: Path) -> None:
     """Removes what killed writers of `path` left beside it; others may be alive, or a user's, and stay."""
-    name = re.compile(re.escape(f".{path.name}.") + "[a-z0-9_]{8}" + re.escape(_ENDING))
+    start = _marks_of(path.name)
     try:
-        marks = [each for each in path.parent.iterdir() if name.fullmatch(each.name)]
+        names = [name for name in os.listdir(path.parent) if name.startswith(start) and name.endswith(_ENDING)]
     except OSError:  # a folder that may be written to and not read
         return
-    for mark in marks:
+    for name in names:
+        token = name[len(start) : -len(_ENDING)]
+        if not _TOKEN.fullmatch(token):
+            continue
+        mark = path.with_name(name)
         with contextlib.suppress(OSError, UnicodeDecodeError), mark.open("r+") as stream:
             if _lock(stream) and _is_ours(stream):
-                _remove(mark.with_name(mark.name.removesuffix(_ENDING)))
+                _remove(path.with_name(f".{path.name}.{token}"))
                 mark.unlink()
+
+
+def _marks_of(name: str) -> str:
+    """What the names of a file's marks begin with; short, for names have a limit, and the file's may be near it."""
+    return f".{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}."
 
 
 def _remove(path: Path) -> None:

@@ -7,11 +7,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from blockwright import unfinished
 from blockwright.files import new_file, new_folder, write_json
+from blockwright.unfinished import is_left_by_writer
 
 KILLED = """
 import os, signal, sys
@@ -42,7 +46,14 @@ with new_file(Path(sys.argv[1])) as temporary:
     sys.stdin.readline()
     os._exit(0)
 """
-MARK = ".file.txt.kq3x_t0z.unfinished"
+
+
+def _mark_of(name: str, token: str = "0a1b2c3d") -> str:
+    """By hand, the name of a mark of a file."""
+    return f".{sha256(name.encode()).hexdigest()[:8]}.{token}.unfinished"
+
+
+MARK = _mark_of("file.txt")
 
 
 def _killed(path: Path) -> None:
@@ -71,9 +82,10 @@ def test_what_a_killed_writer_left_goes_with_the_next_file(tmp_path: Path) -> No
     write_json(path, "old")
     for _ in range(2):
         _killed(path)
-        temporary, mark = _left(tmp_path)
-        assert (tmp_path / temporary).read_text() == "half"
-        assert mark == f"{temporary}.unfinished", "its own, and not the one before"
+        (temporary,) = tmp_path.glob(".file.txt.*")
+        assert temporary.read_text() == "half"
+        mark = _mark_of("file.txt", temporary.suffix[1:])
+        assert _left(tmp_path) == sorted([temporary.name, mark]), "its own, and not the one before"
     with new_file(path) as temporary_path:
         temporary_path.write_text("new")
     assert (os.listdir(tmp_path), path.read_text()) == (["file.txt"], "new")
@@ -125,11 +137,12 @@ def test_what_was_written_elsewhere_stays(other: Callable[[list[str]], list[str]
     """Its lock may be held where it does not show here."""
     path = tmp_path / "file.txt"
     _killed(path)
-    temporary, mark = _left(tmp_path)
+    left = _left(tmp_path)
+    (mark,) = (name for name in left if name.endswith(".unfinished"))
     said = (tmp_path / mark).read_text()
     (tmp_path / mark).write_text(" ".join(other(said.split())) + "\n")
     write_json(path, "new")
-    assert _left(tmp_path) == [temporary, mark]
+    assert _left(tmp_path) == left
     (tmp_path / mark).write_text(said)
     write_json(path, "new")
     assert _left(tmp_path) == []
@@ -140,10 +153,11 @@ def test_what_another_user_was_writing_stays(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     _killed(path)
     left = _left(tmp_path)
-    os.chown(tmp_path / left[1], 12345, -1)
+    (mark,) = (name for name in left if name.endswith(".unfinished"))
+    os.chown(tmp_path / mark, 12345, -1)
     write_json(path, "new")
     assert _left(tmp_path) == left
-    os.chown(tmp_path / left[1], 0, -1)
+    os.chown(tmp_path / mark, 0, -1)
     write_json(path, "new")
     assert _left(tmp_path) == []
 
@@ -189,15 +203,52 @@ def test_a_folder_that_another_is_writing_stays(tmp_path: Path) -> None:
 
 def test_folders_that_merely_look_like_a_writers_stay(tmp_path: Path) -> None:
     path = tmp_path / "a.b"
-    names = (".a.b.settings", ".a.b.backup_1", ".a.b.20261122x", ".acb.kq3x_t0z", "a.b.x")
-    others = [tmp_path / name for name in names]
+    tokens = ("0a1b2c3d", "settings", "backup_1", "20261122x")
+    others = [tmp_path / name for name in (*(f".a.b.{token}" for token in tokens), ".acb.0a1b2c3e", "a.b.x")]
     for other in others:
         other.mkdir(mode=0o700)
         (other / "mine").touch()
-    for other in others[2:]:
-        other.with_name(f"{other.name}.unfinished").touch()
-    (tmp_path / ".a.b.kq3x_t0z").symlink_to(others[4])
-    (tmp_path / ".a.b.kq3x_t0z.unfinished").touch()
+    place = _place_here(tmp_path)
+    for token in tokens[1:]:  # the first has no mark, the others have none of ours
+        (tmp_path / _mark_of("a.b", token)).write_text(place)
+    (tmp_path / _mark_of("a.b", "0a1b2c3e")).write_text(place)
+    (tmp_path / ".a.b.0a1b2c3f").symlink_to(others[4])
+    (tmp_path / _mark_of("a.b", "0a1b2c3f")).write_text(place)
     with new_folder(path):
         pass
     assert all((other / "mine").exists() for other in others)
+    assert not (tmp_path / ".a.b.0a1b2c3f").is_symlink(), "the link alone went"
+
+
+def _place_here(folder: Path) -> str:
+    """What a mark says that was left here."""
+    _killed(folder / "other" / "file.txt")
+    (mark,) = (folder / "other").glob("*.unfinished")
+    return mark.read_text()
+
+
+def test_a_name_of_any_length_that_the_system_takes_beside_a_temporary_one_is_written(tmp_path: Path) -> None:
+    longest = "x" * (os.pathconf(tmp_path, "PC_NAME_MAX") - len("..0a1b2c3d"))
+    for _ in range(2):
+        _killed(tmp_path / longest)
+        assert len(os.listdir(tmp_path)) == 2
+    write_json(tmp_path / longest, "new")
+    assert os.listdir(tmp_path) == [longest]
+
+
+def test_where_no_lock_is_granted_nothing_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows removes no file that is open, so none may be made there."""
+    monkeypatch.setattr(unfinished, "sys", SimpleNamespace(platform="win32"))
+    with new_file(tmp_path / "file.txt") as temporary:
+        temporary.write_text("new")
+        assert os.listdir(tmp_path) == [temporary.name]
+    assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_what_writers_leave_is_told_from_what_others_name_alike(tmp_path: Path) -> None:
+    _killed(tmp_path / "file.txt")
+    left = _left(tmp_path)
+    assert len(left) == 2 and all(is_left_by_writer(name, ["a", "file.txt"]) for name in left)
+    assert not any(is_left_by_writer(name, ["file", "txt"]) for name in left)
+    others = (".file.txt.original", "file.txt.0a1b2c3d", ".file.txt.", "..0a1b2c3d", _mark_of("file.txt", "original"))
+    assert not any(is_left_by_writer(name, ["file.txt"]) for name in others)
