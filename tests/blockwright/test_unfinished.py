@@ -236,9 +236,18 @@ def test_a_name_of_any_length_that_the_system_takes_beside_a_temporary_one_is_wr
     assert os.listdir(tmp_path) == [longest]
 
 
-def test_where_no_lock_is_granted_nothing_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows removes no file that is open, so none may be made there."""
+def test_on_windows_which_removes_no_open_file_nothing_is_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = Path.unlink
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".unfinished" and path.exists():
+            raise PermissionError(path)
+        unlink(path, missing_ok)
+
     monkeypatch.setattr(unfinished, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setattr(Path, "unlink", refused)
     with new_file(tmp_path / "file.txt") as temporary:
         temporary.write_text("new")
         assert os.listdir(tmp_path) == [temporary.name]
