@@ -25,6 +25,12 @@ def _wait_for(claim: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def _unfinished(folder: Path) -> list[str]:
+    """The engine that was being written, its mark, and what a stage was at."""
+    names = (path.name for path in folder.iterdir())
+    return [name for name in names if name.startswith((".eng.", ".compile-")) or name.endswith(".unfinished")]
+
+
 def _at_work(group: int) -> list[Path]:
     """The processes of a group, less those that have ended and that nobody has asked about."""
     found = list[Path]()
@@ -51,16 +57,16 @@ def test_what_a_stopped_build_leaves_is_gone_at_last_with_the_next(
         code, told = run.wait(PATIENCE_S)
     finally:
         run.kill()
-    left = [path.name for path in tmp_path.iterdir() if path.name.startswith(".eng.")]
+    left = _unfinished(tmp_path)
     if number == signal.SIGTERM:
         assert code == 143 and "Stopped. Run the same command again" in told
         assert left == []
         leader = run.process.pid
         _wait_for(lambda: not _at_work(leader))  # a builder that was just being started ends as soon as it looks
     else:
-        assert code == -signal.SIGKILL and len(left) == 2, "the folder and its mark"
+        assert code == -signal.SIGKILL and len(left) == 3, "the engine, its mark, and the stage's folder"
     assert main(words) == 0
-    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith((".eng.", ".compile-"))]
+    assert _unfinished(tmp_path) == []
     assert not [path.name for path in (tmp_path / "eng").iterdir() if path.name.startswith((".", "tmp"))]
 
 
