@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockwright.errors import InputError
+from blockwright.llama import llama
 from blockwright.spec import (
     FP32,
     HEAD_BESIDE_INTEGERS,
@@ -86,25 +87,16 @@ def models(draw: st.DrawFn) -> Model:
     )
 
 
-SMALL = Model(
-    family="llama",
-    vocab_size=100,
-    hidden_size=64,
-    num_heads=4,
-    head_dim=16,
-    max_positions=128,
-    norm_eps=1e-5,
-    rope=Rope(theta=1e4),
-    activation="silu",
-    has_tied_embeddings=True,
-    has_qkv_bias=False,
-    has_output_bias=False,
-    has_ffn_bias=False,
-    has_qk_norm=False,
-    layers=(
+SMALL = llama(
+    (
         Block(mixer=Attention(num_kv_heads=2), ffn=GatedFFN(width=96)),
         Block(mixer=LinearMixer(), ffn=NoOp()),
     ),
+    hidden_size=64,
+    num_heads=4,
+    head_dim=16,
+    vocab_size=100,
+    max_positions=128,
 )
 
 

@@ -23,26 +23,18 @@ from blockwright.compile.session import Decoder
 from blockwright.compile.slots import PREFILL_CHUNK, chunks_of, slots_for
 from blockwright.errors import InputError
 from blockwright.files import write_json
+from blockwright.llama import llama
 from blockwright.profiler.synthetic import random_weights
-from blockwright.spec import FP32, Attention, Block, Format, GatedFFN, Model, NoOp, Rope, with_format
+from blockwright.spec import FP32, Attention, Block, Format, GatedFFN, NoOp, with_format
 from blockwright.strict import to_data
 
-MODEL = Model(
-    family="llama",
-    vocab_size=80,
+MODEL = llama(
+    (Block(mixer=Attention(num_kv_heads=2), ffn=GatedFFN(width=96)), Block(mixer=NoOp(), ffn=NoOp())),
     hidden_size=64,
     num_heads=4,
     head_dim=16,
+    vocab_size=80,
     max_positions=64,
-    norm_eps=1e-5,
-    rope=Rope(theta=1e4),
-    activation="silu",
-    has_tied_embeddings=True,
-    has_qkv_bias=False,
-    has_output_bias=False,
-    has_ffn_bias=False,
-    has_qk_norm=False,
-    layers=(Block(mixer=Attention(num_kv_heads=2), ffn=GatedFFN(width=96)), Block(mixer=NoOp(), ffn=NoOp())),
 )
 ORDER = EngineOrder(
     model=MODEL,

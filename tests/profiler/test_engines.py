@@ -8,29 +8,21 @@ import pytest
 from blockwright.compile.engine import EngineOrder, SessionSettings, write_engine
 from blockwright.cost import Load
 from blockwright.errors import InputError
+from blockwright.llama import llama
 from blockwright.profiler.cost_model import exact_memory
 from blockwright.profiler.engines import EngineRequest, measure_engines
 from blockwright.profiler.memory import peak_bytes
 from blockwright.profiler.synthetic import random_weights
-from blockwright.spec import FP32, Attention, Block, GatedFFN, Model, Rope
+from blockwright.spec import FP32, Attention, Block, GatedFFN, Model
 
 LOAD = Load(batch=2, prompt_tokens=40, new_tokens=24)
-MODEL = Model(
-    family="llama",
-    vocab_size=512,
+MODEL = llama(
+    (Block(mixer=Attention(num_kv_heads=2), ffn=GatedFFN(width=1024)),) * 4,
     hidden_size=256,
     num_heads=4,
     head_dim=64,
+    vocab_size=512,
     max_positions=64,
-    norm_eps=1e-5,
-    rope=Rope(theta=1e4),
-    activation="silu",
-    has_tied_embeddings=True,
-    has_qkv_bias=False,
-    has_output_bias=False,
-    has_ffn_bias=False,
-    has_qk_norm=False,
-    layers=(Block(mixer=Attention(num_kv_heads=2), ffn=GatedFFN(width=1024)),) * 4,
 )
 
 

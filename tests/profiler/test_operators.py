@@ -6,6 +6,7 @@ import pytest
 
 from blockwright.count import ffn_matrices, matrix_bytes, mixer_matrices
 from blockwright.hw_profiles.profile import Point
+from blockwright.llama import llama
 from blockwright.profiler import gpu_operators
 from blockwright.profiler.operators import Attend, Matmul, ffn_operators, mixer_operators, shared_operators
 from blockwright.spec import (
@@ -17,28 +18,17 @@ from blockwright.spec import (
     GatedFFN,
     LinearFFN,
     LinearMixer,
-    Model,
     NoOp,
-    Rope,
     Window,
 )
 
-MODEL = Model(
-    family="llama",
-    vocab_size=80,
+MODEL = llama(
+    (Block(mixer=Attention(num_kv_heads=2), ffn=GatedFFN(width=64)),) * 2,
     hidden_size=48,
     num_heads=4,
     head_dim=10,
+    vocab_size=80,
     max_positions=64,
-    norm_eps=1e-5,
-    rope=Rope(theta=1e4),
-    activation="silu",
-    has_tied_embeddings=True,
-    has_qkv_bias=False,
-    has_output_bias=False,
-    has_ffn_bias=False,
-    has_qk_norm=False,
-    layers=(Block(mixer=Attention(num_kv_heads=2), ffn=GatedFFN(width=64)),) * 2,
 )
 _POINT = Point(batch=2, new_tokens=3, slots=8)
 

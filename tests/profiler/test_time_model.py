@@ -12,29 +12,16 @@ from blockwright.errors import InputError
 from blockwright.hw_profiles.device import Device
 from blockwright.hw_profiles.folder import read_profile, shipped_profiles
 from blockwright.hw_profiles.profile import Point, Profile, TimeRow, WholeRow
+from blockwright.llama import llama
 from blockwright.profiler.cost_model import part_costs, predict
 from blockwright.profiler.parts import Source
 from blockwright.profiler.points import decode_points, prefill_points
 from blockwright.profiler.time_model import PointTable, table_at
-from blockwright.spec import Attention, Block, GatedFFN, Model, Part, Rope, variant_name
+from blockwright.spec import Attention, Block, GatedFFN, Part, variant_name
 
 MIXER, FFN = Attention(num_kv_heads=2), GatedFFN(width=64)
-PARENT = Model(
-    family="llama",
-    vocab_size=96,
-    hidden_size=64,
-    num_heads=4,
-    head_dim=16,
-    max_positions=4096,
-    norm_eps=1e-5,
-    rope=Rope(theta=1e4),
-    activation="silu",
-    has_tied_embeddings=True,
-    has_qkv_bias=False,
-    has_output_bias=False,
-    has_ffn_bias=False,
-    has_qk_norm=False,
-    layers=(Block(mixer=MIXER, ffn=FFN),) * 2,
+PARENT = llama(
+    (Block(mixer=MIXER, ffn=FFN),) * 2, hidden_size=64, num_heads=4, head_dim=16, vocab_size=96, max_positions=4096
 )
 KEY: dict[Part, tuple[str, str]] = {"mixer": ("mixer", variant_name(MIXER)), "ffn": ("ffn", variant_name(FFN))}
 LAYERS = ((KEY["mixer"][1], KEY["ffn"][1]),)

@@ -5,30 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from blockwright.llama import llama
 from blockwright.search.baselines import block_influence, greedy
 from blockwright.search.problem import Choice, Limit, Problem, is_within
 from blockwright.search.rivals import NUM_WAYS, Attempt, attempts
 from blockwright.search.scores import ScoreTable, read_scores, write_scores
-from blockwright.spec import Attention, Block, Candidate, GatedFFN, Model, NoOp, Rope
+from blockwright.spec import Attention, Block, Candidate, GatedFFN, NoOp
 
 OWN = Block(mixer=Attention(num_kv_heads=4), ffn=GatedFFN(width=64))
-PARENT = Model(
-    family="llama",
-    vocab_size=96,
-    hidden_size=16,
-    num_heads=4,
-    head_dim=4,
-    max_positions=64,
-    norm_eps=1e-5,
-    rope=Rope(theta=1e4),
-    activation="silu",
-    has_tied_embeddings=True,
-    has_qkv_bias=False,
-    has_output_bias=False,
-    has_ffn_bias=False,
-    has_qk_norm=False,
-    layers=(OWN,) * 3,
-)
+PARENT = llama((OWN,) * 3, hidden_size=16, num_heads=4, head_dim=4, vocab_size=96, max_positions=64)
 INFLUENCE = (0.4, 0.1, 0.2)
 
 

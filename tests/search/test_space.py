@@ -4,30 +4,22 @@ from dataclasses import replace
 
 import pytest
 
+from blockwright.llama import llama
 from blockwright.search.space import SpaceSettings, candidates, ffns, mixers, width_multiple
-from blockwright.spec import Attention, Block, GatedFFN, LinearFFN, LinearMixer, Model, NoOp, Rope, Window
+from blockwright.spec import Attention, Block, GatedFFN, LinearFFN, LinearMixer, NoOp, Window
 
-MODEL = Model(
-    family="llama",
-    vocab_size=96,
-    hidden_size=64,
-    num_heads=8,
-    head_dim=16,
-    max_positions=256,
-    norm_eps=1e-5,
-    rope=Rope(theta=1e4),
-    activation="silu",
-    has_tied_embeddings=True,
-    has_qkv_bias=False,
-    has_output_bias=False,
-    has_ffn_bias=False,
-    has_qk_norm=False,
-    layers=(
+MODEL = llama(
+    (
         Block(mixer=Attention(num_kv_heads=8), ffn=GatedFFN(width=384)),
         Block(mixer=Attention(num_kv_heads=2, reach=Window(num_tokens=32)), ffn=GatedFFN(width=8192)),
         Block(mixer=LinearMixer(), ffn=LinearFFN()),
         Block(mixer=NoOp(), ffn=NoOp()),
     ),
+    hidden_size=64,
+    num_heads=8,
+    head_dim=16,
+    vocab_size=96,
+    max_positions=256,
 )
 SETTINGS = [
     SpaceSettings(),

@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
+from blockwright.llama import llama
 from blockwright.search.baselines import (
     Chosen,
     block_influence,
@@ -27,7 +28,6 @@ from blockwright.spec import (
     Mixer,
     Model,
     NoOp,
-    Rope,
     parse_format,
 )
 
@@ -38,22 +38,13 @@ INFLUENCE = (0.5, 0.02, 0.3, 0.01, 0.1)
 
 
 def stored_parent(num_layers: int = 5) -> Model:
-    return Model(
-        family="llama",
-        vocab_size=96,
+    return llama(
+        (Block(mixer=MIXERS[0], ffn=FFNS[0]),) * num_layers,
         hidden_size=16,
         num_heads=4,
         head_dim=4,
+        vocab_size=96,
         max_positions=64,
-        norm_eps=1e-5,
-        rope=Rope(theta=1e4),
-        activation="silu",
-        has_tied_embeddings=True,
-        has_qkv_bias=False,
-        has_output_bias=False,
-        has_ffn_bias=False,
-        has_qk_norm=False,
-        layers=(Block(mixer=MIXERS[0], ffn=FFNS[0]),) * num_layers,
     )
 
 

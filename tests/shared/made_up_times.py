@@ -8,6 +8,7 @@ from blockwright.hw_profiles.ceilings import Figure
 from blockwright.hw_profiles.device import Device
 from blockwright.hw_profiles.folder import read_profile, shipped_profiles
 from blockwright.hw_profiles.profile import Backend, MemoryRow, Point, Profile, TimeRow, WholeRow
+from blockwright.llama import llama
 from blockwright.profiler.counted import exact_memory
 from blockwright.profiler.measure import layer_names
 from blockwright.profiler.points import decode_points, prefill_points
@@ -21,7 +22,6 @@ from blockwright.spec import (
     LinearMixer,
     Model,
     NoOp,
-    Rope,
     Variant,
     variant_name,
     with_format,
@@ -38,23 +38,7 @@ ADDITIVE: list[Quantity] = [quantity for quantity in UNIT_OF if quantity != "thr
 
 def model_of(layers: tuple[Block, ...] = (Block(mixer=MIXERS[0], ffn=FFNS[0]),) * 4, **changes: object) -> Model:
     return replace(
-        Model(
-            family="llama",
-            vocab_size=96,
-            hidden_size=64,
-            num_heads=4,
-            head_dim=32,
-            max_positions=512,
-            norm_eps=1e-5,
-            rope=Rope(theta=1e4),
-            activation="silu",
-            has_tied_embeddings=True,
-            has_qkv_bias=False,
-            has_output_bias=False,
-            has_ffn_bias=False,
-            has_qk_norm=False,
-            layers=layers,
-        ),
+        llama(layers, hidden_size=64, num_heads=4, head_dim=32, vocab_size=96, max_positions=512),
         **changes,
     )
 
